@@ -1,0 +1,110 @@
+"""What can go wrong, as one tree and one list of codes.
+
+Outcomes a caller sees are values, ``Problem(code, message, task, feature)``, with codes from ``Code``; they are never raised
+through layers. Exceptions are for what stops the work at hand::
+
+    BrokerError
+    ├── RequestRefused      the request itself is wrong: reply "rejected", acknowledge
+    │   └── Undecodable     its bytes cannot be read: the same, and a copy to the dead-letter topic
+    ├── DocumentsRefused    registry documents are wrong, each fault listed: nothing is published
+    ├── ExpressionFailed    a CEL expression did not evaluate: the caller of the expression names where
+    ├── NotOwner            this worker lost the partition: drop the work, the new owner does it (retry)
+    ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
+    ├── PublishFailed       Kafka did not acknowledge a record: retry while the partition is ours
+    ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
+    └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Codes of ``errors[].code`` in a reply; docs/errors.md describes each."""
+
+    REQUEST_MALFORMED = "request_malformed"
+    REQUEST_INVALID = "request_invalid"
+    REQUEST_TOO_LARGE = "request_too_large"
+    REQUEST_ID_CONFLICT = "request_id_conflict"
+    REPLY_TOPIC_NOT_ALLOWED = "reply_topic_not_allowed"
+    PATH_UNKNOWN = "path_unknown"
+    NO_RULE_MATCHED = "no_rule_matched"
+    RULE_FAILED = "rule_failed"
+    ENTITY_MISSING = "entity_missing"
+    ENTITY_INVALID = "entity_invalid"
+    FEATURE_MISSING = "feature_missing"
+    FEATURE_STALE = "feature_stale"
+    FEATURE_INVALID = "feature_invalid"
+    FEATURES_UNAVAILABLE = "features_unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    MODEL_TIMEOUT = "model_timeout"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    MODEL_ERROR = "model_error"
+    MODEL_OUTPUT_INVALID = "model_output_invalid"
+    RESULT_FAILED = "result_failed"
+    RECORD_TOO_LARGE = "record_too_large"
+    INTERNAL = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One entry of a reply's ``errors``: what was wrong, where, and what to do, in ``message``."""
+
+    code: Code
+    message: str
+    task: str | None = None
+    feature: str | None = None
+
+    def as_json(self) -> dict[str, str]:
+        """The reply's form: absent members are left out."""
+        members = {"code": str(self.code), "task": self.task, "feature": self.feature, "message": self.message}
+        return {name: value for name, value in members.items() if value is not None}
+
+
+class BrokerError(Exception):
+    """The root: catching it catches what this project raises on purpose, and nothing else."""
+
+
+class RequestRefused(BrokerError):
+    """The request is wrong; ``problem`` is what the caller reads."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class Undecodable(RequestRefused):
+    """The request's bytes cannot be read at all; they go to the dead-letter topic as they came."""
+
+
+class DocumentsRefused(BrokerError):
+    """Registry documents are wrong; ``faults`` lists every one, each with its document and field."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+class ExpressionFailed(BrokerError):
+    """A CEL expression does not compile or evaluate; the message names the reason."""
+
+
+class NotOwner(BrokerError):
+    """The partition belongs to another worker now; whatever was being done for it is that worker's to do."""
+
+
+class StoreUnavailable(BrokerError):
+    """A store did not answer in time; what it holds is unknown, which is not the same as missing."""
+
+
+class PublishFailed(BrokerError):
+    """Kafka did not acknowledge a record within the producer's own retries."""
+
+
+class RecordTooLarge(BrokerError):
+    """A record is larger than Kafka takes; retrying cannot help."""
+
+
+class ConfigurationError(BrokerError):
+    """The process cannot do its work as configured; the message says what to set or start."""

@@ -1,0 +1,76 @@
+"""Settings: everything an operator can turn, read from the environment with the prefix ``BROKER_``.
+
+Each bound says its unit and its reason. AWS is configured by its own standard variables (``AWS_ENDPOINT_URL_S3``,
+``AWS_REGION``, ...), which boto3 and aiobotocore read themselves.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.functional_validators import BeforeValidator
+
+from app.durations import DurationMs
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """One process's settings; the same names serve every role."""
+
+    model_config = SettingsConfigDict(env_prefix="BROKER_", frozen=True, extra="ignore")
+
+    kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
+    topic_prefix: str = Field("", description="put before every topic's and consumer group's name")
+    schema_registry_url: str | None = Field(
+        None, description="Avro requests in Confluent wire format are resolved here; unset: single-object encoding"
+    )
+    audit_bucket: str = Field("model-broker-audit", description="S3 bucket of the audit objects")
+    audit_table: str = Field("model-broker-decisions", description="DynamoDB table of the decision pointers")
+    reply_topics_allowed: Annotated[list[str], NoDecode, BeforeValidator(_comma_separated)] = Field(
+        ["*replies"], description="globs, comma separated, matched against reply topics after the prefix"
+    )
+    data_dir: Path = Field(Path(".model-broker"), description="local state; holds nothing that Kafka does not")
+
+    dedupe_window: DurationMs = Field(
+        900_000, description="how long a decision answers duplicates of its request; bounds the joins table"
+    )
+    default_deadline: DurationMs = Field(
+        5_000, description="a queued or routed request without a nearer deadline ends by then"
+    )
+    request_bytes_max: int = Field(
+        262_144, gt=0, description="bytes; keeps request, features and outputs of one record below Kafka's 1 MiB"
+    )
+    record_bytes_max: int = Field(
+        1_000_000, gt=0, description="bytes of one produced record; just below Kafka's message.max.bytes"
+    )
+    requests_in_flight_max: int = Field(
+        256, gt=0, description="requests a decide worker works on at once; past it the partition waits in Kafka"
+    )
+    tasks_in_flight_max: int = Field(64, gt=0, description="tasks a pool worker holds at once")
+    replies_pending_max: int = Field(
+        1_024, gt=0, description="requests a gateway waits for at once; past it 503 with Retry-After"
+    )
+    session_timeout: DurationMs = Field(
+        6_000, description="Kafka's session timeout: the silence after a worker's sudden death is this plus a rebalance"
+    )
+    commit_interval: DurationMs = Field(500, description="how often finished offsets are committed")
+    drain_timeout: DurationMs = Field(
+        20_000, description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be longer"
+    )
+    feature_timeout: DurationMs = Field(
+        250, description="one feature fetch, within the request's deadline; an absent Redis costs no more than this"
+    )
+    audit_batch_records: int = Field(2_000, gt=0, description="records of one audit object at most")
+    audit_batch_bytes: int = Field(4_194_304, gt=0, description="bytes of one audit object at most, uncompressed")
+    audit_batch_wait: DurationMs = Field(1_000, description="an audit object is written at the latest after this")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal")
+
+    def topic(self, name: str) -> str:
+        """A topic's full name: prefix and contract name."""
+        return f"{self.topic_prefix}{name}"
