@@ -39,10 +39,11 @@ class Expression:
 
 
 def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
-    """Compile ``text``; names outside ``roots`` fail when evaluated, as CEL defines.
+    """Compile ``text``, which may name only ``roots``.
 
     Raises:
-        ExpressionFailed: a syntax error, with CEL's line and column, or a text longer than the bound.
+        ExpressionFailed: a syntax error, with CEL's line and column; a name that is not a root; a text longer
+            than the bound.
 
     >>> compile_expression("inputs.amount > 10.0", ("inputs", "metadata")).evaluate({"inputs": {"amount": 11.0}})
     True
@@ -53,4 +54,7 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
         program = cel.compile(text)
     except ValueError as error:
         raise ExpressionFailed(f"{error} in: {text}") from error
+    unknown = sorted(set(program.variables) - set(roots))
+    if unknown:
+        raise ExpressionFailed(f"unknown name {', '.join(unknown)} (known here: {', '.join(roots)}) in: {text}")
     return Expression(text, tuple(root for root in roots if root in program.variables), program)

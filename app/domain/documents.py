@@ -1,0 +1,372 @@
+"""Registry documents, each kind's shape: what people write in YAML, what a revision holds, what a Kubernetes API serves.
+
+Shapes only: each field's type and bounds. What documents say of one another (references, weights, paths) is checked in
+``registry``. Unknown fields are errors. Fields whose behaviour does not exist yet are refused by name, so that nobody
+believes in a safeguard that is not there.
+"""
+
+import datetime
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from app.durations import DurationMs
+
+API_VERSION: Final = "modelbroker.dev/v1alpha1"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+"""A document's name: a DNS subdomain, as Kubernetes requires."""
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+"""A name that expressions use: tasks, features, outputs, entities."""
+VersionLabel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+ValueType = Literal[
+    "BYTES", "STRING", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL", "UNIX_TIMESTAMP",
+]  # fmt: skip
+"""Feast's scalar value types."""
+Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
+"""Open Inference Protocol v2's tensor datatypes that a feature can be sent as."""
+
+Scalar = str | int | float | bool | None
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {}
+    """Field name to what it would do: known to the design, refused until it is built."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        named = sorted(set(cls.not_supported_yet) & set(data)) if isinstance(data, dict) else []
+        if named:
+            what = "; ".join(f"{name} ({cls.not_supported_yet[name]})" for name in named)
+            raise ValueError(f"not supported yet: {what}; remove it")
+        return data
+
+
+class Metadata(_Document):
+    """A document's name; the names of a kind are unique."""
+
+    name: Name
+
+
+# --- ModelVersion -----------------------------------------------------------------------------------------------------
+
+
+class ColumnsInput(_Document):
+    """How features become tensors: one tensor a feature, or one matrix of them all in the order they are declared."""
+
+    layout: Literal["columns", "matrix"] = "columns"
+    tensor: str | None = Field(None, description="the matrix's tensor name")
+    datatype: Datatype | None = Field(None, description="the matrix's datatype")
+
+    @model_validator(mode="after")
+    def _matrix_is_whole(self) -> "ColumnsInput":
+        if self.layout == "matrix" and (self.tensor is None or self.datatype not in ("FP32", "FP64", "INT32", "INT64")):
+            raise ValueError("layout: matrix needs tensor (its name) and a numeric datatype: FP32, FP64, INT32 or INT64")
+        if self.layout == "columns" and (self.tensor or self.datatype):
+            raise ValueError("tensor and datatype belong to layout: matrix")
+        return self
+
+
+class HttpBackend(_Document):
+    """An inline backend: an Open Inference Protocol v2 server at one or more endpoints, taken in turn."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {"auth": "credentials for the endpoint"}
+    type: Literal["http"]
+    protocol: Literal["oip-v2"] = "oip-v2"
+    endpoints: tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")], ...] = Field(
+        min_length=1, max_length=64
+    )
+    model_name: str | None = Field(None, alias="modelName", description="the server's name of the model; default: ours")
+    model_version: str | None = Field(
+        None, alias="modelVersion", description="the server's version; default: ours; empty: none in the URL"
+    )
+    input: ColumnsInput = ColumnsInput()
+
+
+class KafkaBackend(_Document):
+    """A queued backend: tasks go to ``inference.tasks.<pool>``, and pool workers answer on ``inference.results``."""
+
+    type: Literal["kafka"]
+    pool: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+Backend = Annotated[HttpBackend | KafkaBackend, Field(discriminator="type")]
+
+
+class FeatureContract(_Document):
+    """One input of a model version: where it comes from, and what holds when it is missing or old."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {"onViolation": "what a violation does"}
+    ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")]
+    name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
+    required: bool = False
+    default: Scalar = None
+    max_age: DurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
+    type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
+
+    @property
+    def source(self) -> str:
+        """The part before the dot: a view, or ``inputs``, ``entities``, ``metadata``."""
+        return self.ref.partition(".")[0]
+
+    @property
+    def feature(self) -> str:
+        """The part after the dot."""
+        return self.ref.partition(".")[2]
+
+    @property
+    def column(self) -> str:
+        """The model's name of it."""
+        return self.name or self.feature
+
+    @model_validator(mode="after")
+    def _required_or_default(self) -> "FeatureContract":
+        if self.required and "default" in self.model_fields_set:
+            raise ValueError("a feature is either required or has a default; remove one")
+        return self
+
+
+class OutputContract(_Document):
+    """One output of a model version: the server's tensor, which element of a row, and what values are sound."""
+
+    name: Identifier
+    from_: str | None = Field(None, alias="from", description="the server's tensor; default: the same name")
+    element: int | None = Field(None, ge=0, description="of a row; default: the only one")
+    datatype: Datatype
+    min: float | None = None
+    max: float | None = None
+
+    @property
+    def tensor(self) -> str:
+        """The server's name of it."""
+        return self.from_ or self.name
+
+
+class CallPolicy(_Document):
+    """How a version is called."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {
+        "hedgeAfter": "a second call when the first is slow",
+        "batch": "rows of several requests in one call",
+    }
+    timeout: DurationMs = Field(1_000, gt=0, description="one attempt, within the request's deadline")
+    retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
+    concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
+
+
+class Governance(_Document):
+    """Who answers for a version and until when; recorded with the version, and an ended validity is refused."""
+
+    approved_by: str = Field(alias="approvedBy", min_length=1)
+    valid_until: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = Field(
+        None, alias="validUntil", description="the last day, UTC"
+    )
+    risk_tier: Literal["low", "medium", "high"] | None = Field(None, alias="riskTier")
+
+    @property
+    def last_day(self) -> datetime.date | None:
+        """``validUntil`` as a date."""
+        return datetime.date.fromisoformat(self.valid_until) if self.valid_until else None
+
+    @model_validator(mode="after")
+    def _day_exists(self) -> "Governance":
+        _ = self.last_day
+        return self
+
+
+class ModelVersionSpec(_Document):
+    """One immutable version of a model: where it runs, what it needs, what it answers."""
+
+    model: Name
+    version: VersionLabel
+    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    backend: Backend
+    features: tuple[FeatureContract, ...] = Field(max_length=1_000)
+    outputs: tuple[OutputContract, ...] = Field(min_length=1, max_length=100)
+    policy: CallPolicy = CallPolicy()
+    governance: Governance | None = None
+
+
+# --- Model, FeatureView -----------------------------------------------------------------------------------------------
+
+
+class ModelSpec(_Document):
+    """A model: an owner, and names that move between its versions."""
+
+    owner: str = Field(min_length=1)
+    aliases: Mapping[Name, VersionLabel] = {}
+
+
+class EntitySpec(_Document):
+    """A join key of a view."""
+
+    name: Identifier
+    type: Literal["INT64", "INT32", "STRING"]
+
+
+class FeatureSpec(_Document):
+    """A feature of a view."""
+
+    name: Identifier
+    type: ValueType
+
+
+class RedisSource(_Document):
+    """Feast's Redis layout, under this Feast project's name."""
+
+    type: Literal["redis"]
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
+
+
+class FeatureViewSpec(_Document):
+    """Features of one entity from one source."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {
+        "onDemand": "features computed by expressions",
+        "cache": "a near cache",
+        "aggregate": "windowed aggregates",
+        "ttl": "expiry in the store",
+    }
+    entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
+    features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
+    source: RedisSource
+
+
+# --- Route ------------------------------------------------------------------------------------------------------------
+
+
+class WeightedVersion(_Document):
+    """An arm of a split."""
+
+    version: VersionLabel
+    weight: int = Field(ge=0, le=1_000_000)
+
+
+class Selection(_Document):
+    """Which version serves a task: one pinned, one by alias, or one drawn by weight."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {"stickyBy": "the same arm for the same subject"}
+    version: VersionLabel | None = None
+    alias: Name | None = None
+    split: tuple[WeightedVersion, ...] | None = Field(None, min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Selection":
+        if sum(choice is not None for choice in (self.version, self.alias, self.split)) != 1:
+            raise ValueError("select needs exactly one of version, alias, split")
+        if self.split is not None and sum(arm.weight for arm in self.split) <= 0:
+            raise ValueError("the weights of a split must sum to more than 0")
+        return self
+
+
+class TaskSpec(_Document):
+    """One model's part in a decision."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {
+        "shadow": "versions that run beside and never answer",
+        "rollout": "stepwise promotion",
+        "fallback": "what to use when the version fails",
+        "after": "order among tasks",
+        "when": "tasks that run only for some requests",
+        "onUnavailable": "what an expired version does",
+    }
+    name: Identifier
+    model: Name
+    select: Selection
+    need: Literal["required", "optional", "default"] = "required"
+    default: Mapping[Identifier, Scalar] | None = None
+
+    @model_validator(mode="after")
+    def _default_with_need(self) -> "TaskSpec":
+        if (self.need == "default") != (self.default is not None):
+            raise ValueError("need: default and default: {output: value} go together")
+        return self
+
+
+class JoinSpec(_Document):
+    """When the answers are together."""
+
+    policy: Literal["all"] = "all"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _later_policies(cls, data: Any) -> Any:
+        policy = data.get("policy") if isinstance(data, dict) else None
+        if policy in ("first", "quorum") or (isinstance(policy, str) and policy.startswith("quorum")):
+            raise ValueError(f"not supported yet: policy {policy}; use all")
+        return data
+
+
+CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class RuleSpec(_Document):
+    """What happens to requests for which ``when`` holds."""
+
+    not_supported_yet: ClassVar[Mapping[str, str]] = {"reasons": "codes that led to the result"}
+    name: Name
+    when: CelText | None = Field(None, description="CEL over path, entities, inputs, metadata; absent: always")
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=64)
+    join: JoinSpec = JoinSpec()
+    result: Mapping[Identifier, CelText] = Field({}, description="CEL over outputs, path, entities, inputs, metadata")
+
+
+class RouteSpec(_Document):
+    """A path that callers name, and its rules in order: the first match wins."""
+
+    path: Annotated[str, StringConstraints(pattern=r"^/[^\s?#]{0,255}$")]
+    deadline: DurationMs = Field(gt=0, le=3_600_000)
+    rules: tuple[RuleSpec, ...] = Field(min_length=1, max_length=100)
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+class ModelVersion(_Document):
+    """A ModelVersion document."""
+
+    api_version: Literal["modelbroker.dev/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["ModelVersion"]
+    metadata: Metadata
+    spec: ModelVersionSpec
+
+
+class Model(_Document):
+    """A Model document; its name is the model's."""
+
+    api_version: Literal["modelbroker.dev/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["Model"]
+    metadata: Metadata
+    spec: ModelSpec
+
+
+class FeatureView(_Document):
+    """A FeatureView document; its name is the view's."""
+
+    api_version: Literal["modelbroker.dev/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["FeatureView"]
+    metadata: Metadata
+    spec: FeatureViewSpec
+
+
+class Route(_Document):
+    """A Route document."""
+
+    api_version: Literal["modelbroker.dev/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["Route"]
+    metadata: Metadata
+    spec: RouteSpec
+
+
+Document = ModelVersion | Model | FeatureView | Route
+KINDS: Final[Mapping[str, type[Document]]] = {
+    "FeatureView": FeatureView,
+    "Model": Model,
+    "ModelVersion": ModelVersion,
+    "Route": Route,
+}
