@@ -2,8 +2,9 @@
 
 A pipeline's call costs about a millisecond for one row, nearly all of it validation and dispatch made for thousands of
 rows. Decisions come one row at a time, so the fitted parameters are taken out once: the scorecard becomes a weight for
-each label and number, and each tree becomes nested tuples `(feature, threshold, left, right)` ending in a float. The
-results are those of scikit-learn to rounding, which the tests check on every applicant.
+each label and number, and a forest becomes one Python expression of nested conditions, `(0.12 if c1 <= 11.5 else …)`,
+three to four times as fast as walking its nodes. The results are those of scikit-learn to rounding, which the tests
+check on every applicant.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from examples.credit.artifacts import Artifact
 
 Row = Sequence[str | int]
 """A model's attributes in the order of its columns."""
-
-# A node: `(feature, threshold, left, right)`, or the leaf's value.
-Node = Any
 
 TEXT_STEP = "text"
 NUMBER_STEP = "number"
@@ -57,33 +55,22 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Trees over one-hot labels and plain numbers, whose leaves add up."""
+    """Trees whose leaves add up, over numbers and over the codes of labels."""
 
     columns: tuple[str, ...]
-    bias: float
-    texts: tuple[tuple[int, Mapping[str, int]], ...]
-    numbers: tuple[tuple[int, int], ...]
-    width: int
-    trees: tuple[Node, ...]
+    codes: tuple[tuple[int, Mapping[str, int]], ...]
+    total: Callable[..., float]
+    """Takes a row's columns in order, labels as their codes."""
 
     def margin(self, row: Row) -> float:
         """The bias and each tree's leaf for a row, added."""
-        x: list[Any] = [0] * self.width
+        coded = list(row)
         try:
-            for place, indexes in self.texts:
-                x[indexes[row[place]]] = 1  # type: ignore[index]  # text columns hold str, checked by callers
+            for place, codes in self.codes:
+                coded[place] = codes[row[place]]  # type: ignore[index]  # text columns hold str, checked by callers
         except KeyError as error:
-            raise UnknownLabelError(self.columns[place], str(row[place]), sorted(indexes)) from error
-        for place, index in self.numbers:
-            x[index] = row[place]
-        total = self.bias
-        for tree in self.trees:
-            node = tree
-            while node.__class__ is tuple:
-                feature, threshold, left, right = node
-                node = left if x[feature] <= threshold else right
-            total += node
-        return total
+            raise UnknownLabelError(self.columns[place], str(row[place]), sorted(codes)) from error
+        return self.total(*coded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +83,14 @@ class Compiled:
     columns: tuple[str, ...]
     predict: Callable[[Row], float]
     """What the row's model says: probability of default, anomaly score (0 to 1), or amount."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A fitted tree's node arrays, and what a leaf (node, depth) adds to the total."""
+
+    nodes: Any
+    leaf: Callable[[int, int], float]
 
 
 def compile_artifact(artifact: Artifact) -> Compiled:
@@ -122,7 +117,7 @@ def compile_artifact(artifact: Artifact) -> Compiled:
                 return _probability(forest.margin(row))
 
         case "IsolationForest":
-            forest = _forest(columns, encoder, 0.0, [_isolation_tree(tree) for tree in model.estimators_])
+            forest = _forest(columns, encoder, 0.0, [_isolation_tree(stage.tree_) for stage in model.estimators_])
             scale = -1 / (len(model.estimators_) * _average_path(int(model.max_samples_)))
 
             def predict(row: Row) -> float:
@@ -168,40 +163,50 @@ def _scorecard(columns: tuple[str, ...], encoder: Any, model: Any) -> Scorecard:
     return Scorecard(columns, bias, weights, tuple(zip(numbers, scaled, strict=True)))
 
 
-def _forest(columns: tuple[str, ...], encoder: Any, bias: float, trees: Sequence[Node]) -> Forest:
+def _forest(columns: tuple[str, ...], encoder: Any, bias: float, trees: Sequence[Tree]) -> Forest:
     texts, numbers = _places(encoder)
-    index = 0
-    one_hot: list[tuple[int, dict[str, int]]] = []
-    for place, labels in texts:
-        one_hot.append((place, {label: index + i for i, label in enumerate(labels)}))
-        index += len(labels)
-    plain = tuple((place, index + i) for i, place in enumerate(numbers))
-    return Forest(columns, bias, tuple(one_hot), plain, index + len(plain), tuple(trees))
-
-
-def _boosted_trees(model: Any) -> list[Node]:
-    rate = float(model.learning_rate)
-    return [
-        _tree(stage.tree_, lambda tree, node, _: rate * float(tree.value[node].ravel()[0]))
-        for stage in model.estimators_.ravel()
+    # What the encoder makes of the columns, in its order: one 0/1 column a label, then the numbers as they are.
+    features = [
+        *((place, code) for place, labels in texts for code in range(len(labels))),
+        *((place, None) for place in numbers),
     ]
+    terms = [repr(bias), *(_expression(tree, features) for tree in trees)]
+    source = f"lambda {', '.join(f'c{place}' for place in range(len(columns)))}: {' + '.join(terms)}"
+    codes = tuple((place, {label: code for code, label in enumerate(labels)}) for place, labels in texts)
+    total = eval(source, {"__builtins__": {}})  # noqa: S307  # the text holds only numbers out of a checked artifact
+    return Forest(columns, codes, total)
 
 
-def _isolation_tree(estimator: Any) -> Node:
-    """A leaf is worth its depth and the depth that its rows would need to be told apart."""
-    return _tree(estimator.tree_, lambda tree, node, depth: depth + _average_path(int(tree.n_node_samples[node])))
-
-
-def _tree(tree: Any, leaf: Callable[[Any, int, int], float], node: int = 0, depth: int = 0) -> Node:
-    left, right = int(tree.children_left[node]), int(tree.children_right[node])
+def _expression(tree: Tree, features: Sequence[tuple[int, int | None]], node: int = 0, depth: int = 0) -> str:
+    """The subtree at a node as a Python expression over `c0`, `c1`…"""
+    nodes = tree.nodes
+    left, right = int(nodes.children_left[node]), int(nodes.children_right[node])
     if left == right:
-        return leaf(tree, node, depth)
-    return (
-        int(tree.feature[node]),
-        float(tree.threshold[node]),
-        _tree(tree, leaf, left, depth + 1),
-        _tree(tree, leaf, right, depth + 1),
-    )
+        return repr(tree.leaf(node, depth))
+    place, code = features[nodes.feature[node]]
+    threshold = float(nodes.threshold[node])
+    if code is None:
+        condition = f"c{place} <= {threshold!r}"
+    elif 0 <= threshold < 1:
+        condition = f"c{place} != {code}"
+    else:
+        raise LookupError(f"a tree asks whether a 0/1 column is at most {threshold}; this example does not compile that")
+    then, otherwise = (_expression(tree, features, child, depth + 1) for child in (left, right))
+    return f"({then} if {condition} else {otherwise})"
+
+
+def _boosted_trees(model: Any) -> list[Tree]:
+    rate = float(model.learning_rate)
+    return [_boosted_tree(stage.tree_, rate) for stage in model.estimators_.ravel()]
+
+
+def _boosted_tree(nodes: Any, rate: float) -> Tree:
+    return Tree(nodes, lambda node, _: rate * float(nodes.value[node].ravel()[0]))
+
+
+def _isolation_tree(nodes: Any) -> Tree:
+    """A leaf is worth its depth and the depth that its rows would need to be told apart."""
+    return Tree(nodes, lambda node, depth: depth + _average_path(int(nodes.n_node_samples[node])))
 
 
 def _average_path(rows: int) -> float:
