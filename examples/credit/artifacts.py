@@ -157,15 +157,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a models directory: `artifacts` by ModelVersion name, `holdout` applicant ids."""
     path = directory / MANIFEST
     try:
-        manifest = orjson.loads(path.read_bytes())
-        for spec in SPECS:
-            if not str(manifest["artifacts"][spec.name]["digest"]).startswith("sha256:"):
-                raise ValueError(f"{spec.name} has no sha256 digest")
+        manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+        known = {name: str(entry["digest"]) for name, entry in manifest["artifacts"].items()}
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist: run `python -m examples.credit.train --out {directory}`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a manifest of trained models ({error!r}): train again") from error
-    return dict(manifest)
+        raise ArtifactError(f"{path} does not exist: {_remedy(directory)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is no manifest ({error!r}): {_remedy(directory)}") from error
+    missing = [spec.name for spec in SPECS if not known.get(spec.name, "").startswith("sha256:")]
+    if missing:
+        raise ArtifactError(f"{path} has no digest of {', '.join(missing)}: {_remedy(directory)}")
+    return manifest
 
 
 def read_digests(directory: Path) -> dict[str, str]:
@@ -184,13 +185,13 @@ def load(directory: Path, model: str, version: str) -> Artifact:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist: run `python -m examples.credit.train --out {directory}`") from error
+        raise ArtifactError(f"{path} does not exist: {_remedy(directory)}") from error
     digest = _digest(data)
     if digest != expected:
-        raise ArtifactError(f"{path} is {digest}, the manifest says {expected}: train again")
+        raise ArtifactError(f"{path} is {digest}, the manifest says {expected}: {_remedy(directory)}")
     content = joblib.load(io.BytesIO(data))
     if content["columns"] != list(spec.columns):
-        raise ArtifactError(f"{path} reads {content['columns']}, expected {list(spec.columns)}: train again")
+        raise ArtifactError(f"{path} reads {content['columns']}, expected {list(spec.columns)}: {_remedy(directory)}")
     return Artifact(spec, digest, content["pipeline"])
 
 
@@ -199,6 +200,10 @@ def write_whole(path: Path, data: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(data)
     unfinished.replace(path)
+
+
+def _remedy(directory: Path) -> str:
+    return f"run `python -m examples.credit.train --out {directory}`"
 
 
 def _file(spec: ModelSpec) -> str:

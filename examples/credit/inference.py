@@ -190,7 +190,9 @@ def _expression(tree: Tree, features: Sequence[tuple[int, int | None]], node: in
     elif 0 <= threshold < 1:
         condition = f"c{place} != {code}"
     else:
-        raise LookupError(f"a tree asks whether a 0/1 column is at most {threshold}; this example does not compile that")
+        raise LookupError(
+            f"a tree asks whether a 0/1 column is at most {threshold}; this example does not compile that"
+        )
     then, otherwise = (_expression(tree, features, child, depth + 1) for child in (left, right))
     return f"({then} if {condition} else {otherwise})"
 

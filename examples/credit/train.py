@@ -124,9 +124,7 @@ def _encoder(spec: ModelSpec, numbers: Any) -> ColumnTransformer:
 
 
 def _scorecard(spec: ModelSpec) -> Pipeline:
-    return Pipeline(
-        [("encode", _encoder(spec, StandardScaler())), ("model", LogisticRegression(C=0.5, max_iter=1000))]
-    )
+    return Pipeline([("encode", _encoder(spec, StandardScaler())), ("model", LogisticRegression(C=0.5, max_iter=1000))])
 
 
 def _boosted(spec: ModelSpec) -> Pipeline:
