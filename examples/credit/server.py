@@ -19,7 +19,7 @@ import contextlib
 import math
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -308,12 +308,12 @@ def _refusal(status: int, message: str) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def listening(server: ModelServer, host: str, port: int) -> Any:
+async def listening(server: ModelServer, host: str, port: int) -> AsyncIterator[int]:
     """Serve while the context is open; yields the port. Closing waits for answers under way, at most five seconds."""
-    runner = web.ServerRunner(web.Server(server.handle, access_log=None))
+    runner = web.ServerRunner(web.Server(server.handle, access_log=None), shutdown_timeout=DRAIN_SECONDS)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, shutdown_timeout=DRAIN_SECONDS, backlog=1024)
+        site = web.TCPSite(runner, host, port, backlog=1024)
         await site.start()
         yield runner.addresses[0][1]
     finally:
@@ -332,10 +332,10 @@ async def serve(server: ModelServer, host: str, port: int, port_file: Path | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with listening(server, host, port) as actual:
-        names = ", ".join(f"{model} {version}" for model, version in server.served)
-        print(f"model server on http://{host}:{actual} with {names}", flush=True)
         if port_file is not None:
             write_whole(port_file, f"{actual}\n".encode())
+        names = ", ".join(f"{model} {version}" for model, version in server.served)
+        print(f"model server on http://{host}:{actual} with {names}", flush=True)
         await stopped.wait()
 
 

@@ -1,0 +1,145 @@
+"""The credit example's registry documents and feature updates: they fit the contract, the models and each other."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from app.domain.documents import KINDS
+from app.domain.expressions import compile_expression
+from examples.credit.applicants import FEATURES, NUMBERS, VIEW, applicants, categories
+from examples.credit.artifacts import SPECS, read_digests
+from examples.credit.documents import TEMPLATES, main, write_documents
+from examples.credit.features import update_of
+
+ENDPOINTS = ["http://127.0.0.1:7001", "http://127.0.0.1:7002"]
+
+
+def _documents(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    documents = [
+        document for path in sorted(directory.glob("*.yaml")) for document in yaml.safe_load_all(path.read_text())
+    ]
+    return {(document["kind"], document["metadata"]["name"]): document["spec"] for document in documents}
+
+
+@pytest.fixture(scope="module")
+def written(credit_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("documents")
+    write_documents(out, endpoints=ENDPOINTS, digests=read_digests(credit_models))
+    return out
+
+
+def test_templates_and_written_documents_have_the_contract_s_shape(written: Path) -> None:
+    """Each document, as committed and as written, is one that `apply` accepts."""
+    for directory in (TEMPLATES, written):
+        for (kind, name), spec in _documents(directory).items():
+            document = {
+                "apiVersion": "modelbroker.dev/v1alpha1",
+                "kind": kind,
+                "metadata": {"name": name},
+                "spec": spec,
+            }
+            KINDS[kind].model_validate_json(orjson.dumps(document))
+
+
+def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path) -> None:
+    """Every version carries its artifact's digest, and every HTTP backend the run's servers; the rest is unchanged."""
+    templates, documents = _documents(TEMPLATES), _documents(written)
+    digests = read_digests(credit_models)
+    assert documents.keys() == templates.keys()
+    for (kind, name), spec in documents.items():
+        expected = templates[kind, name]
+        if kind == "ModelVersion":
+            expected["digest"] = digests[name]
+            if expected["backend"]["type"] == "http":
+                expected["backend"]["endpoints"] = ENDPOINTS
+        assert spec == expected
+
+
+def test_versions_declare_what_their_artifacts_read() -> None:
+    """A version's features are its artifact's columns; a view's types and each default are the model's."""
+    documents = _documents(TEMPLATES)
+    view = {feature["name"]: feature["type"] for feature in documents["FeatureView", VIEW]["features"]}
+    assert view == {name: "INT64" if name in NUMBERS else "STRING" for name in FEATURES}
+    for spec in SPECS:
+        features = documents["ModelVersion", spec.name]["features"]
+        assert [feature["ref"].partition(".")[2] for feature in features] == list(spec.columns)
+        for feature in features:
+            source, _, column = feature["ref"].partition(".")
+            assert source == (VIEW if column in view else "inputs")
+            assert feature.get("required") or "default" in feature
+            if "default" in feature and column in NUMBERS:
+                assert isinstance(feature["default"], int)
+            elif "default" in feature:
+                assert feature["default"] in categories(column)
+
+
+@pytest.mark.parametrize(
+    ("probability", "outputs", "decision"),
+    [
+        (0.1, {"anomaly": {"score": 0.45}, "amount": {"amount": 2000.0}}, "approve"),
+        (0.1, {"anomaly": {"score": 0.45}}, "approve"),
+        (0.1, {"anomaly": {"score": 0.45}, "amount": {"amount": 1000.0}}, "refer"),
+        (0.1, {"anomaly": {"score": 1.0}, "amount": {"amount": 2000.0}}, "refer"),
+        (0.5, {"anomaly": {"score": 0.45}, "amount": {"amount": 2000.0}}, "refer"),
+        (0.6, {"anomaly": {"score": 1.0}}, "decline"),
+    ],
+)
+def test_the_route_s_result(probability: float, outputs: dict[str, Any], decision: str) -> None:
+    """Likely losses are declined; unlikely, usual and usually sized loans approved; all else goes to a person."""
+    rule = _documents(TEMPLATES)["Route", "credit"]["rules"][0]
+    context = {"outputs": {"pd": {"probability": probability}, **outputs}, "inputs": {"credit_amount": 3500}}
+    results = {
+        name: compile_expression(text, ("outputs", "inputs")).evaluate(context) for name, text in rule["result"].items()
+    }
+    assert results == {"decision": decision, "probability_of_default": probability}
+
+
+def test_only_products_that_the_data_knows_match() -> None:
+    """A mortgage matches no rule."""
+    when = compile_expression(_documents(TEMPLATES)["Route", "credit"]["rules"][0]["when"], ("metadata",))
+    assert when.evaluate({"metadata": {"product": "consumer"}}) is True
+    assert when.evaluate({"metadata": {"product": "mortgage"}}) is False
+
+
+def test_nothing_is_written_without_an_endpoint_or_a_digest(credit_models: Path, tmp_path: Path) -> None:
+    """Missing endpoints or digests are refused before a file is written."""
+    digests = read_digests(credit_models)
+    with pytest.raises(ValueError, match="at least one endpoint"):
+        write_documents(tmp_path, endpoints=[], digests=digests)
+    del digests["credit-pd-2"]
+    with pytest.raises(ValueError, match="no digest of credit-pd-2"):
+        write_documents(tmp_path, endpoints=ENDPOINTS, digests=digests)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_and_refuses(
+    credit_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command lists what it wrote; without models it says how to train them and exits 1."""
+    arguments = ["--endpoint", "http://127.0.0.1:7001/", "--out", str(tmp_path / "out")]
+    assert main(["--models", str(credit_models), *arguments]) == 0
+    assert str(tmp_path / "out" / "credit-pd.yaml") in capsys.readouterr().out
+    spec = _documents(tmp_path / "out")["ModelVersion", "credit-pd-1"]
+    assert spec["backend"]["endpoints"] == ["http://127.0.0.1:7001"]
+    assert main(["--models", str(tmp_path), *arguments]) == 1
+    assert "run `python -m examples.credit.train" in capsys.readouterr().err
+
+
+def test_a_feature_update_carries_what_is_stored_and_nothing_of_the_loan() -> None:
+    """Key and value of an applicant's update; the loan asked for and its label stay out of the store."""
+    key, value = update_of(applicants()[16], datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    assert key == b"applicant_id=17"
+    update = orjson.loads(value)
+    assert update | {"values": None} == {
+        "project": "credit",
+        "view": "applicant",
+        "entities": {"applicant_id": 17},
+        "values": None,
+        "event_time": "2026-01-02T03:04:05Z",
+    }
+    assert update["values"] == dict(applicants()[16].features)
+    assert set(update["values"]) == set(FEATURES)
