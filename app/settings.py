@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
     topic_prefix: str = Field("", description="put before every topic's and consumer group's name")
     schema_registry_url: str | None = Field(
-        None, description="Avro requests in Confluent wire format are resolved here; unset: single-object encoding"
+        None,
+        description="Avro requests in Confluent wire format are resolved here; unset: single-object encoding",
     )
     audit_bucket: str = Field("model-broker-audit", description="S3 bucket of the audit objects")
     audit_table: str = Field("model-broker-decisions", description="DynamoDB table of the decision pointers")
@@ -43,27 +44,34 @@ class Settings(BaseSettings):
         5_000, description="a queued or routed request without a nearer deadline ends by then"
     )
     request_bytes_max: int = Field(
-        262_144, gt=0, description="bytes; keeps request, features and outputs of one record below Kafka's 1 MiB"
+        262_144,
+        gt=0,
+        description="bytes; keeps request, features and outputs of one record below Kafka's 1 MiB",
     )
     record_bytes_max: int = Field(
         1_000_000, gt=0, description="bytes of one produced record; just below Kafka's message.max.bytes"
     )
     requests_in_flight_max: int = Field(
-        256, gt=0, description="requests a decide worker works on at once; past it the partition waits in Kafka"
+        256,
+        gt=0,
+        description="requests a decide worker works on at once; past it the partition waits in Kafka",
     )
     tasks_in_flight_max: int = Field(64, gt=0, description="tasks a pool worker holds at once")
     replies_pending_max: int = Field(
         1_024, gt=0, description="requests a gateway waits for at once; past it 503 with Retry-After"
     )
     session_timeout: DurationMs = Field(
-        6_000, description="Kafka's session timeout: the silence after a worker's sudden death is this plus a rebalance"
+        6_000,
+        description="Kafka's session timeout: the silence after a worker's sudden death is this plus a rebalance",
     )
     commit_interval: DurationMs = Field(500, description="how often finished offsets are committed")
     drain_timeout: DurationMs = Field(
-        20_000, description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be longer"
+        20_000,
+        description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be longer",
     )
     feature_timeout: DurationMs = Field(
-        250, description="one feature fetch, within the request's deadline; an absent Redis costs no more than this"
+        250,
+        description="one feature fetch, within the request's deadline; an absent Redis costs no more than this",
     )
     audit_batch_records: int = Field(2_000, gt=0, description="records of one audit object at most")
     audit_batch_bytes: int = Field(4_194_304, gt=0, description="bytes of one audit object at most, uncompressed")

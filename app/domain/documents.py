@@ -1,13 +1,13 @@
-"""Registry documents, each kind's shape: what people write in YAML, what a revision holds, what a Kubernetes API serves.
+"""Registry documents, each kind's shape: what people write in YAML and what a revision holds.
 
 Shapes only: each field's type and bounds. What documents say of one another (references, weights, paths) is checked in
-``registry``. Unknown fields are errors. Fields whose behaviour does not exist yet are refused by name, so that nobody
+``registry``. Unknown fields are errors; those in ``NOT_SUPPORTED_YET`` are refused by that name, so that nobody
 believes in a safeguard that is not there.
 """
 
 import datetime
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -30,21 +30,29 @@ Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "B
 
 Scalar = str | int | float | bool | None
 
+NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
+    "after": "order among tasks",
+    "aggregate": "windowed aggregates",
+    "batch": "rows of several requests in one call",
+    "cache": "a near cache of features",
+    "fallback": "what to use when a version fails",
+    "hedgeAfter": "a second call when the first is slow",
+    "onDemand": "features computed by expressions",
+    "onUnavailable": "what an expired version does",
+    "onViolation": "what a broken feature contract does",
+    "reasons": "codes that led to a result",
+    "rollout": "stepwise promotion",
+    "shadow": "versions that run beside and never answer",
+    "stickyBy": "the same arm for the same subject",
+}
+"""Fields of the design whose behaviour does not exist yet, and what they would do."""
+
+VALUES_NOT_SUPPORTED_YET: Final = frozenset({"csv", "first", "json", "kubernetes", "quorum", "sagemaker"})
+"""Values of ``backend.type``, ``backend.protocol`` and ``join.policy`` of which the same is true."""
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)
-
-    not_supported_yet: ClassVar[Mapping[str, str]] = {}
-    """Field name to what it would do: known to the design, refused until it is built."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        named = sorted(set(cls.not_supported_yet) & set(data)) if isinstance(data, dict) else []
-        if named:
-            what = "; ".join(f"{name} ({cls.not_supported_yet[name]})" for name in named)
-            raise ValueError(f"not supported yet: {what}; remove it")
-        return data
 
 
 class Metadata(_Document):
@@ -66,7 +74,9 @@ class ColumnsInput(_Document):
     @model_validator(mode="after")
     def _matrix_is_whole(self) -> "ColumnsInput":
         if self.layout == "matrix" and (self.tensor is None or self.datatype not in ("FP32", "FP64", "INT32", "INT64")):
-            raise ValueError("layout: matrix needs tensor (its name) and a numeric datatype: FP32, FP64, INT32 or INT64")
+            raise ValueError(
+                "layout: matrix needs tensor (its name) and a numeric datatype: FP32, FP64, INT32 or INT64"
+            )
         if self.layout == "columns" and (self.tensor or self.datatype):
             raise ValueError("tensor and datatype belong to layout: matrix")
         return self
@@ -75,7 +85,6 @@ class ColumnsInput(_Document):
 class HttpBackend(_Document):
     """An inline backend: an Open Inference Protocol v2 server at one or more endpoints, taken in turn."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {"auth": "credentials for the endpoint"}
     type: Literal["http"]
     protocol: Literal["oip-v2"] = "oip-v2"
     endpoints: tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")], ...] = Field(
@@ -101,7 +110,6 @@ Backend = Annotated[HttpBackend | KafkaBackend, Field(discriminator="type")]
 class FeatureContract(_Document):
     """One input of a model version: where it comes from, and what holds when it is missing or old."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {"onViolation": "what a violation does"}
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")]
     name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
     required: bool = False
@@ -150,10 +158,6 @@ class OutputContract(_Document):
 class CallPolicy(_Document):
     """How a version is called."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {
-        "hedgeAfter": "a second call when the first is slow",
-        "batch": "rows of several requests in one call",
-    }
     timeout: DurationMs = Field(1_000, gt=0, description="one attempt, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
@@ -226,12 +230,6 @@ class RedisSource(_Document):
 class FeatureViewSpec(_Document):
     """Features of one entity from one source."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {
-        "onDemand": "features computed by expressions",
-        "cache": "a near cache",
-        "aggregate": "windowed aggregates",
-        "ttl": "expiry in the store",
-    }
     entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
     source: RedisSource
@@ -250,7 +248,6 @@ class WeightedVersion(_Document):
 class Selection(_Document):
     """Which version serves a task: one pinned, one by alias, or one drawn by weight."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {"stickyBy": "the same arm for the same subject"}
     version: VersionLabel | None = None
     alias: Name | None = None
     split: tuple[WeightedVersion, ...] | None = Field(None, min_length=1, max_length=64)
@@ -267,14 +264,6 @@ class Selection(_Document):
 class TaskSpec(_Document):
     """One model's part in a decision."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {
-        "shadow": "versions that run beside and never answer",
-        "rollout": "stepwise promotion",
-        "fallback": "what to use when the version fails",
-        "after": "order among tasks",
-        "when": "tasks that run only for some requests",
-        "onUnavailable": "what an expired version does",
-    }
     name: Identifier
     model: Name
     select: Selection
@@ -293,14 +282,6 @@ class JoinSpec(_Document):
 
     policy: Literal["all"] = "all"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _later_policies(cls, data: Any) -> Any:
-        policy = data.get("policy") if isinstance(data, dict) else None
-        if policy in ("first", "quorum") or (isinstance(policy, str) and policy.startswith("quorum")):
-            raise ValueError(f"not supported yet: policy {policy}; use all")
-        return data
-
 
 CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
 
@@ -308,7 +289,6 @@ CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
 class RuleSpec(_Document):
     """What happens to requests for which ``when`` holds."""
 
-    not_supported_yet: ClassVar[Mapping[str, str]] = {"reasons": "codes that led to the result"}
     name: Name
     when: CelText | None = Field(None, description="CEL over path, entities, inputs, metadata; absent: always")
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=64)

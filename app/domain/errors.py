@@ -1,7 +1,7 @@
 """What can go wrong, as one tree and one list of codes.
 
-Outcomes a caller sees are values, ``Problem(code, message, task, feature)``, with codes from ``Code``; they are never raised
-through layers. Exceptions are for what stops the work at hand::
+Outcomes a caller sees are values, ``Problem(code, message, task, feature)``, with codes from ``Code``. Exceptions are
+for what stops the work at hand::
 
     BrokerError
     ├── RequestRefused      the request itself is wrong: reply "rejected", acknowledge
@@ -58,7 +58,12 @@ class Problem:
 
     def as_json(self) -> dict[str, str]:
         """The reply's form: absent members are left out."""
-        members = {"code": str(self.code), "task": self.task, "feature": self.feature, "message": self.message}
+        members = {
+            "code": str(self.code),
+            "task": self.task,
+            "feature": self.feature,
+            "message": self.message,
+        }
         return {name: value for name, value in members.items() if value is not None}
 
 

@@ -1,8 +1,8 @@
 """CEL expressions: compiled once a revision, evaluated once a request, on only the names that they use.
 
-The engine (common-expression-language, Rust) converts its whole context at every run, so an expression is given just the roots it
-names. Numbers do not mix in CEL (``5000 * 1.5`` fails where ``5000.0 * 1.5`` works), so callers coerce by declared
-types first. Length is bounded, for CEL's macros nest.
+The engine (common-expression-language, in Rust) converts its whole context at every run, so an expression is given
+just the roots it names. Numbers do not mix in CEL (``5000 * 1.5`` fails where ``5000.0 * 1.5`` works), so callers
+coerce by declared types first. Length is bounded, for CEL's macros nest.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,8 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
         program = cel.compile(text)
     except ValueError as error:
         raise ExpressionFailed(f"{error} in: {text}") from error
-    unknown = sorted(set(program.variables) - set(roots))
+    named = set(program.variables())
+    unknown = sorted(named - set(roots))
     if unknown:
         raise ExpressionFailed(f"unknown name {', '.join(unknown)} (known here: {', '.join(roots)}) in: {text}")
-    return Expression(text, tuple(root for root in roots if root in program.variables), program)
+    return Expression(text, tuple(root for root in roots if root in named), program)

@@ -1,0 +1,167 @@
+"""Decisions: what becomes of a request, as the reply's bytes and as the record that explains it.
+
+A ``DecisionRecord`` is the one account of a request: where it came from, what was routed, fetched, sent and answered,
+and the reply. It goes to the audit whole; the joins table holds the same record, so that a worker that takes over can
+finish it, and a duplicate gets the reply's very bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+import orjson
+
+from app.domain.dispatch import TaskResult, TaskStatus
+from app.domain.errors import Code, ExpressionFailed, Problem
+from app.domain.features import FeatureValue
+from app.domain.join import Outcome, Status
+from app.domain.requests import InboundRecord, Request, RequestId
+from app.domain.routing import Plan
+
+
+class Kind(StrEnum):
+    """What a record tells of: a request's decision, or a message that was turned away beside it."""
+
+    DECISION = "decision"
+    REFUSAL = "refusal"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task: what was chosen, given, sent, tried and answered. ``result`` is None while it is out."""
+
+    name: str
+    model: str
+    version: str
+    digest: str
+    backend: str
+    selected_by: str
+    need: Literal["required", "optional", "default"]
+    governance: Mapping[str, Any] | None
+    features: tuple[FeatureValue, ...]
+    result: TaskResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """All that is known of one request. ``status`` and ``reply`` are None while its join is pending.
+
+    ``body`` is the digest of what was asked (SHA-256, hex); times are epoch milliseconds.
+    """
+
+    kind: Kind
+    request_id: RequestId
+    execution_id: str
+    source: InboundRecord
+    content_type: str
+    body: str
+    received_ms: int
+    deadline_ms: int
+    instance: str
+    path: str | None = None
+    route: str | None = None
+    rule: str | None = None
+    revision: str | None = None
+    tasks: tuple[TaskRecord, ...] = ()
+    status: Status | None = None
+    decided_ms: int | None = None
+    problems: tuple[Problem, ...] = ()
+    reply: bytes | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the join still waits."""
+        return self.status is None
+
+
+def deadline_of(request: Request, route_deadline_ms: int, appended_ms: int) -> int:
+    """When the request expires: its own deadline, capped by the route's, which counts from the record's append time."""
+    latest = appended_ms + route_deadline_ms
+    return latest if request.deadline_ms is None else min(request.deadline_ms, latest)
+
+
+def refuse(record: DecisionRecord, status: Status, problem: Problem, now_ms: int) -> DecisionRecord:
+    """The record of a request that ends without its models: rejected, expired, or failed."""
+    return _close(record, status, {}, {}, (problem,), now_ms)
+
+
+def decide(record: DecisionRecord, plan: Plan, request: Request, outcome: Outcome, now_ms: int) -> DecisionRecord:
+    """The record of a joined request: its result evaluated, its reply written."""
+    status, problems = outcome.status, outcome.problems
+    result: dict[str, Any] = {}
+    if status in (Status.COMPLETED, Status.PARTIAL):
+        try:
+            result = _result(plan, request, outcome.results)
+        except ExpressionFailed as error:
+            status, result = Status.FAILED, {}
+            problems = (*problems, Problem(Code.RESULT_FAILED, f"rule {plan.rule.spec.name}: {error}"))
+    tasks = tuple(replace(task, result=outcome.results[task.name]) for task in record.tasks)
+    outputs = {task.name: _output(task) for task in tasks}
+    return _close(replace(record, tasks=tasks), status, outputs, result, problems, now_ms)
+
+
+def _result(plan: Plan, request: Request, results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    context = {
+        "outputs": {name: result.output for name, result in results.items() if result.output is not None},
+        "path": request.path,
+        "entities": request.entities,
+        "inputs": request.inputs,
+        "metadata": plan.metadata,
+    }
+    values: dict[str, Any] = {}
+    for name, expression in plan.result.items():
+        value = expression.evaluate(context)
+        try:
+            orjson.dumps(value)
+        except TypeError as error:
+            raise ExpressionFailed(f"result.{name} gives {type(value).__name__}, which JSON cannot hold") from error
+        values[name] = value
+    return values
+
+
+def _output(task: TaskRecord) -> dict[str, Any]:
+    result = task.result
+    assert result is not None  # noqa: S101 - an outcome has a result for every task
+    output: dict[str, Any] = {"status": result.status, "model": task.model, "version": task.version}
+    if result.status in (TaskStatus.OK, TaskStatus.DEFAULTED):
+        output["output"] = result.output
+    output["latency_ms"] = round(result.latency_ms, 1)
+    return output
+
+
+def _close(
+    record: DecisionRecord,
+    status: Status,
+    outputs: Mapping[str, Any],
+    result: Mapping[str, Any],
+    problems: tuple[Problem, ...],
+    now_ms: int,
+) -> DecisionRecord:
+    reply = orjson.dumps(
+        {
+            "request_id": record.request_id,
+            "execution_id": record.execution_id,
+            "status": status,
+            "path": record.path,
+            "route": record.route,
+            "rule": record.rule,
+            "revision": record.revision,
+            "outputs": outputs,
+            "result": result,
+            "errors": [problem.as_json() for problem in problems],
+            "latency_ms": max(0, now_ms - record.received_ms),
+        }
+    )
+    return replace(record, status=status, decided_ms=now_ms, problems=problems, reply=reply)
+
+
+def shrink(record: DecisionRecord, limit: int, now_ms: int) -> DecisionRecord:
+    """The record of a decision too large for Kafka: failed, with the sizes in place of what did not fit."""
+    problem = Problem(
+        Code.RECORD_TOO_LARGE,
+        f"the decision's record exceeds {limit} bytes: send smaller inputs or ask for smaller outputs",
+    )
+    source = replace(record.source, value=None, key=record.source.key and record.source.key[:256], headers=())
+    bare = replace(record, source=source, tasks=())
+    return _close(bare, Status.FAILED, {}, {}, (problem,), now_ms)

@@ -1,0 +1,140 @@
+"""Dispatch: what a model is given, what it answered, and whether that answer is sound.
+
+A backend turns a ``Row`` into an ``Answer``; ``judge`` holds the answer against the version's output contracts and
+makes the task's result. Backends take several rows at once, so that rows which arrive while a model is busy can share a call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from app.domain.documents import ModelVersionSpec, OutputContract, Scalar
+from app.domain.errors import Code, Problem
+from app.domain.features import FeatureValue, Value
+from app.domain.requests import RequestId, is_finite
+
+
+class TaskStatus(StrEnum):
+    """How a task ended; PENDING is a queued one that has not."""
+
+    OK = "ok"
+    DEFAULTED = "defaulted"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call: where to, when (epoch milliseconds), how long, and how it ended (``ok`` or the reason)."""
+
+    endpoint: str
+    started_ms: int
+    latency_ms: float
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One task's inputs for one model call. ``types`` are Feast value types, by column."""
+
+    request_id: RequestId
+    task: str
+    values: Mapping[str, Value]
+    types: Mapping[str, str]
+    deadline_ms: int
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a backend said of one row: outputs by the server's tensor name, or the problem that it met.
+
+    An output is the row's element, or the row's list of elements where it has several. ``sent`` is the call's body, as
+    it went out.
+    """
+
+    outputs: Mapping[str, Any] | None
+    problem: Problem | None
+    attempts: tuple[Attempt, ...]
+    sent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """How a task ended, with all that explains it."""
+
+    task: str
+    status: TaskStatus
+    output: Mapping[str, Scalar] | None
+    problem: Problem | None
+    latency_ms: float
+    attempts: tuple[Attempt, ...]
+    sent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """A task as it was dispatched: the inputs it was given, each with its status."""
+
+    task: str
+    features: tuple[FeatureValue, ...]
+
+
+def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:
+    """The result that ``answer`` makes under the version's output contracts."""
+    problem, output = answer.problem, None
+    if problem is None:
+        try:
+            output = {contract.name: _element(contract, answer.outputs or {}) for contract in version.outputs}
+        except ValueError as error:
+            said = f"{version.model} {version.version} answered unsoundly: {error}"
+            problem = Problem(Code.MODEL_OUTPUT_INVALID, said, task=task)
+    if problem is None:
+        status = TaskStatus.OK
+    elif problem.code in (Code.MODEL_TIMEOUT, Code.DEADLINE_EXCEEDED):
+        status = TaskStatus.TIMEOUT
+    else:
+        status = TaskStatus.ERROR
+    if problem is not None and problem.task is None:
+        problem = Problem(problem.code, problem.message, task, problem.feature)
+    return TaskResult(task, status, output, problem, latency_ms, answer.attempts, answer.sent)
+
+
+def _element(contract: OutputContract, outputs: Mapping[str, Any]) -> Scalar:
+    if contract.tensor not in outputs:
+        have = ", ".join(sorted(outputs)) or "none"
+        raise ValueError(f"no output {contract.tensor!r} (there is: {have})")
+    value = outputs[contract.tensor]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        index = 0 if contract.element is None else contract.element
+        if contract.element is None and len(value) != 1:
+            raise ValueError(f"output {contract.tensor!r} has {len(value)} elements a row: name one by `element`")
+        if index >= len(value):
+            raise ValueError(
+                f"output {contract.tensor!r} has {len(value)} elements a row, and element {index} is asked"
+            )
+        value = value[index]
+    elif contract.element:
+        raise ValueError(f"output {contract.tensor!r} has one element a row, and element {contract.element} is asked")
+    return _sound(contract, value)
+
+
+def _sound(contract: OutputContract, value: Any) -> Scalar:
+    sound: Scalar
+    match contract.datatype:
+        case "BOOL" if isinstance(value, bool):
+            return value
+        case "BYTES" if isinstance(value, str):
+            return value
+        case "FP32" | "FP64" if isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value):
+            sound = float(value)
+        case "INT8" | "INT16" | "INT32" | "INT64" if isinstance(value, int) and not isinstance(value, bool):
+            sound = value
+        case _:
+            raise ValueError(f"output {contract.name} is {str(value)[:40]!r}, which is not {contract.datatype}")
+    if (contract.min is not None and sound < contract.min) or (contract.max is not None and sound > contract.max):
+        raise ValueError(f"output {contract.name} is {sound}, outside {contract.min} to {contract.max}")
+    return sound

@@ -1,0 +1,277 @@
+"""Requests: a Kafka record's bytes in; a request, its identity, its deadline and its reply address out.
+
+The address is read first and by itself, so that even a request whose body cannot be read gets an answer. Spring's
+header names and FastStream's are both understood, and what correlates is echoed byte for byte under the name it
+came by.
+"""
+
+import hashlib
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final, NewType
+
+import orjson
+
+from app.domain.errors import Code, Problem, RequestRefused, Undecodable
+
+RequestId = NewType("RequestId", str)
+Headers = tuple[tuple[str, bytes], ...]
+
+REQUEST_ID_LENGTH_MAX: Final = 128
+_CORRELATION_HEADERS: Final = ("kafka_correlationId", "correlation_id")
+_REPLY_TOPIC_HEADERS: Final = ("kafka_replyTopic", "reply_to")
+_CONTENT_TYPE_HEADERS: Final = ("content-type", "contentType")
+_MEMBERS: Final = frozenset({"request_id", "path", "entities", "inputs", "metadata"})
+_ID_NAMESPACE: Final = uuid.UUID("5f0e3a52-6d7b-5d9c-8f43-2f6d1f0f6c11")
+
+JSON: Final = "application/json"
+AVRO: Final = "application/avro"
+
+
+@dataclass(frozen=True, slots=True)
+class InboundRecord:
+    """A consumed Kafka record, as it came."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @property
+    def position(self) -> str:
+        """Where the record lies: ``topic/partition/offset``."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAddress:
+    """Where a reply goes, and the headers that correlate it, exactly as they came."""
+
+    topic: str
+    partition: int | None
+    correlation: Headers
+
+    def allowed_by(self, globs: Sequence[str], prefix: str = "") -> bool:
+        """Whether a glob admits the topic; the prefix of this broker's own topics is not part of the pattern."""
+        return any(fnmatchcase(self.topic, pattern) or fnmatchcase(self.topic, prefix + pattern) for pattern in globs)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that could be read. ``body`` is the digest by which a duplicate is told from a conflict."""
+
+    request_id: RequestId
+    path: str
+    entities: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    deadline_ms: int | None
+    traceparent: str | None
+    priority: str
+    content_type: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the headers alone say; readable whatever the body is."""
+
+    request_id: RequestId | None
+    address: ReplyAddress | None
+    deadline_ms: int | None
+    traceparent: str | None
+    priority: str
+    content_type: str
+
+
+def _first(headers: Headers, names: Sequence[str]) -> bytes | None:
+    for name, value in headers:
+        if name in names:
+            return value
+    return None
+
+
+def _text(value: bytes | None, header: str) -> str | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, f"header {header} is not UTF-8: send text")) from error
+
+
+def read_address(headers: Headers) -> ReplyAddress | None:
+    """The reply address, or None where none can be read; never raises.
+
+    >>> read_address((("kafka_replyTopic", b"r"), ("kafka_correlationId", b"1"))).topic
+    'r'
+    """
+    topic = _first(headers, _REPLY_TOPIC_HEADERS)
+    if not topic:
+        return None
+    partition = _first(headers, ("kafka_replyPartition",))
+    try:
+        name = topic.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return ReplyAddress(
+        name,
+        int.from_bytes(partition, "big") if partition is not None and len(partition) == 4 else None,
+        tuple((key, value) for key, value in headers if key in _CORRELATION_HEADERS),
+    )
+
+
+def read_envelope(record: InboundRecord) -> Envelope:
+    """What the headers say.
+
+    Raises:
+        RequestRefused: a header that is understood holds what it cannot mean.
+    """
+    headers = record.headers
+    request_id = _text(_first(headers, ("request-id",)), "request-id")
+    deadline = _text(_first(headers, ("deadline-ms",)), "deadline-ms")
+    if deadline is not None and not (deadline.isascii() and deadline.isdigit() and len(deadline) <= 16):
+        raise RequestRefused(
+            Problem(
+                Code.REQUEST_INVALID,
+                f"header deadline-ms is {deadline[:40]!r}: send epoch milliseconds as decimal text",
+            )
+        )
+    priority = _text(_first(headers, ("priority",)), "priority") or "normal"
+    if priority not in ("high", "normal", "low"):
+        raise RequestRefused(
+            Problem(Code.REQUEST_INVALID, f"header priority is {priority[:40]!r}: send high, normal or low")
+        )
+    content_type = _text(_first(headers, _CONTENT_TYPE_HEADERS), "content-type") or JSON
+    return Envelope(
+        None if request_id is None else _checked_id(request_id),
+        read_address(headers),
+        None if deadline is None else int(deadline),
+        _text(_first(headers, ("traceparent",)), "traceparent"),
+        priority,
+        content_type.strip('"').partition(";")[0].strip().lower(),
+    )
+
+
+def _checked_id(text: str) -> RequestId:
+    if not text or len(text) > REQUEST_ID_LENGTH_MAX or not text.isprintable():
+        raise RequestRefused(
+            Problem(
+                Code.REQUEST_INVALID,
+                f"request id {text[:40]!r} is unusable: send 1 to {REQUEST_ID_LENGTH_MAX} printable characters",
+            )
+        )
+    return RequestId(text)
+
+
+def positional_id(record: InboundRecord) -> RequestId:
+    """The id of a request that names none: the same at every delivery of this record."""
+    return RequestId(str(uuid.uuid5(_ID_NAMESPACE, record.position)))
+
+
+def identify(record: InboundRecord) -> RequestId:
+    """The id under which a request that cannot be read is answered and recorded; never raises."""
+    try:
+        text = _first(record.headers, ("request-id",))
+        return _checked_id(text.decode()) if text is not None else positional_id(record)
+    except (UnicodeDecodeError, RequestRefused):
+        return positional_id(record)
+
+
+def decode_json(value: bytes) -> Mapping[str, Any]:
+    """The JSON body's members.
+
+    Raises:
+        Undecodable: not JSON, or not an object.
+    """
+    try:
+        body = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise Undecodable(Problem(Code.REQUEST_MALFORMED, f"the body is not JSON: {error}")) from error
+    if not isinstance(body, dict):
+        raise Undecodable(Problem(Code.REQUEST_MALFORMED, f"the body is a JSON {type(body).__name__}: send an object"))
+    return body
+
+
+def read_request(envelope: Envelope, body: Mapping[str, Any], record: InboundRecord) -> Request:
+    """The request that a decoded body and its headers make.
+
+    Raises:
+        RequestRefused: an unknown member, or one of the wrong type; the message names it.
+    """
+    unknown = sorted(set(body) - _MEMBERS)
+    if unknown:
+        raise RequestRefused(
+            Problem(
+                Code.REQUEST_INVALID,
+                f"unknown member {', '.join(unknown)[:200]}: a request has {', '.join(sorted(_MEMBERS))}",
+            )
+        )
+    path = body.get("path")
+    if not isinstance(path, str) or not path.startswith("/") or len(path) > 512:
+        raise RequestRefused(
+            Problem(Code.REQUEST_INVALID, "path is missing or not a path: send text that starts with /")
+        )
+    sections: dict[str, Mapping[str, Any]] = {}
+    for name in ("entities", "inputs", "metadata"):
+        section = body.get(name)
+        if section is None:
+            section = {}
+        if not isinstance(section, dict):
+            raise RequestRefused(
+                Problem(Code.REQUEST_INVALID, f"{name} is {type(section).__name__}: send an object of names to values")
+            )
+        sections[name] = section
+    own_id = body.get("request_id")
+    if own_id is not None and not isinstance(own_id, str):
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, "request_id is not text: send a string"))
+    request_id = envelope.request_id or (_checked_id(own_id) if own_id is not None else positional_id(record))
+    return Request(
+        request_id,
+        path,
+        sections["entities"],
+        sections["inputs"],
+        sections["metadata"],
+        envelope.deadline_ms,
+        envelope.traceparent,
+        envelope.priority,
+        envelope.content_type,
+        digest_of(path, sections),
+    )
+
+
+def digest_of(path: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 of what was asked, whatever the encoding or the order of members.
+
+    >>> digest_of("/a", {"inputs": {"x": 1, "y": 2}}) == digest_of("/a", {"inputs": {"y": 2, "x": 1}})
+    True
+    """
+    canonical = orjson.dumps([path, sections], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_other)
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _other(value: object) -> object:
+    # Avro bodies can carry bytes, which JSON has no form for.
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def digest_of_bytes(value: bytes | None) -> str:
+    """SHA-256 of a body that cannot be read."""
+    return hashlib.sha256(value or b"").hexdigest()
+
+
+def is_finite(value: object) -> bool:
+    """Whether a number is usable: JSON has no NaN, but Avro has.
+
+    >>> is_finite(1.5), is_finite(float("nan"))
+    (True, False)
+    """
+    return not isinstance(value, float) or math.isfinite(value)

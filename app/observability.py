@@ -1,0 +1,40 @@
+"""What operators see: one structured log line a request a stage, and Prometheus metrics.
+
+Logs go to standard error, JSON unless it is a terminal; ``request_id`` and what else identifies the work is bound by
+context. Metrics are defined beside the code that moves them, with the prefix ``broker_``.
+"""
+
+import logging
+import sys
+
+import structlog
+
+from app.settings import Settings
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds; from a cached answer to a request at its deadline."""
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send structlog's and the libraries' records to standard error in one format."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    # Records that a library makes at DEBUG and nobody keeps cost a twentieth of a worker's CPU.
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    logging.captureWarnings(True)

@@ -1,0 +1,48 @@
+"""The log that everything durable goes through: records out, acknowledged; and the table of joins behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.domain.requests import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRecord:
+    """A record to publish; ``partition`` None lets the key choose."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    partition: int | None = None
+    headers: Headers = ()
+
+
+class Publisher(Protocol):
+    """Publishes records and waits for all in-sync replicas to acknowledge them."""
+
+    async def publish(self, records: Sequence[OutboundRecord]) -> None:
+        """All of ``records``, together; returns when each is acknowledged.
+
+        Raises:
+            RecordTooLarge: a record exceeds what Kafka takes; the others may have been written.
+            PublishFailed: a record was not acknowledged in time; it may or may not have been written.
+        """
+        ...
+
+
+class JoinTable(Protocol):
+    """The durable table of joins: one entry a request id, each in the partition of its request."""
+
+    def get(self, request_id: str) -> bytes | None:
+        """The entry, or None."""
+        ...
+
+    async def put(self, partition: int, request_id: str, entry: bytes | None) -> None:
+        """Write an entry (None deletes it); returns when Kafka has acknowledged it.
+
+        Raises:
+            NotOwner: the partition is another worker's; nothing was written.
+            RecordTooLarge, PublishFailed: as ``Publisher.publish``.
+        """
+        ...
