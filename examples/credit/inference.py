@@ -23,7 +23,7 @@ TEXT_STEP = "text"
 NUMBER_STEP = "number"
 
 
-class UnknownLabelError(Exception):
+class UnknownLabelError(ValueError):
     """A text is none of the labels that the model knows for its column."""
 
     def __init__(self, column: str, value: str, known: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ import orjson
 import pytest
 import yaml
 
-from app.domain.documents import KINDS
 from app.domain.expressions import compile_expression
+from app.domain.registry import Source, compile_revision, parse
 from examples.credit.applicants import FEATURES, NUMBERS, VIEW, applicants, categories
 from examples.credit.artifacts import SPECS, read_digests
 from examples.credit.documents import TEMPLATES, main, write_documents
@@ -32,17 +32,16 @@ def written(credit_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def test_templates_and_written_documents_have_the_contract_s_shape(written: Path) -> None:
-    """Each document, as committed and as written, is one that `apply` accepts."""
+def test_templates_and_written_documents_are_whole_revisions(written: Path) -> None:
+    """The documents, as committed and as written, are together a revision that `apply` accepts."""
     for directory in (TEMPLATES, written):
-        for (kind, name), spec in _documents(directory).items():
-            document = {
-                "apiVersion": "modelbroker.dev/v1alpha1",
-                "kind": kind,
-                "metadata": {"name": name},
-                "spec": spec,
-            }
-            KINDS[kind].model_validate_json(orjson.dumps(document))
+        sources = [
+            Source(path.name, document)
+            for path in sorted(directory.glob("*.yaml"))
+            for document in yaml.safe_load_all(path.read_text())
+        ]
+        revision = compile_revision(parse(sources))
+        assert set(revision.versions) == {(spec.model, spec.version) for spec in SPECS}
 
 
 def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path) -> None:
