@@ -1,0 +1,316 @@
+"""The four services together: up in parallel, down in parallel, found again by what the state directory records.
+
+``DIR`` holds a directory a service (log, data), ``dev.env``, and ``stack.json``: the ports and, for a detached stack,
+which processes are ours. One process at a time may change a directory; it holds ``stack.lock`` meanwhile, an attached
+stack for as long as it lives.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import IO, Any, Self
+
+from app.devstack.dynamodb import DynamoDBService
+from app.devstack.kafka import KafkaService
+from app.devstack.process import POLL_S, Child, ProcessIdentity, Service, StackError, port_is_free
+from app.devstack.redis import RedisService
+from app.devstack.s3 import S3Service
+
+SERVICES: dict[str, type[Service]] = {
+    "kafka": KafkaService,
+    "redis": RedisService,
+    "s3": S3Service,
+    "dynamodb": DynamoDBService,
+}
+ALL = tuple(SERVICES)
+
+# Both emulators take any credentials; DynamoDB Local wants letters and digits only. boto3 reads the region from
+# AWS_DEFAULT_REGION, other AWS tools from AWS_REGION.
+AWS_ENV = {
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "modelbroker",
+    "AWS_SECRET_ACCESS_KEY": "modelbroker",
+}
+LOCK_TIMEOUT_S = 120.0  # another `dev up` of the same directory may be fetching jars
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """One line of ``dev status``."""
+
+    name: str
+    running: bool
+    serving: bool
+    pid: int | None
+    address: str
+    log: Path
+
+
+class Stack:
+    """The services of one state directory. Made by ``up`` or ``attach``; a context manager that ends in ``down``."""
+
+    def __init__(self, state_dir: Path, *, detached: bool, progress: Callable[[str], None]) -> None:
+        self.state_dir = state_dir
+        self.detached = detached
+        self.was_running = False
+        self._progress = progress
+        self._services: dict[str, Service] = {}
+        self._record_lock = Lock()
+        self._directory_lock: IO[str] | None = None
+
+    @classmethod
+    def up(
+        cls,
+        state_dir: Path,
+        *,
+        services: Collection[str] = ALL,
+        detached: bool = False,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Self:
+        """Start the services and wait until each serves.
+
+        A detached stack that already runs in the directory is taken as it is, what it lacks is started, and
+        ``was_running`` says whether nothing had to be. Raises StackError, after stopping what had started.
+        """
+        if unknown := set(services) - set(ALL):
+            raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+        stack = cls(state_dir, detached=detached, progress=progress)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        stack._lock_directory()
+        with ExitStack() as on_failure:
+            on_failure.callback(stack.down)
+            stack._load(services)
+            found = [service.name for service in stack._services.values() if service.runs]
+            if found and not detached:
+                on_failure.pop_all()
+                stack._unlock_directory()
+                raise StackError(
+                    f"a detached stack runs in {state_dir} ({', '.join(found)}): use it by its dev.env, end it by "
+                    f"`model-broker dev down --state-dir {state_dir}`, or name another directory"
+                )
+            if found:  # what somebody uses already is not stopped because an addition failed
+                on_failure.pop_all()
+            stack.was_running = set(found) >= set(services)
+            stack._start_all()
+            on_failure.pop_all()
+        stack.write_env()
+        if detached:
+            stack._unlock_directory()
+        return stack
+
+    @classmethod
+    def attach(cls, state_dir: Path) -> Self | None:
+        """The detached stack that the directory records, whatever state it is in; None if it records none."""
+        stack = cls(state_dir, detached=True, progress=lambda _: None)
+        if not stack._record.exists():
+            return None
+        stack._load(())
+        return stack
+
+    @property
+    def kafka(self) -> Service:
+        """The Kafka node."""
+        return self.service("kafka")
+
+    @property
+    def redis(self) -> Service:
+        """The Redis server."""
+        return self.service("redis")
+
+    @property
+    def s3(self) -> Service:
+        """The S3 endpoint."""
+        return self.service("s3")
+
+    @property
+    def dynamodb(self) -> Service:
+        """The DynamoDB endpoint."""
+        return self.service("dynamodb")
+
+    def service(self, name: str) -> Service:
+        """The handle of one service, by which a test stops, kills, pauses and starts it."""
+        try:
+            return self._services[name]
+        except KeyError:
+            raise StackError(f"{name} is not part of the stack in {self.state_dir}") from None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Each variable that the other processes need to work on this stack."""
+        env: dict[str, str] = {}
+        for service in self._services.values():
+            env |= service.env
+        return env | AWS_ENV
+
+    @property
+    def env_file(self) -> Path:
+        """Where ``write_env`` writes."""
+        return self.state_dir / "dev.env"
+
+    def write_env(self) -> Path:
+        """Write ``env`` as ``KEY=VALUE`` lines that a shell and Docker's env_file both read."""
+        _replace(self.env_file, "".join(f"{key}={shlex.quote(value)}\n" for key, value in self.env.items()))
+        return self.env_file
+
+    def status(self) -> list[ServiceState]:
+        """What each service does now; asks it."""
+        return [
+            ServiceState(
+                service.name,
+                running=service.runs,
+                serving=service.runs and service.serves(),
+                pid=service.pid,
+                address=next(iter(service.env.values())),
+                log=service.log,
+            )
+            for service in self._services.values()
+        ]
+
+    def down(self) -> list[str]:
+        """Stop each service; returns the names of those that ran. Data stays, and the next ``up`` finds it."""
+        if self._directory_lock is None:
+            self._lock_directory()
+        try:
+            ran = [service.name for service in self._services.values() if service.runs]
+            if self._services:
+                with ThreadPoolExecutor(len(self._services)) as pool:
+                    list(pool.map(lambda service: service.close(), self._services.values()))
+            self._write_record()
+            self.env_file.unlink(missing_ok=True)
+        finally:
+            self._unlock_directory()
+        return ran
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    # --- the state directory ------------------------------------------------------------------------------------
+
+    @property
+    def _record(self) -> Path:
+        return self.state_dir / "stack.json"
+
+    def _load(self, wanted: Collection[str]) -> None:
+        """Make the handles: of what is wanted, and of what the record says runs."""
+        recorded = self._read_record()
+        for name, kind in SERVICES.items():
+            entry: Mapping[str, Any] = recorded.get(name, {})
+            child = None
+            if "pid" in entry:
+                identity = ProcessIdentity(entry["pid"], entry["started"])
+                child = Child(identity) if identity.runs else None
+            if name not in wanted and not entry:
+                continue
+            # The ports of a service that died are kept if they can be: addresses that clients know stay good.
+            ports: dict[str, int] | None = entry.get("ports")
+            if child is None and not all(port_is_free(port) for port in (ports or {}).values()):
+                ports = None
+            directory = self.state_dir / name
+            directory.mkdir(parents=True, exist_ok=True)
+            self._services[name] = kind(
+                directory,
+                detached=self.detached,
+                ports=ports,
+                child=child,
+                on_spawn=self._write_record,
+                progress=self._progress,
+            )
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = json.loads(self._record.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise StackError(f"{self._record} is not what this program wrote ({error}); remove it") from error
+        return dict(record["services"])
+
+    def _write_record(self) -> None:
+        """Record the running detached processes; called at each spawn, so that even an ``up`` cut short is known."""
+        if not self.detached:
+            return
+        with self._record_lock:
+            services = {
+                name: {
+                    "pid": service.child.identity.pid,
+                    "started": service.child.identity.started,
+                    "ports": service.ports,
+                }
+                for name, service in self._services.items()
+                if service.child is not None and service.runs
+            }
+            if services:
+                _replace(self._record, json.dumps({"services": services}, indent=1))
+            else:
+                self._record.unlink(missing_ok=True)
+
+    def _start_all(self) -> None:
+        """Start in parallel; at the first failure, or Ctrl-C, the others are not waited for longer than it takes."""
+        services = [service for service in self._services.values() if not service.runs]
+        if not services:
+            return
+        pool = ThreadPoolExecutor(len(services))
+        try:
+            for future in [pool.submit(self._start_one, service) for service in services]:
+                future.result()
+        except BaseException:
+            for service in services:
+                service.close()
+            raise
+        finally:
+            pool.shutdown(wait=True)
+
+    def _start_one(self, service: Service) -> None:
+        began = time.monotonic()
+        service.start()
+        self._progress(
+            f"{service.name} serves on {next(iter(service.env.values()))} ({time.monotonic() - began:.1f} s)"
+        )
+
+    def _lock_directory(self) -> None:
+        file = (self.state_dir / "stack.lock").open("a+")
+        end = time.monotonic() + (LOCK_TIMEOUT_S if self.detached else 0)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    file.seek(0)
+                    holder = file.read().strip()
+                    file.close()
+                    raise StackError(
+                        f"process {holder or '?'} already runs a stack in {self.state_dir}; name another directory"
+                    ) from None
+                time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._directory_lock = file
+
+    def _unlock_directory(self) -> None:
+        if self._directory_lock is not None:
+            self._directory_lock.close()  # closing releases the lock
+            self._directory_lock = None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write so that a reader sees the old text or the new, never half."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
