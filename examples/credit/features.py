@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
 
 TOPIC = "features.updates"
 SENDS_AT_ONCE = 100
+TOPIC_SECONDS = 10.0  # a topic created just before takes a moment to be known
 SEND_SECONDS = 30.0  # of one group of sends, first connection included; the demo's machines are slow
 
 
@@ -53,6 +55,11 @@ async def publish(settings: Settings, people: Sequence[Applicant], event_time: d
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await producer.start()
+        try:
+            async with asyncio.timeout(TOPIC_SECONDS):
+                await producer.partitions_for(topic)
+        except TimeoutError as error:
+            raise TimeoutError(f"the topic was not there for {TOPIC_SECONDS:.0f} s") from error
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task(f"features to {topic}", total=len(people))
             for start in range(0, len(people), SENDS_AT_ONCE):
@@ -79,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print what was published as JSON")
     options = parser.parse_args(arguments)
     settings = Settings()
+    # The client logs each attempt of its retries; the one line at the end says what came of them.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     event_time = options.event_time or datetime.now(UTC)
     if event_time.tzinfo is None:
         event_time = event_time.replace(tzinfo=UTC)
@@ -86,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         published = asyncio.run(publish(settings, applicants(), event_time, Console(stderr=True)))
     except (KafkaError, TimeoutError) as error:
         print(
-            f"cannot publish to {settings.topic(TOPIC)} at {settings.kafka_bootstrap} ({error or 'no answer'}): "
-            "check BROKER_KAFKA_BOOTSTRAP and that `model-broker topics apply` has run",
+            f"cannot publish to {settings.topic(TOPIC)} at {settings.kafka_bootstrap}: "
+            f"{str(error) or 'no answer in time'}; check BROKER_KAFKA_BOOTSTRAP and that "
+            "`model-broker topics apply` has run",
             file=sys.stderr,
         )
         return 1
