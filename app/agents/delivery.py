@@ -1,0 +1,207 @@
+"""Delivery: events of a Faust stream in, each handled once here and acknowledged only after it is done.
+
+Faust by itself commits past unfinished events and skips events whose handler raises. So every agent reads its stream
+through an ``Intake``: a bounded fan-out of our own tasks, and per partition an ordered acknowledgement. A rebalance
+starts a new generation: what the old one had unfinished comes again, to us or to the new owner, and its late
+acknowledgements mean nothing.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import faust
+import structlog
+from faust.types import TP, EventT, StreamT
+from prometheus_client import Counter, Gauge
+
+from app.domain.acks import OrderedAcks
+from app.domain.errors import NotOwner
+from app.domain.requests import InboundRecord
+
+log = structlog.get_logger()
+
+_IN_FLIGHT = Gauge("broker_events_in_flight", "Events being handled", ["topic"])
+_CONSUMED = Counter("broker_events_consumed", "Events taken from a stream", ["topic"])
+
+
+def inbound(event: EventT[Any]) -> InboundRecord:
+    """The record that a Faust event carries, bytes as they came."""
+    message = event.message
+    headers = message.headers
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    return InboundRecord(
+        message.topic,
+        message.partition,
+        message.offset,
+        int(message.timestamp * 1000),
+        message.key,
+        message.value,
+        tuple((name, bytes(value)) for name, value in pairs),
+    )
+
+
+class Intake:
+    """What one agent has taken from its stream and not yet finished.
+
+    ``in_flight_max`` bounds the events handled at once; past it the stream waits and Faust pauses the partition.
+    """
+
+    def __init__(self, app: faust.App, *, in_flight_max: int) -> None:
+        self._app = app
+        self._slots = asyncio.Semaphore(in_flight_max)
+        self._partitions: dict[TP, OrderedAcks[EventT[Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
+        self.finished: dict[TP, int] = {}
+        """The offset up to which each assigned partition may be committed."""
+        app.on_partitions_revoked.connect(self._on_revoked)
+
+    async def _on_revoked(self, _app: object, revoked: object, **_: object) -> None:
+        self._partitions.clear()
+        self.finished.clear()
+
+    async def each(self, stream: StreamT[bytes], handle: Callable[[InboundRecord], Coroutine[Any, Any, None]]) -> None:
+        """Handle every event in a task of its own, as many at once as there are slots."""
+        async for event in stream.noack().events():
+            await self._slots.acquire()
+            if not self._admit(event):
+                self._slots.release()
+                continue
+            task = asyncio.create_task(self._handle(event, handle(inbound(event))))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, event: EventT[Any], work: Awaitable[None]) -> None:
+        gauge = _IN_FLIGHT.labels(event.message.topic)
+        gauge.inc()
+        try:
+            await work
+        except NotOwner:
+            # The new owner gets this event; acknowledging it here would hide it from nobody but us.
+            return
+        except Exception as error:
+            await self._crash(event, error)
+            return
+        finally:
+            gauge.dec()
+            self._slots.release()
+        self._finish(event)
+
+    async def batches(
+        self,
+        stream: StreamT[bytes],
+        handle: Callable[[int, Sequence[InboundRecord]], Awaitable[None]],
+        *,
+        records_max: int,
+        bytes_max: int,
+        wait_ms: int,
+    ) -> None:
+        """Handle events in batches, one partition's at a time and in order.
+
+        A batch closes at ``records_max`` records, ``bytes_max`` bytes of values, or ``wait_ms`` after its first record.
+        """
+        queues: dict[TP, asyncio.Queue[EventT[Any]]] = {}
+        async for event in stream.noack().events():
+            await self._slots.acquire()
+            if not self._admit(event):
+                self._slots.release()
+                continue
+            tp = event.message.tp
+            if tp not in queues:
+                queues[tp] = asyncio.Queue()
+                task = asyncio.create_task(
+                    self._batch_partition(queues[tp], handle, records_max, bytes_max, wait_ms / 1000)
+                )
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            queues[tp].put_nowait(event)
+
+    async def _batch_partition(
+        self,
+        queue: asyncio.Queue[EventT[Any]],
+        handle: Callable[[int, Sequence[InboundRecord]], Awaitable[None]],
+        records_max: int,
+        bytes_max: int,
+        wait_s: float,
+    ) -> None:
+        while True:
+            batch = await _gather(queue, records_max, bytes_max, wait_s)
+            current = [event for event in batch if self._is_current(event)]
+            try:
+                if current:
+                    await handle(current[0].message.partition, [inbound(event) for event in current])
+                    for event in current:
+                        self._finish(event)
+            except NotOwner:
+                pass
+            except Exception as error:
+                await self._crash(current[0], error)
+                return
+            finally:
+                for _ in batch:
+                    self._slots.release()
+
+    def _is_current(self, event: EventT[Any]) -> bool:
+        """Whether no rebalance has come since the event was fetched."""
+        generation: object = getattr(event.message, "generation_id", None)
+        return generation is None or generation == self._app.consumer_generation_id
+
+    def _admit(self, event: EventT[Any]) -> bool:
+        if self._draining.is_set() or not self._is_current(event):
+            return False
+        _CONSUMED.labels(event.message.topic).inc()
+        tp = event.message.tp
+        acks = self._partitions.get(tp)
+        if acks is None:
+            acks = self._partitions[tp] = OrderedAcks()
+            self.finished[tp] = event.message.offset
+        acks.start(event.message.offset, event)
+        return True
+
+    def _finish(self, event: EventT[Any]) -> None:
+        acks = self._partitions.get(event.message.tp)
+        if acks is None or not self._is_current(event):
+            return
+        for done in acks.finish(event.message.offset):
+            done.ack()
+            self.finished[done.message.tp] = done.message.offset + 1
+
+    async def _crash(self, event: EventT[Any], error: Exception) -> None:
+        # Going on would either skip the event or spin on it; a restart sees it again from a clean state.
+        log.error("handler_failed", position=str(event.message.tp), offset=event.message.offset, exc_info=error)
+        await self._app.crash(error)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no more events and wait for those in flight; whether all of them finished in time."""
+        self._draining.set()
+        pending = lambda: any(len(acks) for acks in self._partitions.values())  # noqa: E731 - read twice below
+        try:
+            async with asyncio.timeout(timeout_s):
+                while pending():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _gather(
+    queue: asyncio.Queue[EventT[Any]], records_max: int, bytes_max: int, wait_s: float
+) -> list[EventT[Any]]:
+    first = await queue.get()
+    batch, size = [first], len(first.message.value or b"")
+    try:
+        async with asyncio.timeout(wait_s):
+            while len(batch) < records_max and size < bytes_max:
+                event = await queue.get()
+                batch.append(event)
+                size += len(event.message.value or b"")
+    except TimeoutError:
+        pass
+    return batch
