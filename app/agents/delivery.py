@@ -7,12 +7,12 @@ acknowledgements mean nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, cast
 
 import faust
 import structlog
-from faust.types import TP, EventT, StreamT
+from faust.types import TP, EventT
 from prometheus_client import Counter, Gauge
 
 from app.domain.acks import OrderedAcks
@@ -29,7 +29,8 @@ def inbound(event: EventT[Any]) -> InboundRecord:
     """The record that a Faust event carries, bytes as they came."""
     message = event.message
     headers = message.headers
-    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    # Faust types header names as text or bytes; Kafka's are text.
+    pairs = cast(Iterable[tuple[str, bytes]], headers.items() if isinstance(headers, dict) else headers or ())
     return InboundRecord(
         message.topic,
         message.partition,
@@ -37,7 +38,7 @@ def inbound(event: EventT[Any]) -> InboundRecord:
         int(message.timestamp * 1000),
         message.key,
         message.value,
-        tuple((name, bytes(value)) for name, value in pairs),
+        tuple(pairs),
     )
 
 
@@ -52,16 +53,27 @@ class Intake:
         self._slots = asyncio.Semaphore(in_flight_max)
         self._partitions: dict[TP, OrderedAcks[EventT[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._draining = asyncio.Event()
+        self._between_assignments = False
+        self._draining = False
+        self._idle = asyncio.Event()
         self.finished: dict[TP, int] = {}
         """The offset up to which each assigned partition may be committed."""
         app.on_partitions_revoked.connect(self._on_revoked)
+        app.on_partitions_assigned.connect(self._on_assigned)
 
-    async def _on_revoked(self, _app: object, revoked: object, **_: object) -> None:
+    async def _on_revoked(self, *_: object, **__: object) -> None:
+        # A stream may still hand over an event of before; it comes again after the assignment, so it is left alone.
+        self._between_assignments = True
         self._partitions.clear()
         self.finished.clear()
+        self._idle.set()
 
-    async def each(self, stream: StreamT[bytes], handle: Callable[[InboundRecord], Coroutine[Any, Any, None]]) -> None:
+    async def _on_assigned(self, *_: object, **__: object) -> None:
+        self._between_assignments = False
+
+    async def each(
+        self, stream: faust.Stream[bytes], handle: Callable[[InboundRecord], Coroutine[Any, Any, None]]
+    ) -> None:
         """Handle every event in a task of its own, as many at once as there are slots."""
         async for event in stream.noack().events():
             await self._slots.acquire()
@@ -90,7 +102,7 @@ class Intake:
 
     async def batches(
         self,
-        stream: StreamT[bytes],
+        stream: faust.Stream[bytes],
         handle: Callable[[int, Sequence[InboundRecord]], Awaitable[None]],
         *,
         records_max: int,
@@ -148,7 +160,7 @@ class Intake:
         return generation is None or generation == self._app.consumer_generation_id
 
     def _admit(self, event: EventT[Any]) -> bool:
-        if self._draining.is_set() or not self._is_current(event):
+        if self._draining or self._between_assignments or not self._is_current(event):
             return False
         _CONSUMED.labels(event.message.topic).inc()
         tp = event.message.tp
@@ -166,6 +178,8 @@ class Intake:
         for done in acks.finish(event.message.offset):
             done.ack()
             self.finished[done.message.tp] = done.message.offset + 1
+        if not any(self._partitions.values()):
+            self._idle.set()
 
     async def _crash(self, event: EventT[Any], error: Exception) -> None:
         # Going on would either skip the event or spin on it; a restart sees it again from a clean state.
@@ -174,15 +188,20 @@ class Intake:
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no more events and wait for those in flight; whether all of them finished in time."""
-        self._draining.set()
-        pending = lambda: any(len(acks) for acks in self._partitions.values())  # noqa: E731 - read twice below
+        self._draining = True
+        if not any(self._partitions.values()):
+            return True
+        self._idle.clear()
         try:
-            async with asyncio.timeout(timeout_s):
-                while pending():
-                    await asyncio.sleep(0.02)
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             return False
         return True
+
+    @property
+    def in_flight(self) -> int:
+        """How many events are started and not yet acknowledged."""
+        return sum(len(acks) for acks in self._partitions.values())
 
     async def close(self) -> None:
         """Cancel what still runs."""

@@ -1,7 +1,7 @@
 """Acknowledging in order: offsets finish in any order, and only the finished prefix may be committed.
 
-Faust commits one past the highest acknowledged offset even where an earlier one is unfinished (its check is off by one),
-so what is acknowledged to it must already be contiguous. That is this module's whole purpose.
+Faust commits one past the highest acknowledged offset even where an earlier one is unfinished (its check is off by
+one), so what is acknowledged to it must already be contiguous. That is this module's whole purpose.
 """
 
 from collections import deque
