@@ -10,12 +10,12 @@ from typing import ClassVar
 from app.devstack.process import HOST, Service, StackError, accepts_connections
 
 
-def answers_http(port: int) -> bool:
-    """Whether an HTTP server answers on the port, be it with an error."""
-    if not accepts_connections(port):
+def answers_http(address: str) -> bool:
+    """Whether an HTTP server answers on HOST:PORT, be it with an error; answers within two seconds."""
+    if not accepts_connections(address):
         return False
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=1.5):
+        with urllib.request.urlopen(f"http://{address}/", timeout=1.5):
             return True
     except urllib.error.HTTPError:
         return True
@@ -43,7 +43,7 @@ class MotoService(Service):
 
     def serves(self) -> bool:
         """See Service."""
-        return answers_http(self.ports["port"])
+        return answers_http(f"{HOST}:{self.ports['port']}")
 
     @property
     def env(self) -> dict[str, str]:

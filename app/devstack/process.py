@@ -325,8 +325,9 @@ class Service(ABC):
         return "\n".join([f"The end of its log, {self.log}:", *(f"  {line}" for line in lines or ["(empty)"])])
 
 
-def accepts_connections(port: int) -> bool:
-    """Whether something listens on the port: a cheap question before a real call."""
-    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+def accepts_connections(address: str) -> bool:
+    """Whether something listens on HOST:PORT: a cheap question before a real call."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
         return True
     return False

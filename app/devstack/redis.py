@@ -28,6 +28,17 @@ def find_redis_server() -> str:
     )
 
 
+def redis_answers(url: str) -> bool:
+    """Whether a server answers PING: it refuses while it still loads its file. Answers within two seconds."""
+    client = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
 class RedisService(Service):
     """One Redis server."""
 
@@ -49,14 +60,8 @@ class RedisService(Service):
         return [find_redis_server(), *(word for pair in arguments.items() for word in pair)]
 
     def serves(self) -> bool:
-        """Whether it answers PING: it refuses while it still loads its file."""
-        client = redis.Redis(HOST, self.ports["port"], socket_timeout=1, socket_connect_timeout=1)
-        try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
-        finally:
-            client.close()
+        """See Service."""
+        return redis_answers(self.env["BROKER_REDIS_URL"])
 
     @property
     def env(self) -> dict[str, str]:

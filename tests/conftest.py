@@ -1,0 +1,66 @@
+"""Fixtures that every test may ask for: the real services, and names that no other test uses.
+
+The services start once a session, when the first test asks. Tests share them and keep apart by their own topic
+prefix, bucket and table; a test that stops a service starts it again.
+"""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.stack import CHOICE_VARIABLE, ServiceStack, chosen_stack, start_stack
+
+
+def pytest_report_header() -> str:
+    """Say which services the run uses."""
+    return f"services: {chosen_stack()} ({CHOICE_VARIABLE}=auto|containers|embedded)"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceStack]:
+    """Kafka, Redis, S3 and DynamoDB, up and serving, with handles that stop and start each."""
+    services = start_stack(tmp_path_factory.mktemp("stack"))
+    try:
+        yield services
+    finally:
+        services.down()
+
+
+@pytest.fixture
+def kafka_bootstrap(stack: ServiceStack) -> str:
+    """HOST:PORT of the Kafka broker."""
+    return stack.env["BROKER_KAFKA_BOOTSTRAP"]
+
+
+@pytest.fixture
+def redis_url(stack: ServiceStack) -> str:
+    """The URL of the Redis server."""
+    return stack.env["BROKER_REDIS_URL"]
+
+
+@pytest.fixture
+def aws_env(stack: ServiceStack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The AWS variables of the stack, set in this process too for the length of the test."""
+    variables = {name: value for name, value in stack.env.items() if name.startswith("AWS_")}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix for this test's topics and consumer groups."""
+    return f"t{uuid.uuid4().hex[:10]}."
+
+
+@pytest.fixture
+def bucket_name() -> str:
+    """A bucket name that is not used; the bucket is the test's to make."""
+    return f"bucket-{uuid.uuid4().hex[:16]}"
+
+
+@pytest.fixture
+def table_name() -> str:
+    """A table name that is not used; the table is the test's to make."""
+    return f"table-{uuid.uuid4().hex[:16]}"
