@@ -21,8 +21,8 @@ class OutboundRecord:
 class Publisher(Protocol):
     """Publishes records and waits for all in-sync replicas to acknowledge them."""
 
-    async def publish(self, records: Sequence[OutboundRecord]) -> None:
-        """All of ``records``, together; returns when each is acknowledged.
+    async def publish(self, records: Sequence[OutboundRecord]) -> Sequence[int]:
+        """All of ``records``, together; returns their offsets when each is acknowledged.
 
         Raises:
             RecordTooLarge: a record exceeds what Kafka takes; the others may have been written.
@@ -31,10 +31,18 @@ class Publisher(Protocol):
         ...
 
 
+class Replies(Publisher, Protocol):
+    """A publisher that also knows which topics there are: callers name theirs."""
+
+    async def has_partition(self, topic: str, partition: int | None) -> bool:
+        """Whether the topic exists, and the partition where one is named."""
+        ...
+
+
 class JoinTable(Protocol):
     """The durable table of joins: one entry a request id, each in the partition of its request."""
 
-    def get(self, request_id: str) -> bytes | None:
+    def get(self, partition: int, request_id: str) -> bytes | None:
         """The entry, or None."""
         ...
 

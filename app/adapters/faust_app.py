@@ -1,0 +1,39 @@
+"""The Faust application of a worker, with every setting that loses data or time by default set on purpose."""
+
+import faust
+
+from app.settings import Settings
+
+
+def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
+    """An app of the consumer group ``<prefix><role>``; agents are attached to it before it starts."""
+    session_s = settings.session_timeout / 1000
+    return faust.App(
+        f"{settings.topic_prefix}{role}",
+        broker=[f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")],
+        broker_client_id=instance,
+        consumer_group_instance_id=instance,
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=session_s / 3,
+        broker_rebalance_timeout=max(session_s, 10.0),
+        broker_commit_interval=settings.commit_interval / 1000,
+        # A handler may take as long as its deadline; liveness watches progress, so this bound only has to exist.
+        broker_max_poll_interval=600.0,
+        broker_max_poll_records=500,
+        stream_buffer_maxsize=1_024,
+        stream_wait_empty=False,
+        stream_publish_on_commit=False,
+        stream_recovery_delay=0.0,
+        table_standby_replicas=0,
+        store="memory://",
+        datadir=str(settings.data_dir / instance),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        web_tables_enabled=False,
+        key_serializer="raw",
+        value_serializer="raw",
+        loghandlers=[],
+        logging_config=None,
+    )

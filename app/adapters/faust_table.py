@@ -1,0 +1,167 @@
+"""DurableTable: Faust's table with writes that are acknowledged by Kafka before they count.
+
+Faust's own table fires its changelog records and forgets them, and writes only inside an event. This one keeps what
+Faust does well, recovery and hand-over of partitions, and writes through the process's idempotent producer: ``put``
+returns once the changelog has the entry. The partition is explicit, so timers may write. Local entries remember their
+changelog offset, so that a replay during a rebalance cannot put an older entry over a newer one.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import faust
+from faust.stores.memory import Store
+from faust.types import TP, EventT
+from faust.types.stores import StoreT
+from prometheus_client import Gauge
+
+from app.domain.errors import NotOwner
+from app.ports.log import OutboundRecord, Publisher
+
+_ENTRIES = Gauge("broker_join_entries", "Entries of the joins table held by this worker")
+_SETTLE_TIMEOUT_S: Final = 120.0
+"""A rebalance and its recovery take seconds; past this bound the work is left to whoever owns the partition."""
+
+
+class PartitionedStore(Store[bytes, bytes]):
+    """Entries by partition, each with the changelog offset that wrote it; Faust recovers into it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.partitions: dict[int, dict[bytes, tuple[int, bytes]]] = {}
+        self._applied: dict[TP, int] = {}
+
+    def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None) -> None:
+        """One changelog record, unless a later one of its key is here already."""
+        entries = self.partitions.setdefault(tp.partition, {})
+        held = entries.get(key)
+        if held is None or offset > held[0]:
+            if value is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = (offset, value)
+        self._applied[tp] = max(offset, self._applied.get(tp, -1))
+
+    def apply_changelog_batch(
+        self, batch: Iterable[EventT[Any]], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]
+    ) -> None:
+        """What recovery read, in offset order."""
+        for event in batch:
+            message = event.message
+            self.apply(message.tp, message.offset, message.key, message.value)
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """Recovery of a partition that stayed here begins after what is applied."""
+        return self._applied.get(tp)
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Forget partitions that went to another worker: they change there."""
+        topic = self.table.changelog_topic_name
+        kept = {tp.partition for tp in assigned if tp.topic == topic}
+        for partition in set(self.partitions) - kept:
+            del self.partitions[partition]
+        for tp in set(self._applied) - assigned:
+            del self._applied[tp]
+
+    async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
+        """Nothing: ``on_rebalance`` has forgotten what is not ours."""
+
+    def _clear(self) -> None:
+        self.partitions.clear()
+        self._applied.clear()
+
+
+class _RecoveredTable(faust.Table[bytes, bytes]):
+    """The part that Faust sees: a table to recover."""
+
+    def _new_store(self) -> StoreT[bytes, bytes]:
+        return PartitionedStore("memory://", self.app, self, table_name=self.name, loop=self.loop)
+
+
+class DurableTable:
+    """``ports.log.JoinTable`` over the compacted topic ``changelog``; made before the app starts."""
+
+    def __init__(self, app: faust.App, *, name: str, changelog: str, publisher: Publisher) -> None:
+        self._app = app
+        self._topic = changelog
+        self._publisher = publisher
+        topic = app.topic(
+            changelog,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            acks=False,
+            internal=True,
+            allow_empty=True,
+            maxsize=131_072,
+        )
+        self._table = _RecoveredTable(app, name=name, key_type=bytes, value_type=bytes, changelog_topic=topic)
+        app.tables.add(self._table)
+        self._settled = asyncio.Event()
+        self._owned: frozenset[int] = frozenset()
+        self._listeners: list[Callable[[frozenset[int], frozenset[int]], None]] = []
+        app.on_partitions_revoked.connect(self._on_revoked)
+        app.on_rebalance_complete.connect(self._on_settled)
+        _ENTRIES.set_function(lambda: sum(len(entries) for entries in self._store.partitions.values()))
+
+    def on_ownership(self, listener: Callable[[frozenset[int], frozenset[int]], None]) -> None:
+        """Call ``listener(owned, gained)`` after each rebalance, once the gained partitions are recovered."""
+        self._listeners.append(listener)
+
+    @property
+    def _store(self) -> PartitionedStore:
+        store = self._table.data
+        assert isinstance(store, PartitionedStore)  # noqa: S101 - what _new_store makes
+        return store
+
+    async def _on_revoked(self, *_: object, **__: object) -> None:
+        self._settled.clear()
+
+    async def _on_settled(self, *_: object, **__: object) -> None:
+        assigned = self._app.consumer.assignment()
+        owned = frozenset(tp.partition for tp in assigned if tp.topic == self._topic)
+        gained, self._owned = owned - self._owned, owned
+        self._settled.set()
+        for listener in self._listeners:
+            listener(owned, gained)
+
+    @property
+    def recovered(self) -> bool:
+        """Whether an assignment stands and its entries are all here."""
+        return self._settled.is_set()
+
+    def owns(self, partition: int) -> bool:
+        """Whether the last settled assignment holds ``partition``."""
+        return partition in self._owned
+
+    async def settled(self, partition: int) -> None:
+        """Wait while a rebalance runs; NotOwner unless the partition is ours after it."""
+        if not self._settled.is_set():
+            try:
+                await asyncio.wait_for(self._settled.wait(), _SETTLE_TIMEOUT_S)
+            except TimeoutError as error:
+                raise NotOwner(f"the assignment is unsettled for {_SETTLE_TIMEOUT_S:.0f} s") from error
+        if partition not in self._owned:
+            raise NotOwner(f"partition {partition} belongs to another worker")
+
+    def get(self, partition: int, request_id: str) -> bytes | None:
+        """See ``ports.log.JoinTable``."""
+        entry = self._store.partitions.get(partition, {}).get(request_id.encode())
+        return entry[1] if entry is not None else None
+
+    def entries(self, partition: int) -> Iterator[tuple[str, bytes]]:
+        """The entries of one partition: request id and value."""
+        for key, (_, value) in self._store.partitions.get(partition, {}).items():
+            yield key.decode(), value
+
+    async def put(self, partition: int, request_id: str, entry: bytes | None) -> None:
+        """See ``ports.log.JoinTable``."""
+        await self.settled(partition)
+        key = request_id.encode()
+        (offset,) = await self._publisher.publish([OutboundRecord(self._topic, entry, key, partition)])
+        if partition in self._owned:
+            self._store.apply(TP(self._topic, partition), offset, key, entry)

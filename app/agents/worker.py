@@ -1,0 +1,185 @@
+"""A worker process: a Faust app, run until it is told to stop, watched from outside.
+
+Start: connect, recover, serve. SIGTERM or SIGINT: take no more events, finish those in flight, commit, leave. A crash of
+any part ends the process with a non-zero code, for a supervisor that starts it again beats one that half works.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import faust
+import structlog
+import uvloop
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from faust.types import TP
+from prometheus_client import Gauge
+
+from app.agents.delivery import Intake
+from app.agents.health import HealthServer
+from app.domain.errors import BrokerError, StoreUnavailable
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+_LAG = Gauge("broker_commit_lag", "Finished records whose offset is not committed yet, by the group's own account")
+_LOOP_LAG = Gauge("broker_event_loop_lag_seconds", "How late the event loop ran its last tick")
+_WATCH_EVERY_S: Final = 2.0
+_LAG_MAX_S: Final = 30.0
+"""Commits come every ``commit_interval``; one that is this late will not come (faust-streaming issues 175, 596)."""
+_STOP_TIMEOUT_S: Final = 15.0
+
+
+@dataclass(slots=True)
+class Liveness:
+    """Whether finished offsets reach Kafka: since when the commit has not moved though it should."""
+
+    behind_since: dict[TP, tuple[int, float]] = field(default_factory=dict)
+
+    def observe(self, finished: Mapping[TP, int], committed: Mapping[TP, int], now_s: float) -> None:
+        """Hold what is finished against what the group has committed, at steady time ``now_s``."""
+        for tp in set(self.behind_since) - set(finished):
+            del self.behind_since[tp]
+        for tp, offset in finished.items():
+            at = committed.get(tp, -1)
+            if at >= offset:
+                self.behind_since.pop(tp, None)
+            elif self.behind_since.get(tp, (None, 0.0))[0] != at:
+                self.behind_since[tp] = (at, now_s)
+
+    def fault(self, now_s: float) -> str | None:
+        """What is wrong, or None."""
+        for tp, (at, since) in self.behind_since.items():
+            if now_s - since > _LAG_MAX_S:
+                return f"{tp.topic}/{tp.partition}: the commit stands at {at} for {now_s - since:.0f} s; restart"
+        return None
+
+
+class Worker:
+    """Runs ``app`` as one process.
+
+    ``ready_checks`` are named coroutines that raise BrokerError while what they name is not usable.
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        *,
+        settings: Settings,
+        role: str,
+        instance: str,
+        http_port: int,
+        intakes: Sequence[Intake],
+        ready_checks: Mapping[str, Callable[[], Awaitable[None]]],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._role = role
+        self._instance = instance
+        self._intakes = intakes
+        self._assigned = False
+        self._stop = asyncio.Event()
+        self._liveness = Liveness()
+        self._health = HealthServer(
+            port=http_port, live=self._live, ready_checks={"assigned": self._check_assigned, **ready_checks}
+        )
+        app.on_partitions_revoked.connect(self._on_revoked)
+        app.on_rebalance_complete.connect(self._on_settled)
+
+    async def _on_revoked(self, *_: object, **__: object) -> None:
+        self._assigned = False
+
+    async def _on_settled(self, *_: object, **__: object) -> None:
+        self._assigned = True
+
+    async def _check_assigned(self) -> None:
+        if not self._assigned:
+            raise StoreUnavailable("no settled assignment: joining the group or recovering")
+
+    def _live(self) -> str | None:
+        return self._liveness.fault(asyncio.get_running_loop().time())
+
+    async def run(self) -> int:
+        """Run until stopped; the process's exit code."""
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, uvloop.Loop):
+            raise RuntimeError("workers run on uvloop; start them by run_worker")
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self._stop.set)
+        await self._health.start()
+        log.info("starting", role=self._role, instance=self._instance, http_port=self._health.port)
+        watch = asyncio.create_task(self._watch())
+        start = asyncio.create_task(self._app.start())
+        stop = asyncio.create_task(self._stop.wait())
+        crash = asyncio.create_task(self._app.wait_until_stopped())
+        try:
+            await asyncio.wait({stop, crash}, return_when=asyncio.FIRST_COMPLETED)
+            failed = self._app.crashed
+            if not failed:
+                await self._drain()
+        finally:
+            for task in (watch, start, stop, crash):
+                task.cancel()
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
+            for intake in self._intakes:
+                await intake.close()
+            await self._health.stop()
+        if failed:
+            log.error("crashed", role=self._role, instance=self._instance, reason=repr(self._app.crash_reason))
+            return 1
+        log.info("stopped", role=self._role, instance=self._instance)
+        return 0
+
+    async def _drain(self) -> None:
+        log.info("draining", in_flight=sum(intake.in_flight for intake in self._intakes))
+        drained = await asyncio.gather(*(intake.drain(self._settings.drain_timeout / 1000) for intake in self._intakes))
+        if not all(drained):
+            log.warning("drain_incomplete", in_flight=sum(intake.in_flight for intake in self._intakes))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._app.consumer.commit(), _STOP_TIMEOUT_S)
+
+    async def _watch(self) -> None:
+        """Hold the loop's ticks against the clock, and our finished offsets against the group's commits."""
+        loop = asyncio.get_running_loop()
+        admin: AIOKafkaAdminClient | None = None
+        try:
+            while True:
+                before = loop.time()
+                await asyncio.sleep(_WATCH_EVERY_S)
+                _LOOP_LAG.set(max(0.0, loop.time() - before - _WATCH_EVERY_S))
+                finished = {tp: offset for intake in self._intakes for tp, offset in intake.finished.items()}
+                try:
+                    if admin is None:
+                        admin = AIOKafkaAdminClient(
+                            bootstrap_servers=self._settings.kafka_bootstrap, client_id=f"{self._instance}-watch"
+                        )
+                        await admin.start()
+                    offsets = await admin.list_consumer_group_offsets(self._app.conf.id)
+                except (KafkaError, OSError):
+                    # Kafka's own outage is not this worker's fault: a restart would not mend it.
+                    continue
+                committed = {TP(tp.topic, tp.partition): meta.offset for tp, meta in offsets.items()}
+                _LAG.set(sum(max(0, offset - committed.get(tp, 0)) for tp, offset in finished.items()))
+                self._liveness.observe(finished, committed, loop.time())
+        finally:
+            if admin is not None:
+                await admin.close()
+
+
+def run_worker(main: Callable[[], Awaitable[int]]) -> int:
+    """Run ``main`` on uvloop; a BrokerError that stops the start becomes one clear line and exit code 2."""
+
+    async def guarded() -> int:
+        return await main()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(guarded())
+    except BrokerError as error:
+        log.error("cannot_start", reason=str(error))
+        return 2
