@@ -10,6 +10,8 @@ for what stops the work at hand::
     ├── ExpressionFailed    a CEL expression did not evaluate: the caller of the expression names where
     ├── NotOwner            this worker lost the partition: drop the work, the new owner does it (retry)
     ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
+    ├── ReplyTimeout        a request reached Kafka and no reply came while its caller waited: ask again by its id
+    ├── RepliesFull         as many requests wait for replies as may: refuse, with a time to come back (retry)
     ├── PublishFailed       Kafka did not acknowledge a record: retry while the partition is ours
     ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
     └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
@@ -101,6 +103,14 @@ class NotOwner(BrokerError):
 
 class StoreUnavailable(BrokerError):
     """A store did not answer in time; what it holds is unknown, which is not the same as missing."""
+
+
+class ReplyTimeout(BrokerError):
+    """A request is in Kafka and its reply did not come in time; its decision is made all the same."""
+
+
+class RepliesFull(BrokerError):
+    """As many requests wait for their replies as the settings allow; nothing was sent."""
 
 
 class PublishFailed(BrokerError):

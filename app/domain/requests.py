@@ -150,7 +150,7 @@ def read_envelope(record: InboundRecord) -> Envelope:
         )
     content_type = _text(_first(headers, _CONTENT_TYPE_HEADERS), "content-type") or JSON
     return Envelope(
-        None if request_id is None else _checked_id(request_id),
+        None if request_id is None else checked_id(request_id),
         read_address(headers),
         None if deadline is None else int(deadline),
         _text(_first(headers, ("traceparent",)), "traceparent"),
@@ -159,7 +159,12 @@ def read_envelope(record: InboundRecord) -> Envelope:
     )
 
 
-def _checked_id(text: str) -> RequestId:
+def checked_id(text: str) -> RequestId:
+    """``text`` as a request id.
+
+    Raises:
+        RequestRefused: it is empty, too long, or has characters that do not print.
+    """
     if not text or len(text) > REQUEST_ID_LENGTH_MAX or not text.isprintable():
         raise RequestRefused(
             Problem(
@@ -179,7 +184,7 @@ def identify(record: InboundRecord) -> RequestId:
     """The id under which a request that cannot be read is answered and recorded; never raises."""
     try:
         text = _first(record.headers, ("request-id",))
-        return _checked_id(text.decode()) if text is not None else positional_id(record)
+        return checked_id(text.decode()) if text is not None else positional_id(record)
     except (UnicodeDecodeError, RequestRefused):
         return positional_id(record)
 
@@ -231,7 +236,7 @@ def read_request(envelope: Envelope, body: Mapping[str, Any], record: InboundRec
     own_id = body.get("request_id")
     if own_id is not None and not isinstance(own_id, str):
         raise RequestRefused(Problem(Code.REQUEST_INVALID, "request_id is not text: send a string"))
-    request_id = envelope.request_id or (_checked_id(own_id) if own_id is not None else positional_id(record))
+    request_id = envelope.request_id or (checked_id(own_id) if own_id is not None else positional_id(record))
     return Request(
         request_id,
         path,
