@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
     topic_prefix: str = Field("", description="put before every topic's and consumer group's name")
+    partitions: int = Field(
+        8, gt=0, description="of each topic but the registry's, when created: at most so many workers share a role"
+    )
+    replication_factor: int = Field(-1, ge=-1, description="of topics when created; -1: the brokers' own default")
     schema_registry_url: str | None = Field(
         None,
         description="Avro requests in Confluent wire format are resolved here; unset: single-object encoding",

@@ -37,6 +37,7 @@ NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
     "cache": "a near cache of features",
     "fallback": "what to use when a version fails",
     "hedgeAfter": "a second call when the first is slow",
+    "n": "how many answers make a quorum",
     "onDemand": "features computed by expressions",
     "onUnavailable": "what an expired version does",
     "onViolation": "what a broken feature contract does",
@@ -350,3 +351,16 @@ KINDS: Final[Mapping[str, type[Document]]] = {
     "ModelVersion": ModelVersion,
     "Route": Route,
 }
+
+
+def item_label(item: object, index: int) -> str:
+    """How messages and differences call an item of a list: by what names it where it has a name, else by its place.
+
+    >>> item_label({"version": "3", "weight": 90}, 0), item_label("http://127.0.0.1:1", 2)
+    ('3', '2')
+    """
+    if isinstance(item, Mapping):
+        for key in ("name", "ref", "version"):
+            if isinstance(item.get(key), str):
+                return str(item[key])
+    return str(index)

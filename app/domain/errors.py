@@ -7,6 +7,7 @@ for what stops the work at hand::
     ├── RequestRefused      the request itself is wrong: reply "rejected", acknowledge
     │   └── Undecodable     its bytes cannot be read: the same, and a copy to the dead-letter topic
     ├── DocumentsRefused    registry documents are wrong, each fault listed: nothing is published
+    ├── RevisionConflict    another revision was published meanwhile: nothing is published, apply again
     ├── ExpressionFailed    a CEL expression did not evaluate: the caller of the expression names where
     ├── NotOwner            this worker lost the partition: drop the work, the new owner does it (retry)
     ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
@@ -85,12 +86,34 @@ class Undecodable(RequestRefused):
     """The request's bytes cannot be read at all; they go to the dead-letter topic as they came."""
 
 
-class DocumentsRefused(BrokerError):
-    """Registry documents are wrong; ``faults`` lists every one, each with its document and field."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong in registry documents: in which file and line, document and field; parts that do not apply are
+    empty.
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
+    >>> str(Fault("a.yaml:1", "Route credit", "spec.path", "is missing"))
+    'a.yaml:1: Route credit: spec.path: is missing'
+    """
+
+    origin: str
+    document: str
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.origin, self.document, self.field, self.message) if part)
+
+
+class DocumentsRefused(BrokerError):
+    """Registry documents are wrong; ``faults`` lists everything that is."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(map(str, faults)))
         self.faults = tuple(faults)
+
+
+class RevisionConflict(BrokerError):
+    """The registry moved on while a revision was about to be published; the message names what it is now."""
 
 
 class ExpressionFailed(BrokerError):

@@ -1,16 +1,15 @@
 """The registry: documents in, one immutable, content-addressed revision out, ready to route with.
 
-``parse`` checks shapes, ``compile_revision`` checks what the documents say of one another and compiles every
-expression; both collect all faults before they refuse. A revision's id is the SHA-256 of its canonical JSON, so equal
-content has equal ids wherever it was applied from.
+Shapes are checked first, then what the documents say of one another, and every expression is compiled; all faults are
+collected before anything is refused. A revision's id is the SHA-256 of its canonical JSON, so equal content has equal
+ids wherever it was applied from.
 """
 
 import datetime
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -24,6 +23,7 @@ from app.domain.documents import (
     FeatureContract,
     FeatureView,
     FeatureViewSpec,
+    KafkaBackend,
     Model,
     ModelSpec,
     ModelVersion,
@@ -32,15 +32,18 @@ from app.domain.documents import (
     RouteSpec,
     RuleSpec,
     TaskSpec,
+    item_label,
 )
-from app.domain.errors import DocumentsRefused, ExpressionFailed
+from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
 from app.domain.expressions import Expression, compile_expression
 from app.domain.features import REQUEST_SOURCES, coerce
+from app.domain.paths import PathTree, placeholders_of
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
 REVISION_BYTES_MAX: Final = 16 * 1024 * 1024
-_PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+_SHOWN_LENGTH_MAX: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class CompiledRoute:
-    """A route, compiled: ``pattern`` matches paths and names placeholders."""
+    """A route, compiled; ``placeholders`` name the segments of its path that vary, in order."""
 
     name: str
     spec: RouteSpec
-    pattern: re.Pattern[str]
+    placeholders: tuple[str, ...]
     rules: tuple[Rule, ...]
 
 
@@ -80,112 +83,52 @@ class Revision:
     models: Mapping[str, ModelSpec]
     versions: Mapping[tuple[str, str], ModelVersionSpec]
     views: Mapping[str, FeatureViewSpec]
+    paths: PathTree[CompiledRoute] = field(repr=False, compare=False)
 
 
-def parse(sources: Iterable[Source]) -> tuple[Document, ...]:
-    """The documents that ``sources`` hold.
-
-    Raises:
-        DocumentsRefused: every fault of every document, each as ``origin: kind name: field: what is wrong``.
-    """
-    documents: list[Document] = []
-    faults: list[str] = []
-    for source in sources:
-        kind = source.content.get("kind")
-        shape = KINDS.get(kind) if isinstance(kind, str) else None
-        if shape is None:
-            faults.append(f"{source.origin}: kind {kind!r} is unknown: use one of {', '.join(sorted(KINDS))}")
-            continue
-        metadata = source.content.get("metadata")
-        name = metadata.get("name") if isinstance(metadata, dict) else None
-        try:
-            documents.append(shape.model_validate_json(orjson.dumps(source.content)))
-        except ValidationError as error:
-            faults += [f"{source.origin}: {kind} {name}: {_fault(detail)}" for detail in error.errors()]
-        except TypeError as error:
-            faults.append(f"{source.origin}: {kind} {name}: {error}")
-    if faults:
-        raise DocumentsRefused(faults)
-    return tuple(documents)
-
-
-def _fault(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"] if part not in ("http", "kafka")]
-    field, given = ".".join(location), detail.get("input")
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        last = location[-1]
-        if last in NOT_SUPPORTED_YET:
-            return f"{field}: not supported yet ({NOT_SUPPORTED_YET[last]}); remove it"
-        return f"{field}: unknown field; remove it or correct its name"
-    if kind == "union_tag_invalid":
-        tag = given.get("type") if isinstance(given, dict) else given
-        field, given = f"{field}.type", tag
-    if kind in ("literal_error", "union_tag_invalid") and given in VALUES_NOT_SUPPORTED_YET:
-        return f"{field}: {given} is not supported yet"
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, dict | list) or kind == "missing" else f" (given: {str(given)[:80]!r})"
-    return f"{field or 'document'}: {message}{shown}"
-
-
-def compile_revision(documents: Sequence[Document], *, today: datetime.date | None = None) -> Revision:
-    """The revision that ``documents`` make together.
+def read_revision(sources: Iterable[Source], *, today: datetime.date | None = None) -> Revision:
+    """The revision that ``sources`` make together: shapes, references and expressions checked in one go.
 
     ``today`` (UTC) refuses versions whose validity has ended; None leaves validity alone, for a revision that was
     accepted once stays loadable.
 
     Raises:
-        DocumentsRefused: every fault found, each naming its document and field.
+        DocumentsRefused: everything wrong in any of them.
     """
-    faults: list[str] = []
-    seen = Counter((document.kind, document.metadata.name) for document in documents)
-    faults += [
-        f"{kind} {name}: {count} documents have this name; keep one"
-        for (kind, name), count in seen.items()
-        if count > 1
-    ]
-    models = {d.metadata.name: d.spec for d in documents if isinstance(d, Model)}
-    views = {d.metadata.name: d.spec for d in documents if isinstance(d, FeatureView)}
-    versions: dict[tuple[str, str], ModelVersionSpec] = {}
-    for document in documents:
-        if isinstance(document, ModelVersion):
-            identity = (document.spec.model, document.spec.version)
-            if identity in versions:
-                faults.append(
-                    f"ModelVersion {document.metadata.name}: spec.version: model {identity[0]} already has a version "
-                    f"{identity[1]}; number it anew"
-                )
-            versions[identity] = document.spec
-    for document in documents:
-        if isinstance(document, ModelVersion):
-            faults += _version_faults(document, models, views, today)
-        elif isinstance(document, FeatureView):
-            faults += _view_faults(document)
-        elif isinstance(document, Model):
-            faults += [
-                f"Model {document.metadata.name}: spec.aliases.{alias}: there is no version {version} of it"
-                for alias, version in document.spec.aliases.items()
-                if (document.metadata.name, version) not in versions
-            ]
-    routes = [_compile_route(d, models, versions, faults) for d in documents if isinstance(d, Route)]
-    _refuse_same_paths(routes, faults)
-    if faults:
-        raise DocumentsRefused(faults)
-    content = canonical(documents)
-    if len(content) > REVISION_BYTES_MAX:
-        raise DocumentsRefused([f"the revision has {len(content)} bytes; {REVISION_BYTES_MAX} are allowed: split it"])
-    # Literal segments come before placeholders at each place of a path, so the more specific route is met first.
-    routes.sort(key=lambda route: [segment.startswith("{") for segment in route.spec.path.split("/")])
-    return Revision(revision_id(content), tuple(documents), tuple(routes), models, versions, views)
+    check = _Check(today)
+    check.read(sources)
+    return check.compiled()
+
+
+def parse(sources: Iterable[Source]) -> tuple[Document, ...]:
+    """The documents that ``sources`` hold, each by itself.
+
+    Raises:
+        DocumentsRefused: everything wrong with their shapes.
+    """
+    check = _Check(None)
+    check.read(sources)
+    if check.faults:
+        raise DocumentsRefused(check.faults)
+    return tuple(document for _, document in check.documents)
+
+
+def compile_revision(documents: Iterable[Document], *, today: datetime.date | None = None) -> Revision:
+    """The revision that ``documents`` make together; ``today`` and errors as in ``read_revision``."""
+    check = _Check(today)
+    check.documents = [("", document) for document in documents]
+    return check.compiled()
 
 
 def canonical(documents: Iterable[Document]) -> bytes:
-    """The documents' canonical JSON: sorted by kind and name, members sorted, defaults left out."""
+    """The documents' canonical JSON: sorted by kind and name, members sorted, what was not written left out."""
     ordered = sorted(documents, key=lambda document: (document.kind, document.metadata.name))
-    return orjson.dumps(
-        [document.model_dump(mode="json", by_alias=True, exclude_unset=True) for document in ordered],
-        option=orjson.OPT_SORT_KEYS,
-    )
+    return orjson.dumps([content_of(document) for document in ordered], option=orjson.OPT_SORT_KEYS)
+
+
+def content_of(document: Document) -> dict[str, Any]:
+    """What a document says, as JSON-like values: durations in milliseconds, what was not written left out."""
+    return document.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def revision_id(content: bytes) -> str:
@@ -199,179 +142,313 @@ def load_revision(identity: str, content: bytes) -> Revision:
     Raises:
         DocumentsRefused: the content does not hash to ``identity``, or is not a sound revision.
     """
+    at = f"revision {identity[:80]}"
     if revision_id(content) != identity:
-        raise DocumentsRefused([f"revision {identity}: its content hashes to {revision_id(content)}; publish it anew"])
+        raise DocumentsRefused([Fault(at, "", "", f"its content hashes to {revision_id(content)}; publish it anew")])
     try:
         entries = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise DocumentsRefused([f"revision {identity}: not JSON: {error}"]) from error
+        raise DocumentsRefused([Fault(at, "", "", f"not JSON: {error}")]) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DocumentsRefused([f"revision {identity}: not a list of documents"])
-    return compile_revision(parse(Source(identity[:19], entry) for entry in entries))
+        raise DocumentsRefused([Fault(at, "", "", "not a list of documents")])
+    revision = read_revision(Source(identity[:19], entry) for entry in entries)
+    if revision.id != identity:
+        raise DocumentsRefused([Fault(at, "", "", "its content is not in canonical form; publish it by `apply`")])
+    return revision
 
 
-def _version_faults(
-    document: ModelVersion,
-    models: Mapping[str, ModelSpec],
-    views: Mapping[str, FeatureViewSpec],
-    today: datetime.date | None,
-) -> list[str]:
-    spec, where = document.spec, f"ModelVersion {document.metadata.name}"
-    faults = []
-    if spec.model not in models:
-        faults.append(f"{where}: spec.model: there is no Model {spec.model}")
-    if today is not None and spec.governance and spec.governance.last_day and spec.governance.last_day < today:
-        faults.append(
-            f"{where}: spec.governance.validUntil: ended on {spec.governance.last_day}; have it validated again"
-        )
-    columns = Counter(contract.column for contract in spec.features)
-    faults += [f"{where}: spec.features: {name} is named {n} times" for name, n in columns.items() if n > 1]
-    outputs = Counter(output.name for output in spec.outputs)
-    faults += [f"{where}: spec.outputs: {name} is named {n} times" for name, n in outputs.items() if n > 1]
-    for index, contract in enumerate(spec.features):
-        fault = _contract_fault(contract, views)
-        if fault:
-            faults.append(f"{where}: spec.features.{index}: {fault}")
-    return faults
+def pools_of(revision: Revision) -> frozenset[str]:
+    """The worker pools that versions of ``revision`` run in."""
+    return frozenset(spec.backend.pool for spec in revision.versions.values() if isinstance(spec.backend, KafkaBackend))
 
 
-def _contract_fault(contract: FeatureContract, views: Mapping[str, FeatureViewSpec]) -> str | None:
-    if contract.source in REQUEST_SOURCES:
-        if contract.max_age is not None:
-            return f"maxAge of {contract.ref}: a request's own values have no age; remove it"
-        type_: str | None = contract.type
-    else:
-        view = views.get(contract.source)
-        if view is None:
-            return f"ref {contract.ref}: there is no FeatureView {contract.source}"
-        type_ = next((feature.type for feature in view.features if feature.name == contract.feature), None)
-        if type_ is None:
-            return f"ref {contract.ref}: FeatureView {contract.source} has no feature {contract.feature}"
-        if contract.type is not None:
-            return f"type of {contract.ref}: its FeatureView declares it; remove it here"
-    try:
-        if type_ is not None:
-            coerce(contract.default, type_)
-    except ValueError as error:
-        return f"default of {contract.ref}: {error}"
-    return None
+class _Check:
+    """One pass over documents, and everything found wrong on the way."""
 
+    def __init__(self, today: datetime.date | None) -> None:
+        self.today = today
+        self.documents: list[tuple[str, Document]] = []
+        self.faults: list[Fault] = []
+        # What documents that could not be read would have defined: references to it are not faults of their own.
+        self.unread: set[tuple[str, str]] = set()
+        self.models: dict[str, ModelSpec] = {}
+        self.views: dict[str, FeatureViewSpec] = {}
+        self.versions: dict[tuple[str, str], ModelVersionSpec] = {}
 
-def _view_faults(document: FeatureView) -> list[str]:
-    where = f"FeatureView {document.metadata.name}"
-    names = Counter(feature.name for feature in document.spec.features)
-    faults = [f"{where}: spec.features: {name} is named {n} times" for name, n in names.items() if n > 1]
-    keys = Counter(entity.name for entity in document.spec.entities)
-    faults += [f"{where}: spec.entities: {name} is named {n} times" for name, n in keys.items() if n > 1]
-    if document.metadata.name in REQUEST_SOURCES:
-        faults.append(f"{where}: metadata.name: {document.metadata.name} means the request's own values; rename it")
-    return faults
+    # --- shapes -------------------------------------------------------------------------------------------------------
 
+    def read(self, sources: Iterable[Source]) -> None:
+        """Take in each document that has its kind's shape."""
+        for source in sources:
+            kind, name = source.content.get("kind"), _name_in(source.content)
+            shape = KINDS.get(kind) if isinstance(kind, str) else None
+            if shape is None:
+                known = ", ".join(sorted(KINDS))
+                self.faults.append(Fault(source.origin, name, "kind", f"{_shown(kind)} is unknown: use one of {known}"))
+                continue
+            where = f"{kind} {name}" if name else str(kind)
+            try:
+                document = shape.model_validate_json(orjson.dumps(source.content))
+            except ValidationError as error:
+                found = (_shape_fault(source, where, detail) for detail in error.errors(include_url=False))
+                self.faults += dict.fromkeys(found)
+                self.unread |= _defined_by(source.content)
+            except TypeError as error:
+                self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
+                self.unread |= _defined_by(source.content)
+            else:
+                self.documents.append((source.origin, document))
 
-def _compile_route(
-    document: Route,
-    models: Mapping[str, ModelSpec],
-    versions: Mapping[tuple[str, str], ModelVersionSpec],
-    faults: list[str],
-) -> CompiledRoute:
-    where = f"Route {document.metadata.name}"
-    rules = []
-    names = Counter(rule.name for rule in document.spec.rules)
-    faults += [f"{where}: spec.rules: {name} is named {n} times" for name, n in names.items() if n > 1]
-    for rule in document.spec.rules:
-        at = f"{where}: rule {rule.name}"
-        tasks = Counter(task.name for task in rule.tasks)
-        faults += [f"{at}: tasks: {name} is named {n} times" for name, n in tasks.items() if n > 1]
+    # --- references ---------------------------------------------------------------------------------------------------
+
+    def compiled(self) -> Revision:
+        """The revision, if nothing at all is wrong."""
+        self._index()
+        routes = []
+        for origin, document in self.documents:
+            match document:
+                case ModelVersion():
+                    self._check_version(origin, document)
+                case FeatureView():
+                    self._check_view(origin, document)
+                case Model():
+                    self._check_model(origin, document)
+                case Route():
+                    routes.append((origin, self._compile_route(origin, document)))
+        self._refuse_same_paths(routes)
+        if self.faults:
+            raise DocumentsRefused(self.faults)
+        documents = tuple(document for _, document in self.documents)
+        content = canonical(documents)
+        if len(content) > REVISION_BYTES_MAX:
+            fault = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
+            raise DocumentsRefused([Fault("", "", "", fault)])
+        ordered = tuple(route for _, route in routes)
+        tree = PathTree((route.spec.path, route) for route in ordered)
+        return Revision(revision_id(content), documents, ordered, self.models, self.versions, self.views, tree)
+
+    def _add(self, origin: str, document: Document, field: str, message: str) -> None:
+        self.faults.append(Fault(origin, f"{document.kind} {document.metadata.name}", field, message))
+
+    def _add_repeated(self, origin: str, document: Document, field: str, names: Iterable[str]) -> None:
+        for name, count in Counter(names).items():
+            if count > 1:
+                self._add(origin, document, field, f"{name} is named {count} times; keep one")
+
+    def _index(self) -> None:
+        first: dict[tuple[str, str], str] = {}
+        first_version: dict[tuple[str, str], str] = {}
+        for origin, document in self.documents:
+            name = document.metadata.name
+            if (document.kind, name) in first:
+                there = first[document.kind, name]
+                self._add(origin, document, "metadata.name", f"is taken{there and f' by {there}'}; keep one")
+            first.setdefault((document.kind, name), origin)
+            match document:
+                case Model():
+                    self.models[name] = document.spec
+                case FeatureView():
+                    self.views[name] = document.spec
+                case ModelVersion():
+                    identity = (document.spec.model, document.spec.version)
+                    if identity in first_version:
+                        taken = f"model {identity[0]} already has it, as {first_version[identity]}; number it anew"
+                        self._add(origin, document, "spec.version", taken)
+                    first_version.setdefault(identity, name)
+                    self.versions[identity] = document.spec
+                case Route():
+                    pass
+
+    def _model_exists(self, model: str) -> bool:
+        return model in self.models or ("Model", model) in self.unread
+
+    def _version_exists(self, model: str, version: str) -> bool:
+        return (model, version) in self.versions or ("ModelVersion", f"{model}/{version}") in self.unread
+
+    def _check_model(self, origin: str, document: Model) -> None:
+        for alias, version in document.spec.aliases.items():
+            if not self._version_exists(document.metadata.name, version):
+                self._add(origin, document, f"spec.aliases.{alias}", f"there is no version {version} of this model")
+
+    def _check_view(self, origin: str, document: FeatureView) -> None:
+        self._add_repeated(origin, document, "spec.features", (feature.name for feature in document.spec.features))
+        self._add_repeated(origin, document, "spec.entities", (entity.name for entity in document.spec.entities))
+        if document.metadata.name in REQUEST_SOURCES:
+            self._add(origin, document, "metadata.name", "means the request's own values in a ref; rename the view")
+
+    def _check_version(self, origin: str, document: ModelVersion) -> None:
+        spec = document.spec
+        if not self._model_exists(spec.model):
+            self._add(origin, document, "spec.model", f"there is no Model {spec.model}")
+        ended = spec.governance.last_day if spec.governance else None
+        if self.today is not None and ended is not None and ended < self.today:
+            self._add(origin, document, "spec.governance.validUntil", f"ended on {ended}; have it validated again")
+        self._add_repeated(origin, document, "spec.features", (contract.column for contract in spec.features))
+        self._add_repeated(origin, document, "spec.outputs", (output.name for output in spec.outputs))
+        for contract in spec.features:
+            fault = self._contract_fault(contract)
+            if fault is not None:
+                self._add(origin, document, f"spec.features[{contract.ref}].{fault[0]}", fault[1])
+        for output in spec.outputs:
+            if output.min is not None and output.max is not None and output.min > output.max:
+                self._add(origin, document, f"spec.outputs[{output.name}].min", "is above max; no value would be sound")
+
+    def _contract_fault(self, contract: FeatureContract) -> tuple[str, str] | None:
+        if contract.source in REQUEST_SOURCES:
+            if contract.max_age is not None:
+                return "maxAge", "a request's own values have no age; remove it"
+            declared: str | None = contract.type
+        else:
+            view = self.views.get(contract.source)
+            if view is None:
+                known = ("FeatureView", contract.source) in self.unread
+                return None if known else ("ref", f"there is no FeatureView {contract.source}")
+            declared = next((feature.type for feature in view.features if feature.name == contract.feature), None)
+            if declared is None:
+                return "ref", f"FeatureView {contract.source} has no feature {contract.feature}"
+            if contract.type is not None:
+                return "type", "its FeatureView declares it; remove it here"
+        try:
+            if declared is not None:
+                coerce(contract.default, declared)
+        except ValueError as error:
+            return "default", str(error)
+        return None
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    def _compile_route(self, origin: str, document: Route) -> CompiledRoute:
+        spec = document.spec
+        self._add_repeated(origin, document, "spec.rules", (rule.name for rule in spec.rules))
+        rules = tuple(self._compile_rule(origin, document, rule) for rule in spec.rules)
+        placeholders: tuple[str, ...] = ()
+        try:
+            placeholders = placeholders_of(spec.path)
+        except ValueError as error:
+            self._add(origin, document, "spec.path", str(error))
+        return CompiledRoute(document.metadata.name, spec, placeholders, rules)
+
+    def _compile_rule(self, origin: str, document: Route, rule: RuleSpec) -> Rule:
+        at = f"spec.rules[{rule.name}]"
+        self._add_repeated(origin, document, f"{at}.tasks", (task.name for task in rule.tasks))
         for task in rule.tasks:
-            faults += [f"{at}: task {task.name}: {fault}" for fault in _task_faults(task, models, versions)]
-        when = None if rule.when is None else _compiled(f"{at}: when", rule.when, WHEN_ROOTS, faults)
+            for field_, message in self._task_faults(task):
+                self._add(origin, document, f"{at}.tasks[{task.name}].{field_}", message)
+
+        def compiled(field_: str, text: str, roots: tuple[str, ...]) -> Expression | None:
+            try:
+                return compile_expression(text, roots)
+            except ExpressionFailed as error:
+                self._add(origin, document, f"{at}.{field_}", str(error))
+                return None
+
+        when = None if rule.when is None else compiled("when", rule.when, WHEN_ROOTS)
         result = {
             name: expression
             for name, text in rule.result.items()
-            if (expression := _compiled(f"{at}: result.{name}", text, RESULT_ROOTS, faults)) is not None
+            if (expression := compiled(f"result.{name}", text, RESULT_ROOTS)) is not None
         }
-        rules.append(Rule(rule, when, result))
-    try:
-        pattern = path_pattern(document.spec.path)
-    except ValueError as error:
-        faults.append(f"{where}: spec.path: {error}")
-        pattern = re.compile("(?!)")
-    return CompiledRoute(document.metadata.name, document.spec, pattern, tuple(rules))
+        return Rule(rule, when, result)
+
+    def _task_faults(self, task: TaskSpec) -> list[tuple[str, str]]:
+        select, model = task.select, self.models.get(task.model)
+        if model is None:
+            return [] if self._model_exists(task.model) else [("model", f"there is no Model {task.model}")]
+        chosen: list[tuple[str, str]] = []
+        if select.alias is not None:
+            if select.alias not in model.aliases:
+                return [("select.alias", f"Model {task.model} has no alias {select.alias}")]
+            chosen.append(("select.alias", model.aliases[select.alias]))
+        if select.version is not None:
+            chosen.append(("select.version", select.version))
+        arms = Counter(arm.version for arm in select.split or ())
+        chosen += [(f"select.split[{version}]", version) for version in arms]
+        faults = [
+            ("select.split", f"version {version} is named {count} times; keep one")
+            for version, count in arms.items()
+            if count > 1
+        ]
+        for field_, version in chosen:
+            spec = self.versions.get((task.model, version))
+            if spec is not None:
+                outputs = {output.name for output in spec.outputs}
+                if task.default is not None and set(task.default) != outputs:
+                    given, wanted = ", ".join(sorted(task.default)) or "nothing", ", ".join(sorted(outputs))
+                    faults.append(("default", f"names {given}, and version {version} answers {wanted}; name the same"))
+            elif not self._version_exists(task.model, version):
+                faults.append((field_, f"there is no version {version} of {task.model}"))
+        return faults
+
+    def _refuse_same_paths(self, routes: Sequence[tuple[str, CompiledRoute]]) -> None:
+        seen: dict[tuple[str, ...], str] = {}
+        for origin, route in routes:
+            # Where a placeholder stands counts, not what it is called.
+            names = {f"{{{name}}}" for name in route.placeholders}
+            shape = tuple("{}" if segment in names else segment for segment in route.spec.path.split("/"))
+            if shape in seen:
+                same = f"Route {seen[shape]} has the same path; merge their rules"
+                self.faults.append(Fault(origin, f"Route {route.name}", "spec.path", same))
+            seen.setdefault(shape, route.name)
 
 
-def _compiled(where: str, text: str, roots: tuple[str, ...], faults: list[str]) -> Expression | None:
-    try:
-        return compile_expression(text, roots)
-    except ExpressionFailed as error:
-        faults.append(f"{where}: {error}")
-        return None
+def _name_in(content: Mapping[str, Any]) -> str:
+    metadata = content.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
-def _task_faults(
-    task: TaskSpec,
-    models: Mapping[str, ModelSpec],
-    versions: Mapping[tuple[str, str], ModelVersionSpec],
-) -> list[str]:
-    model = models.get(task.model)
-    if model is None:
-        return [f"model: there is no Model {task.model}"]
-    faults = []
-    select = task.select
-    chosen: list[tuple[str, str]] = []
-    if select.alias is not None:
-        if select.alias not in model.aliases:
-            return [f"select.alias: Model {task.model} has no alias {select.alias}"]
-        chosen.append(("select.alias", model.aliases[select.alias]))
-    if select.version is not None:
-        chosen.append(("select.version", select.version))
-    for arm in select.split or ():
-        chosen.append(("select.split", arm.version))
-    arms = Counter(arm.version for arm in select.split or ())
-    faults += [f"select.split: version {version} is named {n} times" for version, n in arms.items() if n > 1]
-    for field, version in chosen:
-        spec = versions.get((task.model, version))
-        if spec is None:
-            faults.append(f"{field}: there is no version {version} of {task.model}")
-            continue
-        outputs = {output.name for output in spec.outputs}
-        if task.default is not None and set(task.default) != outputs:
-            faults.append(
-                f"default: names {', '.join(sorted(task.default))}, and version {version} answers "
-                f"{', '.join(sorted(outputs))}; give each output once"
-            )
-    return faults
+def _defined_by(content: Mapping[str, Any]) -> set[tuple[str, str]]:
+    kind, spec = content["kind"], content.get("spec")
+    if kind == "ModelVersion" and isinstance(spec, Mapping):
+        return {(kind, f"{spec.get('model')}/{spec.get('version')}")}
+    return {(kind, _name_in(content))}
 
 
-def _refuse_same_paths(routes: Sequence[CompiledRoute], faults: list[str]) -> None:
-    by_shape: dict[str, str] = {}
-    for route in routes:
-        shape = _PLACEHOLDER.sub("{}", route.spec.path)
-        if shape in by_shape:
-            faults.append(
-                f"Route {route.name}: spec.path: Route {by_shape[shape]} has the same path; merge their rules"
-            )
-        by_shape[shape] = route.name
+def _shown(value: object) -> str:
+    return repr(value)[:_SHOWN_LENGTH_MAX]
 
 
-def path_pattern(path: str) -> re.Pattern[str]:
-    """The pattern of a route's path; each placeholder is one whole segment.
+_SCALAR_TYPES: Final = frozenset({"str", "int", "float", "bool"})
 
-    Raises:
-        ValueError: a placeholder is not a whole segment, or is named twice.
 
-    >>> path_pattern("/credit/{product}").fullmatch("/credit/card").groupdict()
-    {'product': 'card'}
-    """
-    parts = []
-    for segment in path.split("/"):
-        placeholder = _PLACEHOLDER.fullmatch(segment)
-        if placeholder:
-            parts.append(f"(?P<{placeholder[1]}>[^/]+)")
-        elif "{" in segment or "}" in segment or "*" in segment:
-            raise ValueError(f"segment {segment!r}: a placeholder is a whole segment, as in /credit/{{product}}")
+def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
+    kind, given = detail["type"], detail.get("input")
+    field_, last = _field_at(source.content, detail["loc"])
+    if kind == "union_tag_invalid":
+        field_, given = f"{field_}.type", given.get("type")
+    if kind == "extra_forbidden":
+        if last in NOT_SUPPORTED_YET:
+            message = f"not supported yet ({NOT_SUPPORTED_YET[last]}); remove it"
         else:
-            parts.append(re.escape(segment))
-    try:
-        return re.compile("/".join(parts))
-    except re.error as error:
-        raise ValueError(f"{path}: {error}") from error
+            message = "unknown field; remove it or correct its name"
+    elif kind in ("literal_error", "union_tag_invalid") and given in VALUES_NOT_SUPPORTED_YET:
+        message = f"{given} is not supported yet"
+    elif last in _SCALAR_TYPES:
+        message = f"{_shown(given)} is not text, a number, true, false or null"
+    elif kind == "missing":
+        message = "is missing"
+    else:
+        given_text = "" if isinstance(given, dict | list) else f" (given: {_shown(given)})"
+        message = detail["msg"].removeprefix("Value error, ") + given_text
+    return Fault(source.origin, where, field_, message)
+
+
+def _field_at(content: object, location: Sequence[str | int]) -> tuple[str, str]:
+    """A field's place as people read it, with items of lists by name; and its last part.
+
+    pydantic's locations also name which member of a union was tried; those parts are no fields.
+    """
+    path, here, last = "", content, ""
+    for part in location:
+        last = str(part)
+        if isinstance(part, int):
+            here = here[part] if isinstance(here, list) and part < len(here) else None
+            path += f"[{item_label(here, part)}]"
+            continue
+        members = here if isinstance(here, dict) else {}
+        tried = part in _SCALAR_TYPES and not members
+        tagged = part not in members and members.get("type") == part
+        if part != "[key]" and not tried and not tagged:
+            here = members.get(part)
+            path += f".{part}"
+    return path.removeprefix("."), last

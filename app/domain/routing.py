@@ -6,7 +6,7 @@ split is drawn by a hash of the request id, so a redelivered request meets the s
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,25 +65,31 @@ class Refused:
 
 def route(revision: Revision, request: Request) -> Plan | Refused:
     """The plan for ``request`` under ``revision``."""
-    found = _match(revision, request.path)
+    found = revision.paths.match(request.path)
     if found is None:
         return Refused(Problem(Code.PATH_UNKNOWN, f"no route has the path {request.path[:200]}; see `get routes`"))
-    matched, placeholders = found
-    metadata = {**request.metadata, **placeholders}
-    context = {"path": request.path, "entities": request.entities, "inputs": request.inputs, "metadata": metadata}
+    matched, segments = found
+    context = context_of(request, matched, segments)
     for rule in matched.rules:
-        holds = _holds(matched, rule, context)
+        holds = rule_holds(matched, rule, context)
         if isinstance(holds, Refused):
             return holds
         if holds:
             tasks = tuple(_select(revision, task, request) for task in rule.spec.tasks)
-            return Plan(revision, matched, rule, metadata, tasks)
+            return Plan(revision, matched, rule, context["metadata"], tasks)
     return Refused(
         Problem(Code.NO_RULE_MATCHED, f"route {matched.name} has no rule for this request; see `explain`"), matched.name
     )
 
 
-def _holds(matched: CompiledRoute, rule: Rule, context: Mapping[str, object]) -> bool | Refused:
+def context_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -> dict[str, Any]:
+    """What expressions see of a request; the path's placeholders are metadata, and win over the caller's own."""
+    metadata = {**request.metadata, **dict(zip(matched.placeholders, segments, strict=True))}
+    return {"path": request.path, "entities": request.entities, "inputs": request.inputs, "metadata": metadata}
+
+
+def rule_holds(matched: CompiledRoute, rule: Rule, context: Mapping[str, object]) -> bool | Refused:
+    """Whether ``rule`` is for the request of ``context``; Refused where that cannot be said."""
     if rule.when is None:
         return True
     try:
@@ -95,14 +101,6 @@ def _holds(matched: CompiledRoute, rule: Rule, context: Mapping[str, object]) ->
         reason = f"failed: {error}"
     problem = Problem(Code.RULE_FAILED, f"route {matched.name}, rule {rule.spec.name}: when {reason}")
     return Refused(problem, matched.name, rule.spec.name)
-
-
-def _match(revision: Revision, path: str) -> tuple[CompiledRoute, dict[str, str]] | None:
-    for candidate in revision.routes:
-        match = candidate.pattern.fullmatch(path)
-        if match:
-            return candidate, match.groupdict()
-    return None
 
 
 def _select(revision: Revision, task: TaskSpec, request: Request) -> TaskPlan:
