@@ -108,12 +108,12 @@ def _described(stack: Stack, states: list[ServiceState]) -> dict[str, Any]:
 
 
 def _table(states: list[ServiceState]) -> Table:
-    table = Table("service", "state", "process", "address", "log", box=SIMPLE_HEAD)
+    table = Table("service", "state", "process", "address", box=SIMPLE_HEAD)
     for column in table.columns[3:]:
         column.overflow = "fold"  # an address cut short is no address
     for state in states:
         word = "serving" if state.serving else "runs, does not answer" if state.running else "stopped"
-        table.add_row(state.name, word, str(state.pid or "-"), state.address, str(state.log))
+        table.add_row(state.name, word, str(state.pid or "-"), state.address)
     return table
 
 

@@ -167,8 +167,9 @@ class ContainerService:
             port = free_port()
             self.address = f"{host}:{port}"
             container = DockerContainer(self.image)
-            # docker-py takes the interface too; testcontainers passes it through and types only the port.
-            container.with_bind_ports(self.container_port, cast(Any, (HOST if host == HOST else "", port)))
+            # On this machine only; `with_bind_ports` knows no interfaces, docker-py's port table does.
+            interface = HOST if host == HOST else "0.0.0.0"  # noqa: S104 - a remote engine is reached from here
+            cast(dict[str, Any], container.ports)[f"{self.container_port}/tcp"] = (interface, port)
             container.with_envs(**self.environment(self.address))
             if self.command is not None:
                 container.with_command(self.command)
@@ -187,18 +188,18 @@ class ContainerService:
         """See ServiceHandle."""
         if self.runs:
             return
-        if not self.keeps_data:
-            pytest.skip(f"{self.image} forgets its data when it ends: run with {CHOICE_VARIABLE}=embedded")
         self._container.get_wrapped_container().start()
         self._await_service()
 
     def stop(self) -> None:
         """See ServiceHandle."""
+        self._skip_if_it_forgets()
         if self.runs:
             self._container.get_wrapped_container().stop(timeout=STOP_GRACE_S)
 
     def kill(self) -> None:
         """See ServiceHandle."""
+        self._skip_if_it_forgets()
         if self.runs:
             docker_container = self._container.get_wrapped_container()
             docker_container.kill()
@@ -216,6 +217,10 @@ class ContainerService:
         """End it and its data."""
         if self._container is not None:
             self._container.stop()
+
+    def _skip_if_it_forgets(self) -> None:
+        if not self.keeps_data:
+            pytest.skip(f"{self.image} forgets its data when it ends: run with {CHOICE_VARIABLE}=embedded")
 
     def _await_service(self) -> None:
         end = time.monotonic() + SERVE_TIMEOUT_S
