@@ -1,22 +1,10 @@
 """The feature store: rows by entity in, values with their event times out; and the way in for updates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from app.domain.features import EntityKey, FetchedFeatures, Value, ViewNeed
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureRow:
-    """New values of one view's features for one entity; ``types`` are Feast value types, in the values' order."""
-
-    view: str
-    key: EntityKey
-    names: tuple[str, ...]
-    values: tuple[Value, ...]
-    types: tuple[str, ...]
-    event_time_ms: int
+from app.domain.feature_updates import FeatureRow
+from app.domain.features import FetchedFeatures, ViewNeed
 
 
 class FeatureStore(Protocol):
@@ -42,8 +30,11 @@ class FeatureStore(Protocol):
 class FeatureWriter(Protocol):
     """Where features are written."""
 
-    async def write(self, rows: Sequence[FeatureRow]) -> None:
-        """Store ``rows``, in order; a row whose event time is at or before the stored one changes nothing.
+    async def write(self, rows: Sequence[FeatureRow]) -> int:
+        """Store ``rows``, in order, and say how many changed something.
+
+        A row whose event time is at or before its view's stored one changes nothing; a stored one at or before the
+        epoch guards nothing. Features that a row keeps have their own event times from then on.
 
         Raises:
             StoreUnavailable: the store did not acknowledge all of them; writing them again is safe.

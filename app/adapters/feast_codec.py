@@ -1,0 +1,275 @@
+"""Feast's online-store bytes (key serialization 3, as feast 0.67 writes them), without Feast.
+
+Keys and field names go one way, to bytes; values go both ways, between Python scalars and serialized
+``feast.types.Value`` messages. Such a message holds one field, so its wire format is read and written here directly:
+it is on the path of every decision, where a protobuf object a value would cost most of a fetch. Whatever bytes a store
+holds, decoding them ends in a ``Fetched``: PRESENT, NULL, MISSING, or ERROR with the reason.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Final
+
+import mmh3
+
+from app.domain.documents import ValueType
+from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, coerce
+
+INT64_MIN: Final = -(2**63)
+"""What pandas makes of a time that is not there; a null of type UNIX_TIMESTAMP."""
+
+_STRING: Final = 2
+_NULL_FIELD: Final = 19
+_FIELDS: Final[Mapping[str, int]] = {
+    "BYTES": 1,
+    "STRING": 2,
+    "INT32": 3,
+    "INT64": 4,
+    "DOUBLE": 5,
+    "FLOAT": 6,
+    "BOOL": 7,
+    "UNIX_TIMESTAMP": 8,
+}
+"""A type's number, both in ``feast.types.ValueType`` and as the field of ``feast.types.Value`` that holds it."""
+_NAMES: Final = {number: name for name, number in _FIELDS.items()}
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_WIRE: Final = {1: _LENGTH, 2: _LENGTH, 3: _VARINT, 4: _VARINT, 5: _FIXED64, 6: _FIXED32, 7: _VARINT, 8: _VARINT}
+_U64: Final = (1 << 64) - 1
+
+_NULL: Final = Fetched(FeatureStatus.NULL)
+_MISSING: Final = Fetched(FeatureStatus.MISSING)
+_PRESENT: Final = FeatureStatus.PRESENT
+_ERROR: Final = FeatureStatus.ERROR
+
+
+# --- keys and fields --------------------------------------------------------------------------------------------------
+
+
+def row_key(key: EntityKey) -> bytes:
+    """The Redis key of an entity's row, which all views of that entity share.
+
+    >>> row_key(EntityKey("p", ("id",), (17,), ("INT64",))).hex()
+    '01000000020000000200000069640400000008000000110000000000000070'
+    """
+    parts = [_key_head(key.names)]
+    for value, type_ in zip(key.values, key.types, strict=True):
+        encoded = value.encode() if isinstance(value, str) else struct.pack("<i" if type_ == "INT32" else "<q", value)
+        parts.append(struct.pack("<II", _FIELDS[type_], len(encoded)))
+        parts.append(encoded)
+    parts.append(key.project.encode())
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _key_head(names: tuple[str, ...]) -> bytes:
+    encoded = [name.encode() for name in names]
+    return struct.pack("<I", len(names)) + b"".join(struct.pack("<II", _STRING, len(name)) + name for name in encoded)
+
+
+def feature_field(view: str, feature: str) -> bytes:
+    """The hash field that holds a feature.
+
+    >>> feature_field("applicant", "age_years").hex()
+    '24e8c600'
+    """
+    return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
+
+
+def time_field(view: str) -> bytes:
+    """The hash field that holds the event time of all of a view's features."""
+    return b"_ts:" + view.encode()
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def encode_value(value: Value, type_: str) -> bytes:
+    r"""A ``feast.types.Value``; None is Feast's null, which is no bytes at all.
+
+    ``value`` has been coerced to ``type_``; ValueError or OverflowError where it has not.
+
+    >>> encode_value("ab", "STRING"), encode_value(None, "INT64")
+    (b'\x12\x02ab', b'')
+    """
+    if value is None:
+        return b""
+    field = _FIELDS[type_]
+    match field, coerce(value, type_):
+        case 1, bytes(data):
+            return b"\x0a" + _varint(len(data)) + data
+        case 2, str(text):
+            data = text.encode()
+            return b"\x12" + _varint(len(data)) + data
+        case 5, float(number):
+            return b"\x29" + struct.pack("<d", number)
+        case 6, float(number):
+            return b"\x35" + struct.pack("<f", number)
+        case 3 | 4 | 7 | 8, int(number):
+            return bytes((field << 3,)) + _varint(number & _U64)
+    raise ValueError(f"{value!r} is not {type_}")
+
+
+def decode_value(data: bytes | None, type_: ValueType, event_time_ms: int | None = None) -> Fetched:
+    """What a stored value says, as the declared type.
+
+    None is MISSING and empty is NULL. A value stored as another scalar is coerced where that loses nothing.
+
+    >>> decode_value(b"\\x20\\x2a", "INT64").value, decode_value(b"\\x20\\x2a", "DOUBLE").value
+    (42, 42.0)
+    """
+    if data is None:
+        return _MISSING
+    if not data:
+        return Fetched(FeatureStatus.NULL, None, event_time_ms) if event_time_ms is not None else _NULL
+    try:
+        stored, value = _parse(data)
+        if value is None or (value == INT64_MIN and "UNIX_TIMESTAMP" in (stored, type_)):
+            return Fetched(FeatureStatus.NULL, None, event_time_ms)
+        if stored != type_ or type_ in ("DOUBLE", "FLOAT"):
+            value = coerce(value, type_)
+    except ValueError as error:
+        return Fetched(_ERROR, None, event_time_ms, f"stored value cannot be used: {error}")
+    return Fetched(_PRESENT, value, event_time_ms)
+
+
+def _parse(data: bytes) -> tuple[str, Value]:
+    """The type and value that a message holds; of several fields the last counts, as in every protobuf ``oneof``."""
+    at, end = 0, len(data)
+    # Short texts, small whole numbers and doubles are nearly all there is.
+    first = data[0]
+    if first == 0x12 and end > 1 and data[1] == end - 2 < 0x80:
+        return "STRING", data[2:].decode()
+    if first == 0x20 and end == 2 and data[1] < 0x80:
+        return "INT64", data[1]
+    if first == 0x29 and end == 9:
+        return "DOUBLE", _double(data[1:])
+    found: tuple[str, Value] | None = None
+    while at < end:
+        tag, at = _read_varint(data, at)
+        field, wire = tag >> 3, tag & 7
+        raw, at = _read_raw(data, at, wire)
+        if field == _NULL_FIELD and wire == _VARINT:
+            found = ("NULL", None)
+            continue
+        name = _NAMES.get(field)
+        if name is None:
+            raise ValueError(f"field {field} of feast.types.Value is not a scalar")
+        if wire != _WIRE[field]:
+            raise ValueError(f"damaged: {name} in wire type {wire}")
+        found = (name, _READERS[field](raw))
+    if found is None:
+        raise ValueError("damaged: no field")
+    return found
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    for index in range(at, min(at + 10, len(data))):
+        byte = data[index]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & _U64, index + 1
+        shift += 7
+    raise ValueError("damaged: a number does not end")
+
+
+def _read_raw(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
+    if wire == _VARINT:
+        return _read_varint(data, at)
+    if wire == _LENGTH:
+        length, at = _read_varint(data, at)
+    elif wire in (_FIXED64, _FIXED32):
+        length = 8 if wire == _FIXED64 else 4
+    else:
+        raise ValueError(f"damaged: wire type {wire}")
+    if at + length > len(data):
+        raise ValueError(f"damaged: {length} bytes announced, {len(data) - at} there")
+    return data[at : at + length], at + length
+
+
+def _as_bytes(raw: int | bytes) -> bytes:
+    assert isinstance(raw, bytes)  # noqa: S101 - the wire type was checked
+    return raw
+
+
+def _as_int(raw: int | bytes) -> int:
+    assert isinstance(raw, int)  # noqa: S101 - the wire type was checked
+    return raw
+
+
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _double(raw: int | bytes) -> float:
+    number: float = struct.unpack("<d", _as_bytes(raw))[0]
+    return number
+
+
+def _float(raw: int | bytes) -> float:
+    number: float = struct.unpack("<f", _as_bytes(raw))[0]
+    return number
+
+
+_READERS: Final[Mapping[int, Callable[[int | bytes], Value]]] = {
+    1: _as_bytes,
+    2: lambda raw: _as_bytes(raw).decode(),
+    3: lambda raw: _signed(_as_int(raw), 32),
+    4: lambda raw: _signed(_as_int(raw), 64),
+    5: _double,
+    6: _float,
+    7: lambda raw: _as_int(raw) != 0,
+    8: lambda raw: _signed(_as_int(raw), 64),
+}
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+# --- event times ------------------------------------------------------------------------------------------------------
+
+
+def encode_time(epoch_ms: int) -> bytes:
+    """A ``google.protobuf.Timestamp``: fields that are zero are left out, so the epoch is no bytes at all.
+
+    >>> encode_time(1_000), encode_time(0)
+    (b'\\x08\\x01', b'')
+    """
+    seconds, rest_ms = divmod(epoch_ms, 1_000)
+    out = b""
+    if seconds:
+        out += b"\x08" + _varint(seconds & _U64)
+    if rest_ms:
+        out += b"\x10" + _varint(rest_ms * 1_000_000)
+    return out
+
+
+def decode_time(data: bytes | None) -> int | None:
+    """Epoch milliseconds of a serialized Timestamp; None where there is none, or it cannot be read.
+
+    >>> decode_time(encode_time(1_795_651_200_250)), decode_time(b""), decode_time(b"?"), decode_time(None)
+    (1795651200250, 0, None, None)
+    """
+    if data is None:
+        return None
+    seconds = nanos = 0
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            tag, at = _read_varint(data, at)
+            raw, at = _read_raw(data, at, tag & 7)
+            if tag == 0x08:
+                seconds = _signed(_as_int(raw), 64)
+            elif tag == 0x10:
+                nanos = _signed(_as_int(raw), 32)
+    except ValueError:
+        return None
+    return seconds * 1_000 + nanos // 1_000_000

@@ -1,0 +1,181 @@
+"""The features worker: updates in from ``features.updates``, rows out to the feature store.
+
+A batch of one partition's records is read under the registry's views, written to the store in one round trip, and
+acknowledged only when the store has answered. While the store or Kafka is away the batch waits and is tried again:
+writing a row twice changes nothing. What cannot be stored goes to the dead-letter topic, acknowledged there first, and
+does not hold up the others.
+
+An update may overtake the revision that declares its view. So one that names something unknown is refused only when
+it has been in Kafka for ``REGISTRY_GRACE_MS``; an old backlog therefore never waits.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
+
+import faust
+import orjson
+import structlog
+from faust.types import StreamT
+from prometheus_client import Counter, Histogram
+
+from app.adapters.avro import AvroCodec
+from app.adapters.dead_letters import dead_letter, publish_dead_letters
+from app.agents.delivery import Intake
+from app.domain.documents import FeatureViewSpec
+from app.domain.errors import PublishFailed, StoreUnavailable
+from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
+from app.domain.requests import InboundRecord
+from app.observability import LATENCY_BUCKETS_S
+from app.ports.clock import Clock
+from app.ports.feature_store import FeatureWriter
+from app.ports.log import OutboundRecord, Publisher
+
+log = structlog.get_logger()
+
+BATCH_RECORDS_MAX: Final = 500
+BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+BATCH_WAIT_MS: Final = 20
+"""Small beside a producer's and Redis' own times; large enough that a backlog fills batches."""
+IN_FLIGHT_MAX: Final = 2_000
+REGISTRY_GRACE_MS: Final = 5_000
+"""A revision reaches every worker well within this of its ``apply``."""
+REGISTRY_POLL_S: Final = 0.1
+RETRY_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Between attempts at one batch; the last repeats for as long as the dependency is away."""
+
+_UPDATES = Counter("broker_feature_updates", "Feature updates by outcome: stored, outdated, refused", ["outcome"])
+_BATCH_SECONDS = Histogram(
+    "broker_feature_batch_seconds", "From a batch's first look to its acknowledgement", buckets=LATENCY_BUCKETS_S
+)
+_RETRIES = Counter("broker_feature_retries", "Attempts at a batch that have to be repeated", ["dependency"])
+
+_T = TypeVar("_T")
+_AVRO_MAGIC: Final = b"\xc3\x01"
+Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
+
+
+class FeatureUpdates:
+    """What happens to one batch; ``views`` are the registry's, None while no revision is known."""
+
+    def __init__(
+        self,
+        *,
+        writer: FeatureWriter,
+        publisher: Publisher,
+        views: Views,
+        group: str,
+        clock: Clock,
+        retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
+    ) -> None:
+        self._writer = writer
+        self._publisher = publisher
+        self._views = views
+        self._group = group
+        self._clock = clock
+        self._retry_delays_s = retry_delays_s
+        self._codec = AvroCodec("FeatureUpdate")
+
+    async def handle(self, partition: int, records: Sequence[InboundRecord]) -> None:
+        """Store a batch's rows and bury what cannot be stored; returns when both are durable."""
+        started_ms = self._clock.steady_ms()
+        rows: list[FeatureRow] = []
+        letters: list[OutboundRecord] = []
+        for record in records:
+            try:
+                rows.append(await self._row_of(record))
+            except UpdateRefused as error:
+                letters.append(dead_letter(record, str(error), "feature_update_refused", self._group))
+                log.warning("feature_update_refused", position=record.position, reason=str(error))
+        stored = await self._until_done("store", lambda: self._writer.write(rows)) if rows else 0
+        if letters:
+            await self._until_done("kafka", lambda: publish_dead_letters(self._publisher, letters))
+        elapsed_ms = self._clock.steady_ms() - started_ms
+        _UPDATES.labels("stored").inc(stored)
+        _UPDATES.labels("outdated").inc(len(rows) - stored)
+        _UPDATES.labels("refused").inc(len(letters))
+        _BATCH_SECONDS.observe(elapsed_ms / 1000)
+        log.info(
+            "feature_batch",
+            partition=partition,
+            first_offset=records[0].offset,
+            last_offset=records[-1].offset,
+            stored=stored,
+            outdated=len(rows) - stored,
+            refused=len(letters),
+            elapsed_ms=round(elapsed_ms, 1),
+        )
+
+    async def _row_of(self, record: InboundRecord) -> FeatureRow:
+        body = self._decode(record.value)
+        waiting = False
+        while True:
+            views = self._views()
+            if views is not None:
+                try:
+                    return read_update(body, views)
+                except UpdateRefused as error:
+                    age_ms = self._clock.now_ms() - record.timestamp_ms
+                    if not error.unknown or not 0 <= age_ms < REGISTRY_GRACE_MS:
+                        raise
+            elif not waiting:
+                waiting = True
+                log.warning("registry_awaited", position=record.position, hint="apply a revision with feature views")
+            await asyncio.sleep(REGISTRY_POLL_S)
+
+    def _decode(self, value: bytes | None) -> Mapping[str, Any]:
+        if not value:
+            raise UpdateRefused("the record has no value: send a FeatureUpdate as JSON or Avro")
+        if value.startswith(_AVRO_MAGIC):
+            try:
+                return self._codec.decode(value)
+            except ValueError as error:
+                raise UpdateRefused(str(error)) from error
+        try:
+            body = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise UpdateRefused(f"neither JSON nor Avro in single-object encoding: {error}") from error
+        if not isinstance(body, dict):
+            raise UpdateRefused(f"a JSON {type(body).__name__}: send an object")
+        return body
+
+    async def _until_done(self, dependency: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """The attempt's result, however often it takes; only the worker's end cancels the wait."""
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except (StoreUnavailable, PublishFailed) as error:
+                delay_s = self._retry_delays_s[min(failures, len(self._retry_delays_s) - 1)]
+                failures += 1
+                _RETRIES.labels(dependency).inc()
+                log.warning("feature_batch_waits", dependency=dependency, reason=str(error), retry_in_s=delay_s)
+                await asyncio.sleep(delay_s)
+
+
+def attach(
+    app: faust.App,
+    *,
+    topic: str,
+    writer: FeatureWriter,
+    publisher: Publisher,
+    views: Views,
+    group: str,
+    clock: Clock,
+) -> Intake:
+    """Add the features agent to ``app``; ``topic`` and ``group`` are full names. Returns its intake, to be drained."""
+    intake = Intake(app, in_flight_max=IN_FLIGHT_MAX)
+    updates = FeatureUpdates(writer=writer, publisher=publisher, views=views, group=group, clock=clock)
+
+    async def features(stream: StreamT[Any]) -> None:
+        await intake.batches(
+            cast(faust.Stream[bytes], stream),
+            updates.handle,
+            records_max=BATCH_RECORDS_MAX,
+            bytes_max=BATCH_BYTES_MAX,
+            wait_ms=BATCH_WAIT_MS,
+        )
+
+    channel = app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+    app.agent(channel, name="features")(features)
+    return intake

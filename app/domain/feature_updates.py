@@ -1,0 +1,146 @@
+"""Feature updates: what a producer says of one entity in; a typed row for the feature store out.
+
+A producer names view, entity, values and the time they were true. The registry's FeatureView says what types they
+have; an update that says anything else is refused whole, for half an update under a new event time would make old
+values look fresh. A feature that is left out keeps its value and its own time; one that is given as null becomes null.
+"""
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from app.domain.documents import FeatureViewSpec
+from app.domain.errors import BrokerError
+from app.domain.features import EntityKey, Value, coerce
+
+_MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_time"})
+EVENT_TIME_MS_MAX: Final = 253_402_300_799_999
+"""The end of the year 9999 and of protobuf's Timestamp; microseconds sent as milliseconds lie past it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """New values of one view's features for one entity; ``types`` are Feast value types, in the values' order.
+
+    ``kept`` are the view's other features: they keep their values, and their own event times.
+    """
+
+    view: str
+    key: EntityKey
+    names: tuple[str, ...]
+    values: tuple[Value, ...]
+    types: tuple[str, ...]
+    event_time_ms: int
+    kept: tuple[str, ...] = ()
+
+
+class UpdateRefused(BrokerError):
+    """An update cannot be stored; the message says why.
+
+    ``unknown`` tells a name that the registry may still learn (a view, a feature) from what never becomes right.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
+
+
+def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec]) -> FeatureRow:
+    """The row that a decoded update makes under the registry's views.
+
+    Raises:
+        UpdateRefused: a member is missing, unknown or of the wrong type; the message names it.
+    """
+    if set(body) != _MEMBERS:
+        wrong = sorted(f"{name} is missing" for name in _MEMBERS - set(body))
+        wrong += sorted(f"{str(name)[:80]} is unknown" for name in set(body) - _MEMBERS)
+        raise UpdateRefused(f"{'; '.join(wrong)[:400]}: an update has {', '.join(sorted(_MEMBERS))}")
+    name = body["view"]
+    view = views.get(name) if isinstance(name, str) else None
+    if view is None:
+        raise UpdateRefused(f"view {str(name)[:80]!r} is not in the registry: apply its FeatureView", unknown=True)
+    if body["project"] != view.source.project:
+        raise UpdateRefused(
+            f"project {str(body['project'])[:80]!r}: view {name} belongs to {view.source.project}", unknown=True
+        )
+    key = _key_of(_section(body, "entities"), name, view)
+    values = _section(body, "values")
+    if not values:
+        raise UpdateRefused("values is empty: send at least one feature")
+    types = {feature.name: feature.type for feature in view.features}
+    strange = sorted(set(values) - set(types))
+    if strange:
+        raise UpdateRefused(f"values.{strange[0][:80]}: view {name} has no such feature", unknown=True)
+    return FeatureRow(
+        name,
+        key,
+        tuple(values),
+        tuple(_typed(given, types[feature], f"values.{feature}") for feature, given in values.items()),
+        tuple(types[feature] for feature in values),
+        _event_time_ms(body["event_time"]),
+        tuple(feature for feature in types if feature not in values),
+    )
+
+
+def _section(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = body[name]
+    if not isinstance(section, Mapping):
+        raise UpdateRefused(f"{name} is {type(section).__name__}: send an object of names to values")
+    return section
+
+
+def _key_of(given: Mapping[str, Any], name: str, view: FeatureViewSpec) -> EntityKey:
+    entities = sorted(view.entities, key=lambda entity: entity.name)
+    expected = [entity.name for entity in entities]
+    if set(given) != set(expected):
+        raise UpdateRefused(
+            f"entities has {', '.join(sorted(given))[:200] or 'nothing'}: view {name} is of {', '.join(expected)}"
+        )
+    values: list[str | int] = []
+    for entity in entities:
+        value = given[entity.name]
+        # 17.0 may be a rounded id: another applicant's.
+        typed = None if isinstance(value, float) else _typed(value, entity.type, f"entities.{entity.name}")
+        if not isinstance(typed, str | int):
+            raise UpdateRefused(f"entities.{entity.name} is {str(value)[:80]}: send {entity.type}")
+        values.append(typed)
+    return EntityKey(view.source.project, tuple(expected), tuple(values), tuple(entity.type for entity in entities))
+
+
+def _typed(given: Any, type_: str, where: str) -> Value:
+    try:
+        if type_ == "BYTES" and isinstance(given, str):
+            return base64.b64decode(given, validate=True)
+        if type_ == "UNIX_TIMESTAMP" and isinstance(given, bytes):
+            raise ValueError("bytes are not UNIX_TIMESTAMP")
+        value = coerce(given, type_)
+        if type_ == "FLOAT" and isinstance(value, float):
+            struct.pack("<f", value)
+        if isinstance(value, str):
+            value.encode()
+    except binascii.Error as error:
+        raise UpdateRefused(f"{where}: not base64, the text form of BYTES: {error}") from error
+    except (ValueError, OverflowError) as error:
+        raise UpdateRefused(f"{where}: {error}") from error
+    return value
+
+
+def _event_time_ms(given: Any) -> int:
+    moment: int | None = None
+    if isinstance(given, int) and not isinstance(given, bool):
+        moment = given
+    elif isinstance(given, str):
+        try:
+            parsed = datetime.fromisoformat(given)
+            moment = round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1_000)
+        except (ValueError, OverflowError):
+            moment = None
+    if moment is None:
+        raise UpdateRefused(f"event_time {str(given)[:80]!r}: send ISO 8601 text or epoch milliseconds")
+    if not 0 <= moment <= EVENT_TIME_MS_MAX:
+        raise UpdateRefused(f"event_time {str(given)[:80]!r} is not between the years 1970 and 9999: send milliseconds")
+    return moment
