@@ -1,0 +1,285 @@
+"""Inline models over HTTP: rows in, one Open Inference Protocol v2 call to one of a version's endpoints, answers out.
+
+Endpoints are taken in turn. A failed attempt is tried once more, on another endpoint where there is one, while there
+is time; what a server refuses (4xx) or answers as nonsense it would again, so those stand. The deadline bounds the
+wait for a free slot, each attempt, and the whole. Failures become problems here; no exception crosses the port.
+Messages say what the server said but not where it is: callers read them; endpoints are kept in the attempts.
+
+This is a decision's hot path, so everything that does not change between calls is made once a version (``_Lane``), and
+aiohttp is used bare: no cookies, no redirects, no timers of its own.
+"""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+import aiohttp
+from prometheus_client import Counter, Histogram
+from yarl import URL
+
+from app.adapters.oip import decode_response, encode_request, error_text
+from app.domain.dispatch import Answer, Attempt, Row
+from app.domain.documents import CallPolicy, ColumnsInput, HttpBackend, ModelVersionSpec
+from app.domain.errors import Code, Problem
+from app.observability import LATENCY_BUCKETS_S
+from app.ports.clock import Clock
+
+CONNECTIONS_MAX: Final = 512
+"""Open connections of one process, all models together; a version's own bound is its policy's concurrency."""
+RESPONSE_BYTES_MAX: Final = 4_194_304
+"""Bytes of one response; a decision's record must fit into a Kafka record, so anything near it is a mistake."""
+_LANES_MAX: Final = 4_096
+
+_CALLS = Counter("broker_model_calls", "Attempts to call a model over HTTP", ["model", "version", "outcome"])
+_SECONDS = Histogram(
+    "broker_model_call_seconds", "One attempt's duration", ["model", "version"], buckets=LATENCY_BUCKETS_S
+)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+_NOTHING_SENT: Final = b""
+
+
+class _TooLarge(Exception):
+    """A response beyond ``RESPONSE_BYTES_MAX``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """How an attempt ended: the response's body, or the problem; ``kind`` is the metric's label."""
+
+    kind: str
+    outcome: str
+    body: bytes = b""
+    problem: Problem | None = None
+    again: bool = False
+
+
+class _Lane:
+    """What does not change between the calls of one version, its slots, and whose turn it is."""
+
+    def __init__(self, version: ModelVersionSpec, backend: HttpBackend) -> None:
+        name = quote(backend.model_name or version.model, safe="")
+        label = version.version if backend.model_version is None else backend.model_version
+        path = f"/v2/models/{name}" + (f"/versions/{quote(label, safe='')}" if label else "") + "/infer"
+        self.version = version
+        self.title = f"{version.model} {version.version}"
+        self.policy: CallPolicy = version.policy
+        self.layout: ColumnsInput = backend.input
+        self.wanted = tuple(dict.fromkeys(contract.tensor for contract in version.outputs))
+        self.asked: tuple[Mapping[str, str], ...] = tuple({"name": tensor} for tensor in self.wanted)
+        self.endpoints = tuple(
+            (endpoint, URL(endpoint.rstrip("/") + path, encoded=True)) for endpoint in backend.endpoints
+        )
+        self.turn = itertools.cycle(range(len(self.endpoints)))
+        self.slots = asyncio.Semaphore(version.policy.concurrency)
+        self.seconds = _SECONDS.labels(version.model, version.version)
+        self.ok = _CALLS.labels(version.model, version.version, "ok")
+
+    def count(self, kind: str, latency_ms: float) -> None:
+        """Move the metrics for one attempt."""
+        counter = self.ok if kind == "ok" else _CALLS.labels(self.version.model, self.version.version, kind)
+        counter.inc()
+        self.seconds.observe(latency_ms / 1000)
+
+
+class HttpOipBackend:
+    """``ports.model_backend.ModelBackend`` over HTTP. Connections open with the first call, in its event loop."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        response_bytes_max: int = RESPONSE_BYTES_MAX,
+    ) -> None:
+        self._clock = clock
+        self._connections_max = connections_max
+        self._response_bytes_max = response_bytes_max
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._pooled: aiohttp.ClientSession | None = None
+        self._single: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
+        """See ``ModelBackend.infer``. A row whose inputs cannot be sent fails alone; the others are called."""
+        if not rows:
+            return ()
+        backend = version.backend
+        if not isinstance(backend, HttpBackend):
+            problem = Problem(Code.INTERNAL, f"{version.model} {version.version} is not served over HTTP")
+            return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
+        lane = self._lane(version, backend)
+        try:
+            body = encode_request(rows, lane.layout, lane.asked, rows[0].request_id if len(rows) == 1 else None)
+        except ValueError as error:
+            if len(rows) == 1:
+                problem = Problem(Code.FEATURE_INVALID, f"{lane.title} cannot be asked: {error}")
+                return (Answer(None, problem, (), _NOTHING_SENT),)
+            # One row's fault is not the others': each goes alone.
+            alone = await asyncio.gather(*(self.infer(version, (row,)) for row in rows))
+            return tuple(answer for answers in alone for answer in answers)
+        deadline_ms = rows[0].deadline_ms if len(rows) == 1 else min(row.deadline_ms for row in rows)
+        return await self._in_slot(lane, rows, body, deadline_ms)
+
+    def _lane(self, version: ModelVersionSpec, backend: HttpBackend) -> _Lane:
+        key = (version.model, version.version)
+        lane = self._lanes.get(key)
+        if lane is not None:
+            if lane.version is version:
+                return lane
+            if lane.version == version:
+                # Another revision holds the same version: its spec is equal, and from now on identical.
+                lane.version = version
+                return lane
+        fresh = _Lane(version, backend)
+        if lane is not None and lane.policy.concurrency == version.policy.concurrency:
+            fresh.slots = lane.slots
+        while len(self._lanes) >= _LANES_MAX:
+            del self._lanes[next(iter(self._lanes))]
+        self._lanes[key] = fresh
+        return fresh
+
+    async def _in_slot(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+        remaining_ms = deadline_ms - self._clock.now_ms()
+        if remaining_ms <= 0:
+            problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
+            return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
+        try:
+            if lane.slots.locked():
+                async with asyncio.timeout(remaining_ms / 1000):
+                    await lane.slots.acquire()
+            else:
+                await lane.slots.acquire()
+        except TimeoutError:
+            said = f"{lane.policy.concurrency} calls of {lane.title} were running until the deadline"
+            return _all(rows, Answer(None, Problem(Code.DEADLINE_EXCEEDED, said), (), _NOTHING_SENT))
+        try:
+            return await self._call(lane, rows, body, deadline_ms)
+        finally:
+            lane.slots.release()
+
+    async def _call(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+        headers = {"Content-Type": "application/json"}
+        if len(rows) == 1:
+            row = rows[0]
+            key = f"{row.request_id}:{row.task}"
+            headers["Idempotency-Key"] = key if key.isascii() else quote(key, safe=":")
+            if row.traceparent is not None and _TRACEPARENT.fullmatch(row.traceparent):
+                headers["traceparent"] = row.traceparent
+        clock, turn = self._clock, next(lane.turn)
+        attempts: tuple[Attempt, ...] = ()
+        tried: _Tried | None = None
+        for number in range(1 + lane.policy.retries):
+            started_ms, started = clock.now_ms(), clock.steady_ms()
+            remaining_ms = deadline_ms - started_ms
+            if remaining_ms <= 0:
+                break
+            endpoint, url = lane.endpoints[(turn + number) % len(lane.endpoints)]
+            tried = await self._attempt(lane, url, body, headers, remaining_ms, number)
+            outputs = None
+            if tried.problem is None:
+                try:
+                    outputs = decode_response(tried.body, len(rows), lane.wanted)
+                except ValueError as error:
+                    problem = Problem(Code.MODEL_OUTPUT_INVALID, f"{lane.title} answered unsoundly: {error}")
+                    tried = _Tried("invalid", f"unsound: {error}"[:200], problem=problem)
+            latency_ms = clock.steady_ms() - started
+            lane.count(tried.kind, latency_ms)
+            attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome))
+            if outputs is not None:
+                return tuple(Answer(output, None, attempts, body) for output in outputs)
+            if not tried.again:
+                break
+        if tried is None:
+            problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
+            return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
+        return _all(rows, Answer(None, tried.problem, attempts, body))
+
+    async def _attempt(
+        self, lane: _Lane, url: URL, body: bytes, headers: Mapping[str, str], remaining_ms: int, number: int
+    ) -> _Tried:
+        timeout_ms = min(lane.policy.timeout, remaining_ms)
+        title = lane.title
+        try:
+            session = self._session(number)
+            async with asyncio.timeout(timeout_ms / 1000):
+                response = await session.post(url, data=body, headers=headers, allow_redirects=False)
+                status = response.status
+                try:
+                    answer = await self._read(response)
+                except BaseException:
+                    # What is left of the body would be read as the next response.
+                    response.close()
+                    raise
+        except TimeoutError:
+            if timeout_ms < lane.policy.timeout:
+                said = f"{title} had not answered by the deadline, after {timeout_ms} ms"
+                return _Tried("timeout", "deadline", problem=Problem(Code.DEADLINE_EXCEEDED, said))
+            problem = Problem(Code.MODEL_TIMEOUT, f"{title} did not answer within its {timeout_ms} ms")
+            return _Tried("timeout", "timeout", problem=problem, again=True)
+        except _TooLarge:
+            said = f"answered more than {self._response_bytes_max} bytes"
+            problem = Problem(Code.MODEL_OUTPUT_INVALID, f"{title} {said}")
+            return _Tried("invalid", said, problem=problem)
+        except aiohttp.ClientResponseError as error:
+            problem = Problem(Code.MODEL_OUTPUT_INVALID, f"{title} answered something that is not HTTP")
+            return _Tried("invalid", f"not HTTP: {error.message}"[:200], problem=problem)
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            problem = Problem(Code.MODEL_UNAVAILABLE, f"{title} could not be reached, or closed the connection")
+            said = f"connection: {type(error).__name__}: {error}"[:200]
+            return _Tried("unavailable", said, problem=problem, again=not self._closed)
+        if status == 200:
+            return _Tried("ok", "ok", answer)
+        problem = Problem(Code.MODEL_ERROR, f"{title} answered {status}: {error_text(answer)}")
+        return _Tried("error", f"http {status}", problem=problem, again=status >= 500)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        length = response.content_length
+        if length is not None and length <= self._response_bytes_max and "Content-Encoding" not in response.headers:
+            return await response.read()
+        if length is not None and length > self._response_bytes_max:
+            raise _TooLarge
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > self._response_bytes_max:
+                raise _TooLarge
+            parts.append(part)
+        return b"".join(parts)
+
+    def _session(self, number: int) -> aiohttp.ClientSession:
+        if self._closed:
+            raise RuntimeError("this backend is closed")
+        if number == 0:
+            if self._pooled is None:
+                self._pooled = self._open(keep=True)
+            return self._pooled
+        # A kept-alive connection may be what failed (some servers reset theirs after a 500), so a further attempt
+        # goes over a new one.
+        if self._single is None:
+            self._single = self._open(keep=False)
+        return self._single
+
+    def _open(self, *, keep: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections_max, force_close=not keep),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            timeout=_NO_TIMEOUT,
+        )
+
+    async def close(self) -> None:
+        """Release connections; later calls are answered as unavailable."""
+        self._closed = True
+        for session in (self._pooled, self._single):
+            if session is not None:
+                await session.close()
+
+
+def _all(rows: Sequence[Row], answer: Answer) -> Sequence[Answer]:
+    return (answer,) * len(rows)

@@ -1,0 +1,213 @@
+"""Open Inference Protocol v2, as bytes: rows become an inference request, a response becomes each row's outputs.
+
+Pure; the calls are ``http_oip``'s. Servers are strict in what they read (MLServer answers nested data and unknown
+datatypes with errors) and differ in what they write, so requests are flat and exact, and responses are taken flat or
+nested and held to their own shapes. Source: the protocol's REST specification (KServe, "Open Inference Protocol").
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from app.domain.dispatch import Row
+from app.domain.documents import ColumnsInput
+from app.domain.features import Value
+
+DATATYPES: Final[Mapping[str, str]] = {
+    "BOOL": "BOOL",
+    "BYTES": "BYTES",
+    "DOUBLE": "FP64",
+    "FLOAT": "FP32",
+    "INT32": "INT32",
+    "INT64": "INT64",
+    "STRING": "BYTES",
+    "UNIX_TIMESTAMP": "INT64",
+}
+"""The tensor datatype of each Feast value type; BYTES is what the protocol calls text."""
+
+_WHOLE: Final = frozenset({"INT32", "INT64"})
+_NUMBERS: Final = frozenset({"FP32", "FP64", "INT32", "INT64"})
+_ONE_VALUE: Final = (1, 1)
+_DIMENSIONS_MAX: Final = 16  # of an output's shape; its product is taken, and its sizes are the server's
+
+
+def encode_request(
+    rows: Sequence[Row], layout: ColumnsInput, outputs: Sequence[Mapping[str, str]], request_id: str | None
+) -> bytes:
+    """The request's body: every row in one call, ``outputs`` asked for by name.
+
+    Raises:
+        ValueError: a value that the protocol's JSON cannot carry, or rows that do not fit into one call; it names the
+            input.
+    """
+    body: dict[str, Any] = {} if request_id is None else {"id": request_id}
+    try:
+        if layout.layout == "matrix":
+            body["inputs"] = (_matrix(rows, layout),)
+        elif len(rows) == 1:
+            body["inputs"] = _one_row(rows[0])
+        else:
+            body["inputs"] = _columns(rows)
+        body["outputs"] = outputs
+        return orjson.dumps(body)
+    except KeyError as error:
+        raise ValueError(f"no value type that the protocol has a datatype for: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"inputs cannot be written as JSON: {error}") from error
+
+
+def _one_row(row: Row) -> list[dict[str, Any]]:
+    types = row.types
+    return [
+        {
+            "name": name,
+            "shape": _ONE_VALUE,
+            "datatype": DATATYPES[types[name]],
+            "data": (value if type(value) is int or type(value) is str else _plain(name, value),),
+        }
+        for name, value in row.values.items()
+    ]
+
+
+def _columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    names = rows[0].values.keys()
+    if any(row.values.keys() != names for row in rows):
+        raise ValueError("rows of one call have different inputs")
+    return [
+        {
+            "name": name,
+            "shape": (len(rows), 1),
+            "datatype": _common_datatype(name, rows),
+            "data": [_plain(name, row.values[name]) for row in rows],
+        }
+        for name in names
+    ]
+
+
+def _common_datatype(name: str, rows: Sequence[Row]) -> str:
+    # A null has no type of its own: what a row infers for it must not outvote the others.
+    known = {DATATYPES[row.types[name]] for row in rows if row.values[name] is not None}
+    if not known:
+        return DATATYPES[rows[0].types[name]]
+    if len(known) == 1:
+        return known.pop()
+    if known <= _WHOLE:
+        return "INT64"
+    if known <= _NUMBERS:
+        return "FP64"
+    raise ValueError(f"input {name} has datatypes {', '.join(sorted(known))} in one call: declare its type")
+
+
+def _plain(name: str, value: Value) -> str | int | float | bool | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        # The JSON writer would turn it into null, which means something else.
+        raise ValueError(f"input {name} is {value}, which JSON cannot hold")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"input {name} holds bytes that are not UTF-8, which JSON cannot hold") from None
+    return value
+
+
+def _matrix(rows: Sequence[Row], layout: ColumnsInput) -> dict[str, Any]:
+    names = tuple(rows[0].values)
+    datatype = str(layout.datatype)
+    whole = datatype in _WHOLE
+    if any(tuple(row.values) != names for row in rows):
+        raise ValueError("rows of one call have different inputs")
+    data = [_number(name, value, datatype, whole) for row in rows for name, value in row.values.items()]
+    return {"name": layout.tensor, "shape": (len(rows), len(names)), "datatype": datatype, "data": data}
+
+
+def _number(name: str, value: Value, datatype: str, whole: bool) -> int | float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or (whole and value != int(value)):
+        raise ValueError(f"input {name} is {str(value)[:80]!r}, which a matrix of {datatype} cannot hold")
+    return int(value) if whole or isinstance(value, bool) else value
+
+
+def decode_response(body: bytes, rows: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """Each row's outputs by tensor name: the row's element, or the list of its elements where it has several.
+
+    Raises:
+        ValueError: not a response of the protocol, a wanted tensor is missing, or shapes, data and rows disagree.
+    """
+    try:
+        response = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    outputs = response.get("outputs") if isinstance(response, dict) else None
+    if not isinstance(outputs, list):
+        raise ValueError("no list of outputs")
+    answers: list[dict[str, Any]] = [{} for _ in range(rows)]
+    found: list[str] = []
+    for output in outputs:
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str):
+            raise ValueError("an output without a name")
+        if name in found:
+            raise ValueError(f"output {name[:80]!r} is there twice")
+        found.append(name)
+        if name in wanted:
+            _spread(name, output, answers)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        there = ", ".join(sorted(found))[:200] or "none"
+        raise ValueError(f"no output {', '.join(missing)} (there is: {there})")
+    return answers
+
+
+def _spread(name: str, output: Mapping[str, Any], answers: Sequence[dict[str, Any]]) -> None:
+    shape, data = output.get("shape"), output.get("data")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _DIMENSIONS_MAX
+        or not all(type(size) is int and size >= 0 for size in shape)
+    ):
+        raise ValueError(f"output {name!r} has no usable shape")
+    if not isinstance(data, list):
+        raise ValueError(f"output {name!r} has no list of data")
+    rows = len(answers)
+    if shape[:1] != [rows]:
+        raise ValueError(f"output {name!r} has shape {str(shape)[:80]}, and {rows} rows were sent")
+    flat = _flat(name, data)
+    if math.prod(shape) != len(flat):
+        raise ValueError(f"output {name!r} has shape {str(shape)[:80]} and {len(flat)} elements of data")
+    width = len(flat) // rows
+    if width == 1:
+        for answer, element in zip(answers, flat, strict=True):
+            answer[name] = element
+        return
+    for index, answer in enumerate(answers):
+        answer[name] = flat[index * width : (index + 1) * width]
+
+
+def _flat(name: str, data: list[Any]) -> list[Any]:
+    while any(isinstance(element, list) for element in data):
+        if not all(isinstance(element, list) for element in data):
+            raise ValueError(f"output {name!r} mixes lists and elements")
+        data = [element for inner in data for element in inner]
+    return data
+
+
+def error_text(body: bytes, limit: int = 300) -> str:
+    """What a server says went wrong: its ``error`` or ``detail`` member, or the body's text; one line, shortened.
+
+    >>> error_text(b'{"error": "no such model"}'), error_text(b"Internal  Server\\nError")
+    ('no such model', 'Internal Server Error')
+    """
+    said: object = None
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if isinstance(answer, dict):
+        said = answer.get("error") or answer.get("detail")
+    if said is None:
+        said = body[: 4 * limit].decode(errors="replace")
+    text = said if isinstance(said, str) else orjson.dumps(said).decode()
+    text = "".join(character if character.isprintable() else " " for character in text[: 4 * limit])
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
