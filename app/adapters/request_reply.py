@@ -61,7 +61,7 @@ def partition_of(instance: str, partitions: int) -> int:
 
 
 class RequestReplyClient:
-    """``ports.request_reply.RequestReply`` over aiokafka. An async context manager: connected, and reading, on entry."""
+    """``ports.request_reply.RequestReply`` over aiokafka; entering it connects and starts to read."""
 
     def __init__(self, settings: Settings, *, instance: str) -> None:
         self._bootstrap = settings.kafka_bootstrap

@@ -1,0 +1,382 @@
+"""The gateway's HTTP application: each route, from the bytes that came to the answer that goes.
+
+Bodies are read raw, so that a caller who names no content type is served like any other and the bytes that were sent
+are the bytes that go to Kafka. A wait ends with the request's deadline, or with this broker's default one, and a grace
+for the way back; who asks again with the same request id after that gets the decision once it is made.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app.domain.errors import (
+    Code,
+    Problem,
+    PublishFailed,
+    RecordTooLarge,
+    RepliesFull,
+    ReplyTimeout,
+    RequestRefused,
+    StoreUnavailable,
+)
+from app.domain.requests import Headers, RequestId, checked_id, decode_json
+from app.gateway import openapi
+from app.gateway.answers import (
+    JSON,
+    RETRY_AFTER_S,
+    Answer,
+    GatewayCode,
+    answer_of,
+    location_of,
+    problem,
+)
+from app.gateway.inference_protocol import read_infer, wanted_outputs, write_infer
+from app.observability import LATENCY_BUCKETS_S
+from app.ports.clock import Clock
+from app.ports.decision_reader import DecisionReader
+from app.ports.request_reply import RequestReply
+from app.settings import Settings
+
+REPLY_GRACE_MS: Final = 1_000
+"""After its deadline a request is still answered, as expired; the answer needs this long to arrive."""
+
+_PASSED_ON: Final = ("traceparent", "priority")
+
+_log = structlog.get_logger()
+_requests = Counter("broker_gateway_requests", "HTTP requests answered.", ["endpoint", "status"])
+_latency = Histogram(
+    "broker_gateway_request_seconds",
+    "From the request's last byte to its answer.",
+    ["endpoint"],
+    buckets=LATENCY_BUCKETS_S,
+)
+
+
+class TooLarge(Exception):
+    """A body is larger than the settings allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the routes share."""
+
+    client: RequestReply
+    reader: DecisionReader
+    settings: Settings
+    clock: Clock
+
+    async def decide(self, request: Request) -> Answer:
+        """``POST /v1/decisions``."""
+        body = await self._body(request)
+        members = decode_json(body)
+        request_id = _identify(request, members.get("request_id"))
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        if _prefers_async(request):
+            return await self._submit(request, body, request_id)
+        return await self._call(request, body, request_id)
+
+    async def infer(self, request: Request, path: str) -> Answer:
+        """``POST /v2/models/{path}/infer``."""
+        if "inference-header-content-length" in request.headers:
+            return problem(
+                415,
+                GatewayCode.REQUEST_INVALID,
+                "the tensors are binary, and only JSON ones are read: turn binary data off in the client",
+            )
+        call = decode_json(await self._body(request))
+        wanted = wanted_outputs(call)
+        body = orjson.dumps(read_infer(path, call))
+        request_id = _identify(request, call.get("id") or None)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        answer = await self._call(request, body, request_id)
+        if answer.status != 200:
+            return answer
+        translated = orjson.dumps(write_infer(path, orjson.loads(answer.body), wanted))
+        return Answer(200, translated, JSON, answer.outcome, answer.headers)
+
+    async def show(self, request_id: str) -> Answer:
+        """``GET /v1/decisions/{request_id}``."""
+        structlog.contextvars.bind_contextvars(request_id=request_id[:128])
+        try:
+            record = await self.reader.find(checked_id(request_id))
+        except RequestRefused:
+            record = None
+        except StoreUnavailable as error:
+            return problem(503, GatewayCode.AUDIT_UNAVAILABLE, str(error), request_id=request_id, headers=_come_back())
+        if record is None or record["reply"] is None:
+            return problem(
+                404,
+                GatewayCode.DECISION_UNKNOWN,
+                f"no decision of request {request_id[:128]} is recorded; one that is being made appears within seconds",
+                request_id=request_id[:128],
+            )
+        return Answer(200, bytes(record["reply"]), JSON, str(record["status"]))
+
+    async def ready(self) -> str | None:
+        """Why the gateway cannot serve; None when it can."""
+        try:
+            await self.client.ping()
+        except StoreUnavailable as error:
+            return str(error)
+        return None
+
+    async def _call(self, request: Request, body: bytes, request_id: RequestId) -> Answer:
+        now_ms = self.clock.now_ms()
+        bound_ms = now_ms + self.settings.default_deadline
+        asked_ms, unreadable = _deadline(request)
+        # A deadline that cannot be read is carried as it came: the broker says what is wrong with it.
+        deadline_ms = None if unreadable else min(asked_ms if asked_ms is not None else bound_ms, bound_ms)
+        wait_ms = max(0, (deadline_ms or bound_ms) - now_ms) + REPLY_GRACE_MS
+        headers = (*_headers(request), *unreadable)
+        try:
+            reply = await self.client.call(
+                body, request_id=request_id, wait_ms=wait_ms, deadline_ms=deadline_ms, headers=headers
+            )
+        except ReplyTimeout as error:
+            return problem(
+                504,
+                GatewayCode.REPLY_TIMEOUT,
+                str(error),
+                request_id=request_id,
+                headers={"Location": location_of(request_id)},
+            )
+        return answer_of(reply)
+
+    async def _submit(self, request: Request, body: bytes, request_id: RequestId) -> Answer:
+        deadline_ms, unreadable = _deadline(request)
+        await self.client.submit(
+            body,
+            request_id=request_id,
+            wait_ms=self.settings.default_deadline,
+            deadline_ms=deadline_ms,
+            headers=(*_headers(request), *unreadable),
+        )
+        headers = {"Location": location_of(request_id), "Preference-Applied": "respond-async"}
+        return Answer(202, orjson.dumps({"request_id": request_id}), JSON, "accepted", headers)
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.settings.request_bytes_max
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise TooLarge
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise TooLarge
+        return bytes(body)
+
+
+def create_app(client: RequestReply, reader: DecisionReader, settings: Settings, clock: Clock) -> FastAPI:
+    """The application over a connected client and a reader of recorded decisions."""
+    gateway = Gateway(client, reader, settings, clock)
+    app = FastAPI(
+        title="Model Broker",
+        summary="One place to ask for model decisions.",
+        version=version("model-broker"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        default_response_class=Response,
+        redirect_slashes=False,
+        strict_content_type=False,
+    )
+
+    @app.post(
+        "/v1/decisions",
+        responses={
+            **openapi.responses(openapi.REPLY, 400, 404, 413, 422, 502, 503, 504),
+            202: {"description": "Accepted", "content": {JSON: {"schema": openapi.ACCEPTED}}},
+        },
+        openapi_extra=openapi.operation(openapi.REQUEST, asynchronous=True),
+        summary="Ask for a decision",
+    )
+    async def decide(request: Request) -> Response:
+        return await _answered("decisions", gateway, gateway.decide(request))
+
+    @app.get(
+        "/v1/decisions/{request_id:path}",
+        responses=openapi.responses(openapi.REPLY, 404, 503),
+        summary="A decision that was made",
+    )
+    async def show(request_id: str) -> Response:
+        return await _answered("decision", gateway, gateway.show(request_id))
+
+    @app.post(
+        "/v2/models/{path:path}/infer",
+        responses=openapi.responses(openapi.INFER_RESPONSE, 400, 404, 413, 415, 422, 502, 503, 504),
+        openapi_extra=openapi.operation(openapi.INFER_REQUEST),
+        summary="Ask for a decision in the Open Inference Protocol v2",
+    )
+    async def infer(request: Request, path: str) -> Response:
+        return await _answered("infer", gateway, gateway.infer(request, path), oip=True)
+
+    _add_probes(app, gateway)
+    _add_problems(app)
+    return app
+
+
+def _add_probes(app: FastAPI, gateway: Gateway) -> None:
+    state = openapi.responses(openapi.STATE, 503)
+
+    async def probe(ready: dict[str, Any]) -> Response:
+        reason = await gateway.ready()
+        if reason is None:
+            return _json(200, ready)
+        return _response(problem(503, GatewayCode.NOT_READY, reason, headers=_come_back()), oip=True)
+
+    @app.get("/livez", responses=state, summary="Whether this process works; if not, restart it")
+    async def livez() -> Response:
+        if gateway.client.alive:
+            return _json(200, {"live": True})
+        return _response(problem(503, GatewayCode.NOT_READY, "replies are no longer read: restart this process"))
+
+    @app.get("/readyz", responses=state, summary="Whether requests can be served now")
+    async def readyz() -> Response:
+        return await probe({"ready": True})
+
+    @app.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}})
+    async def metrics() -> Response:
+        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @app.get("/v2", responses=openapi.responses(openapi.STATE), summary="Open Inference Protocol: this server")
+    async def server() -> Response:
+        return _json(200, {"name": app.title, "version": app.version, "extensions": []})
+
+    @app.get("/v2/health/live", responses=state, summary="Open Inference Protocol: liveness")
+    async def live() -> Response:
+        return await livez()
+
+    @app.get("/v2/health/ready", responses=state, summary="Open Inference Protocol: readiness")
+    async def ready() -> Response:
+        return await probe({"ready": True})
+
+    # Which paths have a route is the workers' knowledge: asking tells, and no list is kept here that could be stale.
+    @app.get("/v2/models/{path:path}/ready", responses=state, summary="Open Inference Protocol: readiness of a path")
+    async def model_ready(path: str) -> Response:
+        return await probe({"name": path, "ready": True})
+
+    @app.get("/v2/models/{path:path}", responses=state, summary="Open Inference Protocol: a path as a model")
+    async def model(path: str) -> Response:
+        return _json(200, {"name": path, "versions": [], "platform": "model-broker", "inputs": [], "outputs": []})
+
+
+def _add_problems(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def http_problem(request: Request, error: HTTPException) -> Response:
+        code = GatewayCode.NOT_ALLOWED if error.status_code == 405 else GatewayCode.NOT_FOUND
+        detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /openapi.json"
+        answer = problem(error.status_code, code, detail, headers=dict(error.headers or {}))
+        return _response(answer, oip=request.url.path.startswith("/v2"))
+
+    @app.exception_handler(Exception)
+    async def internal_problem(request: Request, _: Exception) -> Response:
+        answer = problem(500, GatewayCode.INTERNAL, "the gateway failed; its log says why")
+        return _response(answer, oip=request.url.path.startswith("/v2"))
+
+
+async def _answered(endpoint: str, gateway: Gateway, work: Any, *, oip: bool = False) -> Response:
+    """Run one route's work: every way it can end is an answer, counted, timed and logged."""
+    started_ms = gateway.clock.steady_ms()
+    structlog.contextvars.clear_contextvars()
+    answer = await _ended(gateway, work)
+    elapsed_ms = gateway.clock.steady_ms() - started_ms
+    _requests.labels(endpoint, str(answer.status)).inc()
+    _latency.labels(endpoint).observe(elapsed_ms / 1_000)
+    _log.info(
+        "answered",
+        stage="gateway",
+        endpoint=endpoint,
+        http_status=answer.status,
+        outcome=answer.outcome,
+        latency_ms=round(elapsed_ms, 1),
+    )
+    return _response(answer, oip=oip)
+
+
+async def _ended(gateway: Gateway, work: Any) -> Answer:
+    try:
+        answer: Answer = await work
+    except RequestRefused as error:
+        return problem(400, GatewayCode(error.problem.code), error.problem.message)
+    except (TooLarge, RecordTooLarge):
+        limit = gateway.settings.request_bytes_max
+        return problem(413, GatewayCode.REQUEST_TOO_LARGE, f"the body has more than {limit} bytes: send fewer")
+    except RepliesFull as error:
+        return problem(503, GatewayCode.REPLIES_FULL, str(error), request_id=_bound_id(), headers=_come_back())
+    except PublishFailed as error:
+        return problem(503, GatewayCode.KAFKA_UNAVAILABLE, str(error), request_id=_bound_id(), headers=_come_back())
+    except ClientDisconnect:
+        return problem(400, GatewayCode.REQUEST_MALFORMED, "the connection ended before the body did")
+    return answer
+
+
+def _bound_id() -> str | None:
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return request_id if isinstance(request_id, str) else None
+
+
+def _come_back() -> dict[str, str]:
+    return {"Retry-After": str(RETRY_AFTER_S)}
+
+
+def _identify(request: Request, own_id: object) -> RequestId:
+    """The header's id, else the body's, else a new one.
+
+    Raises:
+        RequestRefused: it cannot serve as an id.
+    """
+    # The header is a structured field in its draft, so a text in quotes, and a bare word with most who send it.
+    header = request.headers.get("idempotency-key")
+    if header is not None:
+        try:
+            return checked_id(header.encode("latin-1").decode().strip().strip('"'))
+        except UnicodeDecodeError as error:
+            raise RequestRefused(Problem(Code.REQUEST_INVALID, "header Idempotency-Key is not UTF-8")) from error
+    if own_id is None:
+        return RequestId(str(uuid.uuid4()))
+    return checked_id(own_id if isinstance(own_id, str) else "")
+
+
+def _deadline(request: Request) -> tuple[int | None, Headers]:
+    """The caller's deadline; or, where it cannot be read, the header as it came."""
+    text = request.headers.get("deadline-ms")
+    if text is None:
+        return None, ()
+    if text.isascii() and text.isdigit() and len(text) <= 16:
+        return int(text), ()
+    return None, (("deadline-ms", text.encode("latin-1")),)
+
+
+def _headers(request: Request) -> Headers:
+    passed_on = [
+        (name, value.encode("latin-1")) for name in _PASSED_ON if (value := request.headers.get(name)) is not None
+    ]
+    return (("content-type", b"application/json"), *passed_on)
+
+
+def _prefers_async(request: Request) -> bool:
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
+
+
+def _json(status: int, document: Mapping[str, Any]) -> Response:
+    return Response(orjson.dumps(document), status, media_type=JSON)
+
+
+def _response(answer: Answer, *, oip: bool = False) -> Response:
+    body = answer.body
+    if oip and answer.status >= 400:
+        # Clients of the protocol look for the reason under this name.
+        document = orjson.loads(body)
+        body = orjson.dumps(document | {"error": document["detail"]})
+    return Response(body, answer.status, headers=dict(answer.headers), media_type=answer.media_type)
