@@ -1,0 +1,75 @@
+"""Feast's bytes for any value and any bytes."""
+
+import struct
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.adapters.feast_codec import INT64_MIN, decode_time, decode_value, encode_time, encode_value
+from app.domain.documents import ValueType
+from app.domain.features import FeatureStatus
+
+# How fast examples come says nothing here, on a machine that others use.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+TYPES: dict[ValueType, st.SearchStrategy[bytes | str | int | float | bool]] = {
+    "BYTES": st.binary(max_size=300),
+    "STRING": st.text(max_size=300),
+    "INT32": st.integers(-(2**31), 2**31 - 1),
+    "INT64": st.integers(-(2**63), 2**63 - 1),
+    "DOUBLE": st.floats(allow_nan=False, allow_infinity=False),
+    "FLOAT": st.floats(allow_nan=False, allow_infinity=False, width=32),
+    "BOOL": st.booleans(),
+    "UNIX_TIMESTAMP": st.integers(INT64_MIN + 1, 2**63 - 1),
+}
+
+
+@unhurried
+@given(st.sampled_from(sorted(TYPES)).flatmap(lambda type_: st.tuples(st.just(type_), TYPES[type_])))
+def test_every_value_comes_back(typed: tuple[ValueType, bytes | str | int | float | bool]) -> None:
+    """What is written is read: same type, same value."""
+    type_, value = typed
+    found = decode_value(encode_value(value, type_), type_)
+    assert found.status is FeatureStatus.PRESENT
+    assert found.value == value
+    assert type(found.value) is type(value)
+
+
+@unhurried
+@given(st.binary(max_size=64), st.sampled_from(sorted(TYPES)))
+def test_any_bytes_end_in_a_status(data: bytes, type_: ValueType) -> None:
+    """No bytes raise; an ERROR has a reason, and a PRESENT value is of the declared type."""
+    found = decode_value(data, type_)
+    assert found.status in (FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.ERROR)
+    assert (found.reason is not None) == (found.status is FeatureStatus.ERROR)
+    if found.status is FeatureStatus.PRESENT:
+        encode_value(found.value, type_)
+
+
+@unhurried
+@given(st.sampled_from(sorted(TYPES)), st.sampled_from(sorted(TYPES)), st.data())
+def test_any_type_stored_under_any_other_ends_in_a_status(
+    stored: ValueType, declared: ValueType, data: st.DataObject
+) -> None:
+    """A producer that changed a type stops nobody."""
+    found = decode_value(encode_value(data.draw(TYPES[stored]), stored), declared)
+    assert found.status in (FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.ERROR)
+
+
+@unhurried
+@given(st.integers(-(2**53), 253_402_300_799_999))
+def test_every_time_comes_back(epoch_ms: int) -> None:
+    """Milliseconds survive, before and after the epoch."""
+    assert decode_time(encode_time(epoch_ms)) == epoch_ms
+
+
+@unhurried
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_time_or_none(data: bytes) -> None:
+    """No bytes raise."""
+    assert decode_time(data) is None or isinstance(decode_time(data), int)
+
+
+def test_a_float_is_what_32_bits_hold() -> None:
+    """A FLOAT written with more digits comes back as its nearest 32-bit value."""
+    assert decode_value(encode_value(0.1, "FLOAT"), "FLOAT").value == struct.unpack("<f", struct.pack("<f", 0.1))[0]

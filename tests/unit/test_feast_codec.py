@@ -1,0 +1,109 @@
+"""Feast's bytes: the same as its own SDK's, and no stored bytes that could stop a decision."""
+
+import struct
+
+import pytest
+
+from app.adapters.feast_codec import (
+    INT64_MIN,
+    decode_time,
+    decode_value,
+    encode_time,
+    encode_value,
+    feature_field,
+    row_key,
+    time_field,
+)
+from app.domain.documents import ValueType
+from app.domain.features import FeatureStatus
+from tests.support.feast_rows import FeastRow, feast_rows
+
+ROWS = feast_rows()
+IDS = [f"{row.view}-{index}" for index, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_keys_and_fields_are_those_of_the_sdk(row: FeastRow) -> None:
+    """A row's key and the names of its fields are byte for byte what Feast made."""
+    assert row_key(row.key) == row.stored_key
+    fields = {feature_field(row.view, name) for name in row.values}
+    assert fields | {time_field(row.view)} == set(row.stored_hash)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_values_and_times_are_written_as_the_sdk_writes_them(row: FeastRow) -> None:
+    """What this codec would store is byte for byte what Feast stored."""
+    for name, (type_, value) in row.values.items():
+        assert encode_value(value, type_) == row.stored_hash[feature_field(row.view, name)], name
+    assert encode_time(row.event_time_ms) == row.stored_hash[time_field(row.view)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_values_and_times_of_the_sdk_are_read(row: FeastRow) -> None:
+    """What Feast stored comes back as what it was given; its nulls are NULL."""
+    assert decode_time(row.stored_hash[time_field(row.view)]) == row.event_time_ms
+    for name, (type_, value) in row.values.items():
+        found = decode_value(row.stored_hash[feature_field(row.view, name)], type_)
+        if value is None or (type_ == "UNIX_TIMESTAMP" and value == INT64_MIN):
+            assert (found.status, found.value) == (FeatureStatus.NULL, None)
+        else:
+            expected = struct.unpack("<f", struct.pack("<f", value))[0] if type_ == "FLOAT" else value
+            assert (found.status, found.value) == (FeatureStatus.PRESENT, expected)
+
+
+def test_absent_and_empty_differ() -> None:
+    """No field is MISSING; a field without bytes is NULL and has a time."""
+    assert decode_value(None, "INT64", 5).status is FeatureStatus.MISSING
+    null = decode_value(b"", "INT64", 5)
+    assert (null.status, null.event_time_ms) == (FeatureStatus.NULL, 5)
+    assert decode_value(b"\x98\x01\x00", "INT64").status is FeatureStatus.NULL
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "declared", "expected"),
+    [
+        (3, "INT64", "DOUBLE", 3.0),
+        (3, "INT32", "INT64", 3),
+        (3.0, "DOUBLE", "INT64", 3),
+        (0.5, "FLOAT", "DOUBLE", 0.5),
+        (7, "INT64", "UNIX_TIMESTAMP", 7),
+    ],
+)
+def test_another_type_is_coerced_where_nothing_is_lost(
+    value: float, stored: str, declared: ValueType, expected: float
+) -> None:
+    """A value stored as another scalar than declared is used where it can be that type."""
+    found = decode_value(encode_value(value, stored), declared)
+    assert (found.status, found.value) == (FeatureStatus.PRESENT, expected)
+    assert type(found.value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "said"),
+    [
+        (encode_value(3.5, "DOUBLE"), "INT64", "3.5"),
+        (encode_value(2**40, "INT64"), "INT32", "INT32"),
+        (encode_value("x", "STRING"), "INT64", "STRING|str"),
+        (encode_value(True, "BOOL"), "DOUBLE", "True"),
+        (b"\x29" + struct.pack("<d", float("nan")), "DOUBLE", "nan"),
+        (b"\x62\x02\x08\x01", "INT64", "not a scalar"),
+        (b"\x12\x05ab", "STRING", "5 bytes announced"),
+        (b"\x12\x02\xff\xfe", "STRING", "utf-8"),
+        (b"\x20\xff", "INT64", "does not end"),
+        (b"\x22\x00", "INT64", "wire type"),
+        (b"\x23", "INT64", "wire type 3"),
+    ],
+)
+def test_unusable_bytes_are_an_error_with_a_reason(data: bytes, declared: ValueType, said: str) -> None:
+    """What cannot be the declared type is ERROR, says why, and is never a guess."""
+    found = decode_value(data, declared, 9)
+    assert (found.status, found.value, found.event_time_ms) == (FeatureStatus.ERROR, None, 9)
+    assert found.reason is not None
+    assert any(part in found.reason for part in said.split("|"))
+
+
+@pytest.mark.parametrize(("value", "type_"), [("x", "INT64"), (2**31, "INT32"), (1, "BOOL"), (1e39, "FLOAT")])
+def test_a_value_of_another_type_is_not_written(value: object, type_: str) -> None:
+    """Encoding refuses what is not the type, before it is stored."""
+    with pytest.raises((ValueError, OverflowError)):
+        encode_value(value, type_)  # type: ignore[arg-type]  # wrong on purpose
