@@ -1,0 +1,112 @@
+"""Feature updates: what is stored of them, and what refuses them."""
+
+from typing import Any
+
+import pytest
+
+from app.domain.documents import FeatureViewSpec
+from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
+from app.domain.features import EntityKey
+
+VIEWS = {
+    "applicant": FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "applicant_id", "type": "INT64"}],
+            "features": [{"name": "age", "type": "INT64"}, {"name": "history", "type": "STRING"},
+                         {"name": "share", "type": "FLOAT"}, {"name": "scan", "type": "BYTES"},
+                         {"name": "since", "type": "UNIX_TIMESTAMP"}, {"name": "owner", "type": "BOOL"}],
+            "source": {"type": "redis", "project": "credit"}}"""
+    ),
+    "account": FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "iban", "type": "STRING"}, {"name": "branch", "type": "INT32"}],
+            "features": [{"name": "balance", "type": "DOUBLE"}],
+            "source": {"type": "redis", "project": "credit"}}"""
+    ),
+}
+
+
+def update(**changes: Any) -> dict[str, Any]:
+    """A sound update with ``changes``; a change to ... removes the member."""
+    body = {
+        "project": "credit",
+        "view": "applicant",
+        "entities": {"applicant_id": 17},
+        "values": {"age": 41},
+        "event_time": "2026-11-23T00:00:00Z",
+    } | changes
+    return {name: value for name, value in body.items() if value is not ...}
+
+
+def test_an_update_becomes_a_typed_row() -> None:
+    """Values get their declared types; what is left out is kept."""
+    values = {"age": 41.0, "history": None, "share": 1, "scan": "AP8=", "since": "2026-11-23T00:00:00Z", "owner": True}
+    assert read_update(update(values=values), VIEWS) == FeatureRow(
+        "applicant",
+        EntityKey("credit", ("applicant_id",), (17,), ("INT64",)),
+        ("age", "history", "share", "scan", "since", "owner"),
+        (41, None, 1.0, b"\x00\xff", 1_795_392_000, True),
+        ("INT64", "STRING", "FLOAT", "BYTES", "UNIX_TIMESTAMP", "BOOL"),
+        1_795_392_000_000,
+    )
+    assert read_update(update(), VIEWS).kept == ("history", "share", "scan", "since", "owner")
+
+
+def test_join_keys_are_sorted_by_name() -> None:
+    """A compound key has Feast's order, whatever the document's and the update's."""
+    body = update(view="account", entities={"iban": "DE1", "branch": 3}, values={"balance": 1})
+    assert read_update(body, VIEWS).key == EntityKey("credit", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
+
+
+@pytest.mark.parametrize(
+    ("given", "epoch_ms"),
+    [
+        (1_795_392_000_123, 1_795_392_000_123),
+        ("2026-11-23T00:00:00.123Z", 1_795_392_000_123),
+        ("2026-11-23T01:00:00+01:00", 1_795_392_000_000),
+        ("2026-11-23T00:00:00", 1_795_392_000_000),
+        (0, 0),
+    ],
+)
+def test_event_times(given: object, epoch_ms: int) -> None:
+    """Epoch milliseconds, or ISO 8601 text, UTC where it names no offset."""
+    assert read_update(update(event_time=given), VIEWS).event_time_ms == epoch_ms
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unknown"),
+    [
+        ({"project": ...}, "project is missing", False),
+        ({"values": ..., "value": {}}, "values is missing; value is unknown", False),
+        ({"view": "loan"}, "'loan' is not in the registry", True),
+        ({"view": ["applicant"]}, "is not in the registry", True),
+        ({"project": "other"}, "belongs to credit", True),
+        ({"values": {"colour": 1}}, "values.colour", True),
+        ({"values": {}}, "values is empty", False),
+        ({"values": [1]}, "values is list", False),
+        ({"values": {"age": "old"}}, "values.age", False),
+        ({"values": {"age": 1.5}}, "values.age", False),
+        ({"values": {"owner": 1}}, "values.owner", False),
+        ({"values": {"share": 1e39}}, "values.share", False),
+        ({"values": {"share": float("nan")}}, "values.share", False),
+        ({"values": {"scan": "%%"}}, "values.scan: not base64", False),
+        ({"values": {"history": "\ud800"}}, "values.history", False),
+        ({"values": {"since": b"x"}}, "values.since", False),
+        ({"values": {"age": [1]}}, "values.age", False),
+        ({"entities": {}}, "entities has nothing", False),
+        ({"entities": {"applicant_id": 1, "x": 2}}, "entities has applicant_id, x", False),
+        ({"entities": {"applicant_id": "17"}}, "entities.applicant_id", False),
+        ({"entities": {"applicant_id": 17.0}}, "entities.applicant_id", False),
+        ({"entities": {"applicant_id": None}}, "entities.applicant_id", False),
+        ({"entities": {"applicant_id": True}}, "entities.applicant_id", False),
+        ({"entities": None}, "entities is NoneType", False),
+        ({"event_time": "yesterday"}, "event_time 'yesterday'", False),
+        ({"event_time": True}, "event_time 'True'", False),
+        ({"event_time": 1_795_392_000_000_000}, "milliseconds", False),
+        ({"event_time": -1}, "1970", False),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], said: str, unknown: bool) -> None:
+    """A refusal says which member and why, and whether the registry could still make it right."""
+    with pytest.raises(UpdateRefused) as refused:
+        read_update(update(**changes), VIEWS)
+    assert said in str(refused.value)
+    assert refused.value.unknown is unknown

@@ -1,0 +1,178 @@
+"""The features worker's batches: stored or buried, never dropped."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import orjson
+import pytest
+
+from app.adapters.avro import AvroCodec
+from app.agents.features import FeatureUpdates
+from app.domain.documents import FeatureViewSpec
+from app.domain.errors import PublishFailed, StoreUnavailable
+from app.domain.feature_updates import FeatureRow
+from app.domain.features import EntityKey, Value, ViewNeed
+from app.domain.requests import InboundRecord
+from app.ports.log import OutboundRecord
+from tests.support.memory_feature_store import MemoryFeatureStore
+
+NOW_MS = 1_700_000_000_000
+VIEW = FeatureViewSpec.model_validate_json(
+    """{"entities": [{"name": "applicant_id", "type": "INT64"}], "features": [{"name": "age", "type": "INT64"}],
+        "source": {"type": "redis", "project": "credit"}}"""
+)
+KEY = EntityKey("credit", ("applicant_id",), (17,), ("INT64",))
+
+
+class StillClock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.ms = NOW_MS
+
+    def now_ms(self) -> int:
+        """See Clock."""
+        return self.ms
+
+    def steady_ms(self) -> float:
+        """See Clock."""
+        return self.ms
+
+
+class FailingLog:
+    """A publisher that refuses the first ``failures`` times."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.records: list[OutboundRecord] = []
+
+    async def publish(self, records: Sequence[OutboundRecord]) -> Sequence[int]:
+        """See Publisher."""
+        if self.failures:
+            self.failures -= 1
+            raise PublishFailed("the broker is away")
+        self.records += records
+        return range(len(records))
+
+
+class FlakyStore(MemoryFeatureStore):
+    """A store that refuses the first ``failures`` writes."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    async def write(self, rows: Sequence[FeatureRow]) -> int:
+        """See FeatureWriter."""
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("switched off")
+        return await super().write(rows)
+
+
+def body(age: object = 41, *, view: str = "applicant", time_ms: int = NOW_MS) -> dict[str, object]:
+    """An update of applicant 17."""
+    return {
+        "project": "credit",
+        "view": view,
+        "entities": {"applicant_id": 17},
+        "values": {"age": age},
+        "event_time": time_ms,
+    }
+
+
+def record(value: bytes | None, offset: int = 0, timestamp_ms: int = NOW_MS - 60_000) -> InboundRecord:
+    """A record of the updates topic."""
+    return InboundRecord("features.updates", 0, offset, timestamp_ms, b"k", value, ())
+
+
+def worker(
+    store: MemoryFeatureStore,
+    log: FailingLog,
+    views: dict[str, FeatureViewSpec] | None = None,
+    clock: StillClock | None = None,
+) -> FeatureUpdates:
+    """A worker under the registry ``views``; the one view where that is None."""
+    known: Mapping[str, FeatureViewSpec] = {"applicant": VIEW} if views is None else views
+    return FeatureUpdates(
+        writer=store,
+        publisher=log,
+        views=lambda: known or None,
+        group="features",
+        clock=clock or StillClock(),
+        retry_delays_s=(0.0,),
+    )
+
+
+async def age_of(store: MemoryFeatureStore) -> Value:
+    """What the store says."""
+    return (await store.fetch([ViewNeed("applicant", KEY, ("age",), ("INT64",))], 1))["applicant", "age"].value
+
+
+async def test_json_and_avro_are_stored() -> None:
+    """Both encodings of an update become the same row; the later event time stands."""
+    store, log = MemoryFeatureStore(), FailingLog()
+    avro = AvroCodec("FeatureUpdate").encode(body(42, time_ms=NOW_MS + 1))
+    await worker(store, log).handle(0, [record(avro), record(orjson.dumps(body(41)), 1)])
+    assert await age_of(store) == 42
+    assert log.records == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xff\xfe",
+        b"[1]",
+        b"{}",
+        b"\xc3\x01garbage",
+        orjson.dumps(body("old")),
+        orjson.dumps(body(view="x")),
+    ],
+)
+async def test_what_cannot_be_stored_is_buried_and_holds_up_nobody(value: bytes | None) -> None:
+    """A bad record in the middle of a batch goes to the dead-letter topic as it came; its neighbours are stored."""
+    store, log = MemoryFeatureStore(), FailingLog()
+    good = [record(orjson.dumps(body(age, time_ms=NOW_MS + age)), age) for age in (1, 3)]
+    await worker(store, log).handle(0, [good[0], record(value, 2), good[1]])
+    assert await age_of(store) == 3
+    [letter] = log.records
+    assert (letter.topic, letter.value, letter.partition) == ("features.updates-dlt", value, 0)
+    assert dict(letter.headers)["kafka_dlt-original-offset"] == (2).to_bytes(8, "big")
+    assert dict(letter.headers)["kafka_dlt-exception-message"]
+
+
+async def test_a_batch_waits_for_its_store_and_its_log() -> None:
+    """While the store or Kafka refuses, the batch is tried again; it returns when both have acknowledged."""
+    store, log = FlakyStore(failures=7), FailingLog(failures=7)
+    await worker(store, log).handle(0, [record(orjson.dumps(body(41))), record(b"?", 1)])
+    assert await age_of(store) == 41
+    assert len(log.records) == 1
+
+
+async def test_an_update_waits_for_the_revision_it_overtook() -> None:
+    """A young update of an unknown view is stored once the registry knows the view."""
+    store, log, views = MemoryFeatureStore(), FailingLog(), dict[str, FeatureViewSpec]()
+    updates = worker(store, log, views)
+    batch = asyncio.create_task(updates.handle(0, [record(orjson.dumps(body()), timestamp_ms=NOW_MS)]))
+    await asyncio.sleep(0)
+    assert not batch.done()
+    views["other"] = VIEW
+    await asyncio.sleep(0)
+    views["applicant"] = VIEW
+    await asyncio.wait_for(batch, 5)
+    assert await age_of(store) == 41
+    assert log.records == []
+
+
+async def test_the_wait_for_a_revision_ends() -> None:
+    """When the registry has not learnt the view by the end of the grace, the update is buried."""
+    store, log, clock = MemoryFeatureStore(), FailingLog(), StillClock()
+    updates = worker(store, log, {"other": VIEW}, clock)
+    batch = asyncio.create_task(updates.handle(0, [record(orjson.dumps(body()), timestamp_ms=NOW_MS)]))
+    await asyncio.sleep(0)
+    assert not batch.done()
+    clock.ms += 5_000
+    await asyncio.wait_for(batch, 5)
+    assert len(log.records) == 1
