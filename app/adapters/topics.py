@@ -6,6 +6,7 @@ have as many. Partitions of an existing topic are never changed: keys would move
 decisions away from their duplicates.
 """
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ COPARTITIONED: Final = ("inference.requests", "inference.results", "inference.au
 _POOL: Final = "<pool>"
 _TOPIC: Final = "<topic>"
 _CREATED_WITHIN_S: Final = 30.0
+_POLL_S: Final = 0.05
 
 
 def pool_topic(pool: str) -> str:
@@ -157,12 +159,16 @@ class TopicAdmin:
         self._admin = AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 0})
 
     def partition_counts(self) -> dict[str, int]:
-        """Every topic's number of partitions."""
+        """The number of partitions of every topic that can be used: each partition has a leader."""
         try:
             topics = self._admin.list_topics(timeout=self._timeout_s).topics
         except KafkaException as error:
             raise self._failed("listing topics", error) from error
-        return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+        return {
+            name: len(topic.partitions)
+            for name, topic in topics.items()
+            if topic.error is None and all(partition.leader >= 0 for partition in topic.partitions.values())
+        }
 
     def differences(self, topics: Sequence[Topic]) -> tuple[Difference, ...]:
         """In what Kafka's topics differ from ``topics``."""
@@ -235,6 +241,15 @@ class TopicAdmin:
         asked = self._admin.create_topics(new, operation_timeout=_CREATED_WITHIN_S, request_timeout=_CREATED_WITHIN_S)
         for name, future in asked.items():
             self._result(future, f"creating {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS)
+        # Kafka answers before every broker knows of the topics, and who uses them next may ask any broker.
+        names, give_up_at = {topic.name for topic in topics}, time.monotonic() + _CREATED_WITHIN_S
+        while not names <= self.partition_counts().keys():
+            if time.monotonic() > give_up_at:
+                raise ConfigurationError(
+                    f"Kafka at {self._bootstrap}: {', '.join(sorted(names))} created, but without leaders after "
+                    f"{_CREATED_WITHIN_S:.0f} s; are all brokers up?"
+                )
+            time.sleep(_POLL_S)
 
     def _alter(self, differences: Sequence[Difference]) -> None:
         by_topic: dict[str, list[Difference]] = {}

@@ -1,0 +1,136 @@
+"""Registry documents from YAML: files or a directory in, each document with its file and line out.
+
+Only plain YAML: tags make no objects, a key stands once, and anchors are refused, for a few lines of them can stand
+for gigabytes. What a document means is not judged here.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from app.domain.errors import ConfigurationError, DocumentsRefused, Fault
+from app.domain.registry import REVISION_BYTES_MAX, Source
+
+_SUFFIXES: Final = frozenset({".yaml", ".yml"})
+
+# libyaml reads some ten times as fast; a registry of thousands of documents is read in a second.
+_SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]  # which of two classes it is depends on how PyYAML was built
+    """PyYAML's safe loader, stricter."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read; write it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            mark = key_node.start_mark
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is text, not a list or a mapping", mark)
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} stands twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_finite(self, node: Any) -> float:
+        value = float(self.construct_yaml_float(node))
+        if not math.isfinite(value):
+            problem = f"{node.value} is not a number that JSON has"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_finite)
+
+
+def document_files(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """The files that ``paths`` name: a directory stands for all of its ``*.yaml`` and ``*.yml``, below it too.
+
+    Raises:
+        ConfigurationError: a path does not exist, or no file was found.
+    """
+    files: dict[Path, None] = {}
+    asked = tuple(paths)
+    for path in asked:
+        if path.is_dir():
+            inside = (each for each in path.rglob("*") if each.suffix in _SUFFIXES and each.is_file())
+            files |= dict.fromkeys(sorted(inside))
+        elif path.is_file():
+            files[path] = None
+        else:
+            raise ConfigurationError(f"{path} does not exist")
+    if not files:
+        raise ConfigurationError(f"no *.yaml or *.yml in {', '.join(map(str, asked)) or 'nothing'}")
+    return tuple(files)
+
+
+def read_sources(files: Iterable[Path]) -> tuple[tuple[Source, ...], tuple[Fault, ...]]:
+    """Every document of ``files`` that can be read, and what is wrong with the others; empty documents are skipped.
+
+    Raises:
+        DocumentsRefused: the files together are larger than a revision can be.
+    """
+    sources: list[Source] = []
+    faults: list[Fault] = []
+    size = 0
+    for path in files:
+        try:
+            size += path.stat().st_size
+            # YAML's own punctuation and comments count less than this twice over.
+            if size > 2 * REVISION_BYTES_MAX:
+                too_large = f"the files have more than {2 * REVISION_BYTES_MAX} bytes: remove old versions"
+                raise DocumentsRefused([Fault(str(path), "", "", too_large)])
+            text = path.read_text()
+        except OSError as error:
+            faults.append(Fault(str(path), "", "", f"cannot be read: {error.strerror}"))
+        except UnicodeDecodeError as error:
+            faults.append(Fault(str(path), "", "", f"not UTF-8: {error}"))
+        else:
+            _read_text(path, text, sources, faults)
+    return tuple(sources), tuple(faults)
+
+
+def _read_text(path: Path, text: str, sources: list[Source], faults: list[Fault]) -> None:
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # characters that YAML does not have
+        faults.append(_fault(path, error))
+        return
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            origin = f"{path}:{node.start_mark.line + 1}"
+            content = loader.construct_document(node)
+            if isinstance(content, dict):
+                sources.append(Source(origin, content))
+            elif content is not None:
+                faults.append(Fault(origin, "", "", f"a document is a mapping, not a {type(content).__name__}"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        faults.append(_fault(path, error))
+    finally:
+        loader.dispose()
+
+
+def _fault(path: Path, error: Exception) -> Fault:
+    mark = getattr(error, "problem_mark", None)
+    origin = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+    problem = (
+        "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None) or str(error)
+    )
+    return Fault(origin, "", "", f"not YAML that can be read: {problem}")
+
+
+def read_directory(paths: Sequence[Path]) -> tuple[tuple[Source, ...], tuple[Fault, ...]]:
+    """``read_sources`` of ``document_files``."""
+    return read_sources(document_files(paths))

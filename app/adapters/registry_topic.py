@@ -1,0 +1,467 @@
+"""The registry's topic: revisions published by compare-and-swap, followed by every worker.
+
+The topic is compacted and has one partition. A revision is a record of its own (key: its id, value: zstd of its
+canonical JSON); the record under the key ``current`` points at the one that counts. Compaction keeps the last record
+of a key, so a publisher that lost a race must never write: publishers share one transactional id, which fences all but
+the latest; that one reads to the end, checks that the head is still what its caller saw, and writes both records in
+one transaction.
+
+A follower believes nothing: a revision whose content does not hash to its id, or would be refused by ``apply``, is
+refused, counted and logged, and the last good one stays.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+import structlog
+import zstandard
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError as AiokafkaError
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import TopicPartition as AssignedPartition
+from prometheus_client import Counter, Gauge
+
+from app.adapters.topics import REGISTRY_TOPIC
+from app.domain.errors import (
+    ConfigurationError,
+    DocumentsRefused,
+    Fault,
+    PublishFailed,
+    RevisionConflict,
+    StoreUnavailable,
+)
+from app.domain.registry import REVISION_BYTES_MAX, Revision, canonical, load_revision
+from app.settings import Settings
+
+POINTER_KEY: Final = b"current"
+REVISIONS_KEPT: Final = 16
+"""Revisions that a follower holds, compressed: a pending join lives for a deadline, an hour at most."""
+COMPILED_KEPT: Final = 4
+"""Revisions that it holds ready to use."""
+RECORD_BYTES_MAX: Final = REVISION_BYTES_MAX + 65_536
+
+_POLL_MS: Final = 500
+_RETRY_S: Final = 1.0
+
+_log = structlog.get_logger()
+# librdkafka logs at its own discretion what its exceptions say too; being fenced is an outcome here, not an emergency.
+_librdkafka = logging.getLogger(f"{__name__}.librdkafka")
+_librdkafka.addHandler(logging.NullHandler())
+_librdkafka.propagate = False
+
+SWITCHES = Counter("broker_registry_switches", "Times that this process went over to a newly published revision.")
+REFUSED = Counter("broker_registry_refused", "Records on the registry's topic that were refused, by kind.", ["record"])
+DOCUMENTS = Gauge("broker_registry_documents", "Documents of the revision in use; 0: none is loaded.")
+PUBLISHED = Gauge("broker_registry_published_timestamp_seconds", "When the revision in use was published.")
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What the key ``current`` holds: which revision counts since when, and which one it replaced."""
+
+    revision: str
+    previous: str | None
+    published_at: int
+    documents: int
+
+    @classmethod
+    def read(cls, value: bytes) -> "Pointer":
+        """The pointer in a record's value; ValueError says why it is none."""
+        try:
+            content = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("revision"), str):
+            raise ValueError("not an object with a revision")
+        previous, published_at, documents = (content.get(key) for key in ("previous", "published_at", "documents"))
+        if not isinstance(previous, str | None):
+            raise ValueError("previous is not text or null")
+        if not isinstance(published_at, int) or not isinstance(documents, int):
+            raise ValueError("published_at or documents is not a whole number")
+        return cls(content["revision"], previous, published_at, documents)
+
+    def as_bytes(self) -> bytes:
+        """The record's value; ``published_at`` is in epoch milliseconds."""
+        return orjson.dumps(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A pointer, and the revision that it names."""
+
+    pointer: Pointer
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``."""
+
+    id: str | None
+    published: Published | None
+    faults: tuple[Fault, ...] = ()
+
+
+# --- reading and publishing, for commands -----------------------------------------------------------------------------
+
+
+def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
+    """The end of the topic as it is now, sound or not.
+
+    Raises:
+        ConfigurationError: there is no registry topic.
+        StoreUnavailable: Kafka does not answer within ``timeout_s``.
+    """
+    pointer, faults, contents = _read_topic(settings, timeout_s)
+    if pointer is None:
+        return Head(None, None, faults)
+    try:
+        return Head(pointer.revision, Published(pointer, contents.load(pointer.revision)))
+    except DocumentsRefused as error:
+        return Head(pointer.revision, None, error.faults)
+
+
+def read_published(settings: Settings, *, timeout_s: float = 30.0) -> Published | None:
+    """The current revision, or None where none was published yet.
+
+    Raises:
+        ConfigurationError, StoreUnavailable: as ``read_head``.
+        DocumentsRefused: what the topic points at is not a sound revision.
+    """
+    head = read_head(settings, timeout_s=timeout_s)
+    if head.faults:
+        raise DocumentsRefused(head.faults)
+    return head.published
+
+
+def publish_revision(
+    settings: Settings, revision: Revision, *, expected: str | None, now_ms: int, timeout_s: float = 30.0
+) -> Pointer:
+    """Make ``revision`` the current one, provided that the current one still is ``expected`` (None: there is none).
+
+    Raises:
+        RevisionConflict: another revision was published meanwhile; nothing was written.
+        ConfigurationError, StoreUnavailable: as ``read_published``; nothing was written.
+        PublishFailed: Kafka did not confirm; whether it was published is told by reading.
+    """
+    pointer = Pointer(revision.id, expected, now_ms, len(revision.documents))
+    topic = settings.topic(REGISTRY_TOPIC)
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "transactional.id": f"{topic}.publisher",
+            "message.max.bytes": RECORD_BYTES_MAX,
+            "transaction.timeout.ms": int(timeout_s * 1_000),
+        },
+        logger=_librdkafka,
+    )
+    # Until a transaction has begun nothing can have been written, and until its commit was asked for nothing counts.
+    committing = False
+    try:
+        producer.init_transactions(timeout_s)
+        head, _, _ = _read_topic(settings, timeout_s)
+        found = head.revision if head is not None else None
+        if found != expected:
+            raise RevisionConflict(
+                f"the current revision is {found or 'none'} by now, not {expected or 'none'}: nothing was published; "
+                "look at the difference again and apply again"
+            )
+        producer.begin_transaction()
+        content = zstandard.ZstdCompressor(level=10).compress(canonical(revision.documents))
+        producer.produce(topic, key=revision.id.encode(), value=content, partition=0)
+        producer.produce(topic, key=POINTER_KEY, value=pointer.as_bytes(), partition=0)
+        committing = True
+        producer.commit_transaction(timeout_s)
+    except KafkaException as error:
+        reason = error.args[0]
+        if reason.code() in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED):
+            raise RevisionConflict(
+                "another publisher took over while this one was at it: nothing was published; apply again"
+            ) from error
+        committing = committing and not reason.txn_requires_abort()
+        if committing:
+            raise PublishFailed(
+                f"Kafka did not confirm revision {revision.id} ({reason.str()}): see with `model-broker get routes` or "
+                "`apply --dry-run` whether it is the current one, and apply again if not"
+            ) from error
+        raise StoreUnavailable(
+            f"Kafka at {settings.kafka_bootstrap}: publishing to {topic}: {reason.str()}; nothing was published"
+        ) from error
+    finally:
+        # An unfinished transaction would hold readers back until it times out.
+        if not committing:
+            with contextlib.suppress(KafkaException):
+                producer.abort_transaction(5.0)
+    return pointer
+
+
+def _read_topic(settings: Settings, timeout_s: float) -> tuple[Pointer | None, tuple[Fault, ...], "_Contents"]:
+    topic = settings.topic(REGISTRY_TOPIC)
+    contents = _Contents()
+    last: bytes | None = None
+    for key, value in _records(settings.kafka_bootstrap, topic, timeout_s):
+        if key == POINTER_KEY:
+            last = value
+        elif value is not None and key is not None:
+            contents.add(key, value)
+    if last is None:
+        return None, (), contents
+    try:
+        return Pointer.read(last), (), contents
+    except ValueError as error:
+        return None, (Fault(topic, "", "current", str(error)),), contents
+
+
+def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[tuple[bytes | None, bytes | None]]:
+    """All committed records of the topic's partition, to its end as it is now."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            # The client wants a group's name even where the partition is assigned by hand and nothing is committed.
+            "group.id": f"{topic}.reader.{uuid.uuid4()}",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.message.max.bytes": RECORD_BYTES_MAX,
+            "fetch.max.bytes": 2 * RECORD_BYTES_MAX,
+            "receive.message.max.bytes": 3 * RECORD_BYTES_MAX,
+        },
+        logger=_librdkafka,
+    )
+    try:
+        known = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        if known.error is not None:
+            raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
+        consumer.assign([AssignedPartition(topic, 0, OFFSET_BEGINNING)])
+        while True:
+            message = consumer.poll(timeout_s)
+            if message is None:
+                raise StoreUnavailable(f"Kafka at {bootstrap}: reading {topic} took more than {timeout_s:.0f} s")
+            error = message.error()
+            if error is None:
+                yield message.key(), message.value()
+            elif error.code() == KafkaError._PARTITION_EOF:
+                return
+            elif not error.retriable():
+                raise KafkaException(error)
+    except KafkaException as error:
+        reason = error.args[0].str()
+        raise StoreUnavailable(
+            f"Kafka at {bootstrap}: reading {topic}: {reason}; is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
+        ) from error
+    finally:
+        consumer.close()
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+class _Contents:
+    """The last revisions' contents as they were published, compressed."""
+
+    def __init__(self) -> None:
+        self._compressed: OrderedDict[str, bytes] = OrderedDict()
+
+    def add(self, key: bytes, value: bytes) -> None:
+        identity = key.decode("utf-8", "replace")
+        self._compressed[identity] = value
+        self._compressed.move_to_end(identity)
+        if len(self._compressed) > REVISIONS_KEPT:
+            self._compressed.popitem(last=False)
+
+    def load(self, identity: str) -> Revision:
+        """The revision, checked and compiled. Raises DocumentsRefused."""
+        at = f"revision {identity[:80]}"
+        compressed = self._compressed.get(identity)
+        if compressed is None:
+            raise DocumentsRefused([Fault(at, "", "", "is not on the topic, or was published too long ago")])
+        try:
+            # A frame says how much it holds; believing it without a bound would let one record exhaust the memory.
+            size = zstandard.frame_content_size(compressed)
+            if not 0 <= size <= REVISION_BYTES_MAX:
+                raise DocumentsRefused([Fault(at, "", "", f"holds {size} bytes; {REVISION_BYTES_MAX} are allowed")])
+            content = zstandard.ZstdDecompressor().decompress(compressed)
+        except zstandard.ZstdError as error:
+            raise DocumentsRefused([Fault(at, "", "", f"not zstd: {error}")]) from error
+        return load_revision(identity, content)
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._compressed
+
+
+# --- following, for workers -------------------------------------------------------------------------------------------
+
+
+class RegistryFollower:
+    """Keeps ``current`` at the last good revision on the topic, within a second of its publication.
+
+    ``on_switch`` is called in the event loop with each revision gone over to. Reading is without a consumer group:
+    every process reads everything. Kafka being away changes nothing; what was published meanwhile comes
+    when it is back.
+    """
+
+    def __init__(self, settings: Settings, *, on_switch: Sequence[Callable[[Revision], None]] = ()) -> None:
+        self._bootstrap = settings.kafka_bootstrap
+        self._partition = TopicPartition(settings.topic(REGISTRY_TOPIC), 0)
+        self._on_switch = tuple(on_switch)
+        self._contents = _Contents()
+        self._compiled: OrderedDict[str, Revision] = OrderedDict()
+        self._compiled_lock = threading.Lock()
+        self._current: Published | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def current(self) -> Revision | None:
+        """See ports.registry.Registry."""
+        return self._current.revision if self._current is not None else None
+
+    @property
+    def published_at_ms(self) -> int | None:
+        """When the current revision was published."""
+        return self._current.pointer.published_at if self._current is not None else None
+
+    @property
+    def healthy(self) -> bool:
+        """See ports.registry.Registry."""
+        return self._current is not None and self._reading is not None and not self._reading.done()
+
+    def get(self, revision_id: str) -> Revision | None:
+        """See ports.registry.Registry. Compiles at the first call for an old revision."""
+        if self._current is not None and self._current.revision.id == revision_id:
+            return self._current.revision
+        if revision_id not in self._contents and revision_id not in self._compiled:
+            return None
+        try:
+            return self._load(revision_id)
+        except DocumentsRefused as error:
+            _log.error("registry_revision_refused", revision=revision_id, faults=[str(each) for each in error.faults])
+            return None
+
+    async def start(self, *, timeout_s: float = 30.0) -> None:
+        """Read what was published so far, then follow.
+
+        Raises:
+            ConfigurationError: no registry topic, or Kafka does not answer within ``timeout_s``.
+        """
+        topic = self._partition.topic
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=RECORD_BYTES_MAX,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await consumer.start()
+                if topic not in await consumer.topics():
+                    raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
+                consumer.assign([self._partition])
+                await consumer.seek_to_beginning(self._partition)
+                end = (await consumer.end_offsets([self._partition]))[self._partition]
+                await self._read_until(consumer, end)
+        except (AiokafkaError, TimeoutError) as error:
+            await consumer.stop()
+            raise ConfigurationError(
+                f"Kafka at {self._bootstrap}: reading {topic}: {error or f'no answer within {timeout_s:.0f} s'}; "
+                "is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
+            ) from error
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._consumer = consumer
+        self._reading = asyncio.create_task(self._follow(consumer), name="registry-follower")
+
+    async def stop(self) -> None:
+        """Stop following; ``current`` stays."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.stop()
+            self._consumer = None
+
+    async def _read_until(self, consumer: AIOKafkaConsumer, end: int) -> None:
+        pointers: list[bytes | None] = []
+        while await consumer.position(self._partition) < end:
+            pointers += self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS))
+            del pointers[:-REVISIONS_KEPT]
+        await self._switch(pointers)
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                await self._switch(self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS)))
+            except AiokafkaError as error:
+                # The client reconnects by itself; what it gives up on is tried again, at a pace that logs can bear.
+                _log.warning("registry_read_failed", error=repr(error))
+                await asyncio.sleep(_RETRY_S)
+
+    def _take(self, batches: dict[TopicPartition, list[Any]]) -> list[bytes | None]:
+        """Keep the revisions that were read; returns the pointers, in order."""
+        pointers: list[bytes | None] = []
+        for record in batches.get(self._partition, ()):
+            if record.key == POINTER_KEY:
+                pointers.append(record.value)
+            elif record.key is not None and record.value is not None:
+                self._contents.add(record.key, record.value)
+        return pointers
+
+    async def _switch(self, pointers: list[bytes | None]) -> None:
+        """Go over to the last good revision that ``pointers`` name, if any; each bad one after it is an alarm."""
+        for value in reversed(pointers):
+            record = "pointer"
+            try:
+                if value is None:
+                    raise ValueError("it was deleted")
+                pointer = Pointer.read(value)
+                record = "revision"
+                # Compiling thousands of documents takes a second; requests are decided meanwhile.
+                revision = await asyncio.to_thread(self._load, pointer.revision)
+            except (ValueError, DocumentsRefused) as error:
+                REFUSED.labels(record).inc()
+                faults = [str(each) for each in error.faults] if isinstance(error, DocumentsRefused) else [str(error)]
+                kept = self.current.id if self.current is not None else None
+                _log.error("registry_refused", record=record, faults=faults[:20], faults_total=len(faults), kept=kept)
+                continue
+            self._adopt(Published(pointer, revision))
+            return
+
+    def _adopt(self, published: Published) -> None:
+        before = self.current
+        self._current = published
+        DOCUMENTS.set(len(published.revision.documents))
+        PUBLISHED.set(published.pointer.published_at / 1_000)
+        if before is not None and before.id == published.revision.id:
+            return
+        SWITCHES.inc()
+        _log.info(
+            "registry_switched",
+            revision=published.revision.id,
+            previous=before.id if before is not None else None,
+            documents=len(published.revision.documents),
+        )
+        for callback in self._on_switch:
+            callback(published.revision)
+
+    def _load(self, revision_id: str) -> Revision:
+        # Runs in the event loop and in threads. Compiling is left outside the lock: doing it twice is harmless.
+        with self._compiled_lock:
+            revision = self._compiled.get(revision_id)
+        if revision is None:
+            revision = self._contents.load(revision_id)
+        with self._compiled_lock:
+            self._compiled[revision_id] = revision
+            self._compiled.move_to_end(revision_id)
+            if len(self._compiled) > COMPILED_KEPT:
+                self._compiled.popitem(last=False)
+        return revision

@@ -1,0 +1,408 @@
+"""``model-broker apply``, ``get``, ``explain``: the registry's documents published, shown, and tried on a request."""
+
+import dataclasses
+import datetime
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import orjson
+import typer
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from app.adapters.documents_yaml import read_directory
+from app.adapters.registry_topic import Head, publish_revision, read_head, read_published
+from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
+from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RequestRefused
+from app.domain.explanation import Explanation, explain
+from app.domain.registry import Revision, content_of, pools_of, read_revision
+from app.domain.registry_diff import Change, differences
+from app.domain.requests import Envelope, InboundRecord, Request, RequestId, read_request
+from app.durations import format_duration
+from app.settings import Settings
+
+KINDS: Final = {
+    "route": "Route",
+    "model": "Model",
+    "modelversion": "ModelVersion",
+    "featureview": "FeatureView",
+}
+"""What `get` understands, beside plurals and capitals."""
+
+_VALUE_LENGTH_MAX: Final = 60
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Files = Annotated[list[Path], typer.Option("-f", "--file", help="A directory or file of documents. May be repeated.")]
+
+
+def add_registry_commands(app: typer.Typer) -> None:
+    """Mount `apply`, `get` and `explain`."""
+    app.command("apply", epilog="Example: model-broker apply -f registry --yes")(apply)
+    app.command("get", epilog="Example: model-broker get routes credit-decision -o yaml")(get)
+    app.command(
+        "explain", epilog="Example: model-broker explain /credit/card --entities applicant_id=17 --inputs amount=5000"
+    )(explain_path)
+
+
+# --- apply ------------------------------------------------------------------------------------------------------------
+
+
+def apply(
+    file: Files,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and show the difference only.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Publish without asking; needed without a terminal.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make these documents the whole registry: validate all, show what changes, publish one revision.
+
+    What is not among them is removed. Task topics of new pools are created.
+    """
+    settings = Settings()
+    try:
+        revision = _read(file, today=datetime.datetime.now(datetime.UTC).date())
+        head = read_head(settings)
+        before = head.published.revision.documents if head.published else ()
+        changes = differences(before, revision.documents)
+        unchanged = head.published is not None and head.id == revision.id
+        report: dict[str, Any] = {
+            "revision": revision.id,
+            "previous": head.id,
+            "documents": len(revision.documents),
+            "changes": [_change_json(change) for change in changes],
+            "published": False,
+        }
+        if not as_json:
+            _print_changes(changes, head, revision)
+        if not dry_run and not unchanged:
+            if not yes:
+                _confirm()
+            _create_pool_topics(settings, revision)
+            publish_revision(settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
+            report["published"] = True
+    except BrokerError as error:
+        _fail(error, as_json=as_json)
+    if as_json:
+        typer.echo(orjson.dumps(report))
+    elif report["published"]:
+        typer.echo(f"Published {revision.id}: {len(revision.documents)} documents.")
+    elif unchanged:
+        typer.echo(f"Nothing to publish: {revision.id} is the current revision.")
+    else:
+        typer.echo(f"Sound: {len(revision.documents)} documents make {revision.id}. Nothing was published.")
+
+
+def _read(paths: list[Path], *, today: datetime.date | None) -> Revision:
+    sources, faults = read_directory(paths)
+    try:
+        revision = read_revision(sources, today=today)
+    except DocumentsRefused as error:
+        raise DocumentsRefused([*faults, *error.faults]) from error
+    if faults:
+        raise DocumentsRefused(faults)
+    if not revision.documents:
+        raise ConfigurationError("the files hold no documents; an empty registry would reject every request")
+    return revision
+
+
+def _confirm() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigurationError(
+            "no terminal to confirm on, and nothing was published: pass --yes, or --dry-run to look"
+        )
+    if not typer.confirm("Publish this revision?"):
+        raise ConfigurationError("not confirmed: nothing was published")
+
+
+def _create_pool_topics(settings: Settings, revision: Revision) -> None:
+    pools = pools_of(revision)
+    admin = TopicAdmin(settings)
+    absent = {settings.topic(pool_topic(pool)) for pool in pools} - admin.partition_counts().keys()
+    if absent:
+        wanted = wanted_topics(read_documents(), settings, pools)
+        admin.apply([topic for topic in wanted if topic.name.removesuffix("-dlt") in absent])
+
+
+def _print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -> None:
+    console = Console(stderr=True)
+    if head.faults:
+        console.print("The current revision is refused, and will be replaced whole:", style="bold red")
+        for fault in head.faults:
+            console.print(f"  {fault}", markup=False, highlight=False)
+    if not changes:
+        return
+    table = Table("document", "field", "before", "after", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"
+    for change in changes:
+        if change.field:
+            table.add_row(change.document, change.field, _short(change.before), _short(change.after))
+        else:
+            table.add_row(change.document, "", *(("-", "new") if change.kind == "added" else ("there", "removed")))
+    Console().print(table)
+    counts = {kind: sum(change.kind == kind for change in changes) for kind in ("added", "changed", "removed")}
+    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {revision.id}")
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= _VALUE_LENGTH_MAX else f"{text[: _VALUE_LENGTH_MAX - 1]}…"
+
+
+def _change_json(change: Change) -> dict[str, Any]:
+    return {
+        "document": change.document,
+        "field": change.field,
+        "change": change.kind,
+        "before": change.before,
+        "after": change.after,
+    }
+
+
+# --- get --------------------------------------------------------------------------------------------------------------
+
+
+def get(
+    kind: Annotated[str, typer.Argument(help="routes, models, modelversions or featureviews; singular works too.")],
+    name: Annotated[str | None, typer.Argument(help="Only this document.")] = None,
+    output: Annotated[
+        Literal["table", "yaml", "json"], typer.Option("-o", "--output", help="yaml can be applied again.")
+    ] = "table",
+    as_json: Json = False,
+) -> None:
+    """Show documents of the current revision."""
+    try:
+        wanted = KINDS.get(kind.lower().removesuffix("s"))
+        if wanted is None:
+            raise ConfigurationError(f"no kind {kind}: use {', '.join(f'{known}s' for known in KINDS)}")
+        published = read_published(Settings())
+        if published is None:
+            raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`")
+        found = [each for each in published.revision.documents if each.kind == wanted]
+        documents = [each for each in found if name is None or each.metadata.name == name]
+        if name is not None and not documents:
+            names = ", ".join(each.metadata.name for each in found) or "none"
+            raise ConfigurationError(f"no {wanted} {name} in {published.revision.id}; there is {names[:500]}")
+    except BrokerError as error:
+        _fail(error, as_json=as_json)
+    contents = [_written(document) for document in documents]
+    if as_json or output == "json":
+        typer.echo(orjson.dumps({"revision": published.revision.id, "documents": contents}))
+    elif output == "yaml":
+        typer.echo(yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        Console().print(_documents_table(wanted, documents, published.revision))
+
+
+_DURATIONS: Final = frozenset({"deadline", "timeout", "maxAge"})
+
+
+def _written(document: Document) -> dict[str, Any]:
+    """The document as a person would write it: durations with their unit."""
+
+    def written(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: written(member, name) for name, member in value.items()}
+        if isinstance(value, list):
+            return [written(item) for item in value]
+        return format_duration(value) if key in _DURATIONS and isinstance(value, int) else value
+
+    content: dict[str, Any] = written(content_of(document))
+    return content
+
+
+def _documents_table(kind: str, documents: list[Document], revision: Revision) -> Table:
+    columns = {
+        "Route": ("name", "path", "deadline", "rules", "models"),
+        "Model": ("name", "owner", "aliases", "versions"),
+        "ModelVersion": ("name", "model", "version", "backend", "features", "approved by"),
+        "FeatureView": ("name", "entities", "features", "project"),
+    }[kind]
+    table = Table(*columns, box=SIMPLE_HEAD, caption=revision.id, caption_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"
+    for document in sorted(documents, key=lambda each: each.metadata.name):
+        table.add_row(document.metadata.name, *_cells(document, revision))
+    return table
+
+
+def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
+    if isinstance(document, Route):
+        route = document.spec
+        models = dict.fromkeys(task.model for rule in route.rules for task in rule.tasks)
+        rules = ", ".join(rule.name for rule in route.rules)
+        return route.path, format_duration(route.deadline), rules, ", ".join(models)
+    if isinstance(document, Model):
+        aliases = ", ".join(f"{alias}: {version}" for alias, version in document.spec.aliases.items())
+        versions = sorted(version for model, version in revision.versions if model == document.metadata.name)
+        return document.spec.owner, aliases, ", ".join(versions)
+    if isinstance(document, ModelVersion):
+        version, backend = document.spec, document.spec.backend
+        served = ", ".join(backend.endpoints) if isinstance(backend, HttpBackend) else f"pool {backend.pool}"
+        approved = version.governance.approved_by if version.governance else "-"
+        return version.model, version.version, served, str(len(version.features)), approved
+    view = document.spec
+    entities = ", ".join(f"{entity.name} ({entity.type})" for entity in view.entities)
+    return entities, ", ".join(feature.name for feature in view.features), view.source.project
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+def explain_path(
+    path: Annotated[str, typer.Argument(help="The path that a caller would name.")],
+    entities: Annotated[list[str] | None, typer.Option(help="A JSON object, or name=value; may be repeated.")] = None,
+    inputs: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Decides which arm of a split is drawn; without it, every arm is shown.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="Documents to ask instead of the current revision.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what would happen to a request, without running it; exit 1 where it would be rejected."""
+    try:
+        sections = {
+            "entities": _section("entities", entities),
+            "inputs": _section("inputs", inputs),
+            "metadata": _section("metadata", metadata),
+        }
+        if file:
+            revision = _read(file, today=None)
+        else:
+            published = read_published(Settings())
+            if published is None:
+                raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`, or pass -f DIR")
+            revision = published.revision
+        explanation = explain(revision, _request(path, sections, request_id), drawn=request_id is not None)
+    except BrokerError as error:
+        _fail(error, as_json=as_json)
+    if as_json:
+        typer.echo(orjson.dumps(_explanation_json(explanation)))
+    else:
+        _print_explanation(explanation)
+    if explanation.refused or explanation.problems or any(task.problems for task in explanation.tasks):
+        raise typer.Exit(1)
+
+
+def _section(name: str, given: list[str] | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in given or ():
+        if text.lstrip().startswith("{"):
+            try:
+                values |= orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                raise ConfigurationError(f"--{name}: not a JSON object: {error}") from error
+            continue
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"--{name}: {text!r} is neither a JSON object nor name=value")
+        try:
+            values[key] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            values[key] = value
+    return values
+
+
+def _request(path: str, sections: dict[str, Any], request_id: str | None) -> Request:
+    record = InboundRecord("explain", 0, 0, 0, None, None, ())
+    envelope = Envelope(RequestId(request_id) if request_id else None, None, None, None, "normal", "application/json")
+    try:
+        return read_request(envelope, {"path": path, **sections}, record)
+    except RequestRefused as error:
+        raise ConfigurationError(error.problem.message) from error
+
+
+def _explanation_json(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "revision": explanation.revision,
+        "route": explanation.route,
+        "placeholders": explanation.placeholders,
+        "deadline_ms": explanation.deadline_ms,
+        "rules": [dataclasses.asdict(rule) for rule in explanation.rules],
+        "rule": explanation.rule,
+        "tasks": [
+            {
+                "name": task.spec.name,
+                "model": task.version.model,
+                "version": task.version.version,
+                "selected_by": task.selected_by,
+                "need": task.spec.need,
+                "default": task.spec.default,
+                "backend": task.backend,
+                "timeout_ms": task.version.policy.timeout,
+                "retries": task.version.policy.retries,
+                "concurrency": task.version.policy.concurrency,
+                "features": [dataclasses.asdict(feature) for feature in task.features],
+                "problems": [problem.as_json() for problem in task.problems],
+            }
+            for task in explanation.tasks
+        ],
+        "entities": [
+            {"view": need.view, "entities": dict(zip(need.key.names, need.key.values, strict=True))}
+            for need in explanation.needs
+        ],
+        "result": explanation.result,
+        "problems": [problem.as_json() for problem in explanation.problems],
+        "rejected": explanation.refused.as_json() if explanation.refused else None,
+    }
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(f"revision  {explanation.revision}")
+    if explanation.route is not None and explanation.deadline_ms is not None:
+        console.print(f"route     {explanation.route}, deadline {format_duration(explanation.deadline_ms)}")
+    for name, value in explanation.placeholders.items():
+        console.print(f"          metadata.{name} = {value}")
+    for rule in explanation.rules:
+        console.print(f"rule      {rule.name}: {'matches' if rule.matched else 'does not match'}; {rule.reason}")
+    for task in explanation.tasks:
+        model, version = task.version.model, task.version.version
+        console.print(f"task      {task.spec.name}: {model}, version {version} by {task.selected_by}")
+        need = task.spec.need if task.spec.default is None else f"default {_short(dict(task.spec.default))}"
+        policy = task.version.policy
+        console.print(f"          need: {need}; {task.backend}")
+        console.print(
+            f"          timeout {format_duration(policy.timeout)}, retries {policy.retries}, "
+            f"concurrency {policy.concurrency}"
+        )
+        for feature in task.features:
+            age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
+            console.print(f"          {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}")
+    for need_ in explanation.needs:
+        key = ", ".join(f"{name}={value}" for name, value in zip(need_.key.names, need_.key.values, strict=True))
+        console.print(f"fetch     {need_.view} of {key}")
+    for name, text in explanation.result.items():
+        console.print(f"result    {name} = {text}")
+    for problem in dict.fromkeys((*explanation.problems, *(each for task in explanation.tasks for each in task.problems))):
+        console.print(f"problem   {problem.code}: {problem.message}")
+    if explanation.refused is not None:
+        console.print(f"rejected  {explanation.refused.code}: {explanation.refused.message}")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _fail(error: BrokerError, *, as_json: bool) -> NoReturn:
+    faults = error.faults if isinstance(error, DocumentsRefused) else ()
+    if as_json:
+        listed = [dataclasses.asdict(fault) for fault in faults]
+        typer.echo(orjson.dumps({"error": str(error) if not faults else "documents refused", "faults": listed}))
+    for fault in faults:
+        typer.echo(f"error: {fault}", err=True)
+    if faults:
+        typer.echo(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: nothing was published.", err=True)
+    else:
+        typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(1) from error
