@@ -13,6 +13,7 @@ for what stops the work at hand::
     ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
     ├── ReplyTimeout        a request reached Kafka and no reply came while its caller waited: ask again by its id
     ├── RepliesFull         as many requests wait for replies as may: refuse, with a time to come back (retry)
+    ├── EvidenceDamaged     an audit record is not what its pointer says: an operator looks into it
     ├── PublishFailed       Kafka did not acknowledge a record: retry while the partition is ours
     ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
     └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
@@ -134,6 +135,10 @@ class ReplyTimeout(BrokerError):
 
 class RepliesFull(BrokerError):
     """As many requests wait for their replies as the settings allow; nothing was sent."""
+
+
+class EvidenceDamaged(BrokerError):
+    """An audit record is gone or altered; the message names its object, range and what was found."""
 
 
 class PublishFailed(BrokerError):

@@ -1,0 +1,183 @@
+"""``model-broker decision``: what was decided and why, from the audit itself.
+
+The record is read where it ends up, in S3 by its pointer in DynamoDB, and shown only if its SHA-256 is the pointer's.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.adapters.audit_reader import AuditReader
+from app.adapters.dynamodb import DynamoPointerTable
+from app.adapters.s3 import S3ObjectStore
+from app.domain.audit import DECISION, Pointer
+from app.domain.audit_view import readable
+from app.domain.errors import BrokerError
+from app.settings import Settings
+
+decision_app = typer.Typer(name="decision", help="Recorded decisions.", no_args_is_help=True, rich_markup_mode=None)
+
+_STATUS_STYLES = {"completed": "green", "ok": "green", "partial": "yellow", "defaulted": "yellow", "PRESENT": "green"}
+_UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
+
+
+@decision_app.callback()
+def decision() -> None:
+    """Recorded decisions."""
+
+
+@decision_app.command(epilog="Example: model-broker decision show b7c0ffee --json")
+def show(
+    request_id: Annotated[str, typer.Argument(help="The request's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Show a decision: where it came from, what was routed, fetched, asked and answered; exit 1 if there is none."""
+    try:
+        record, pointers = asyncio.run(_find(Settings(), request_id))
+    except BrokerError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json and (record is not None or pointers):
+        document = {"record": record, "items": [_item(pointer) for pointer in pointers]}
+        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    elif record is not None or pointers:
+        Console().print(describe(record, pointers))
+    if record is None:
+        typer.echo(
+            f"error: no decision of request {request_id} is recorded; one that was just made appears within seconds",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+async def _find(settings: Settings, request_id: str) -> tuple[dict[str, Any] | None, Sequence[Pointer]]:
+    async with (
+        S3ObjectStore(settings.audit_bucket) as objects,
+        DynamoPointerTable(settings.audit_table) as table,
+    ):
+        reader = AuditReader(objects, table)
+        pointers = await reader.pointers(request_id)
+        decided = next((pointer for pointer in pointers if pointer.sort_key == DECISION), None)
+        return None if decided is None else readable(await reader.read(decided)), pointers
+
+
+def describe(record: Mapping[str, Any] | None, pointers: Sequence[Pointer]) -> RenderableType:
+    """A decision's account for a terminal; ``record`` as ``readable`` gives it."""
+    parts: list[RenderableType] = []
+    if record is not None:
+        parts.append(_summary(record))
+        for task in record["tasks"]:
+            parts += _task(task, record["received_ms"])
+        for problem in record["problems"] or ():
+            where = " ".join(f"{name} {problem[name]}" for name in ("task", "feature") if problem.get(name))
+            parts.append(Text(f"{problem['code']}{f' ({where})' if where else ''}: {problem['message']}", style="red"))
+        parts += [Text("\nreply", style="bold"), Text(_compact(record["reply"]))]
+    parts.append(_places(pointers))
+    return Group(*parts)
+
+
+def _summary(record: Mapping[str, Any]) -> Table:
+    source = record["source"]
+    took = (record["decided_ms"] or record["received_ms"]) - record["received_ms"]
+    grid = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("request", record["request_id"]),
+        ("execution", f"{record['execution_id']} by {record['instance']}"),
+        ("status", _status(record["status"])),
+        ("path", record["path"]),
+        ("route, rule", f"{record['route'] or '-'}, {record['rule'] or '-'}"),
+        ("revision", record["revision"]),
+        ("decided", f"{_moment(record['decided_ms'])}, {took} ms after it arrived"),
+        ("from", f"{source['topic']}/{source['partition']}/{source['offset']} of {_moment(source['timestamp_ms'])}"),
+        ("asked", _compact(source["value"])),
+    ):
+        grid.add_row(Text(name, style="bold"), value if isinstance(value, Text) else Text(str(value or "-")))
+    return grid
+
+
+def _task(task: Mapping[str, Any], received_ms: int) -> list[RenderableType]:
+    result = task["result"]
+    title = Text(f"\n{task['name']}", style="bold")
+    title.append(f"  {task['model']} {task['version']}, by {task['selected_by']}, {task['backend']}", style="not bold")
+    parts: list[RenderableType] = [title, Text(f"digest {task['digest']}", style="dim")]
+    features = Table("feature", "value", "status", "age", "source", box=SIMPLE_HEAD)
+    for feature in task["features"]:
+        event_ms = feature.get("event_time_ms")
+        said = _status(feature["status"])
+        if feature.get("reason"):
+            said.append(f": {feature['reason']}", style="default")
+        features.add_row(
+            Text(feature["ref"]),
+            Text(_compact(feature["value"])),
+            said,
+            "-" if event_ms is None else age(received_ms - event_ms),
+            Text(str(feature["source"])),
+        )
+    if task["features"]:
+        parts.append(features)
+    if result is None:
+        parts.append(Text("no result", style="dim"))
+        return parts
+    line = _status(result["status"])
+    line.append(f" {_compact(result['output'])} in {result['latency_ms']:.1f} ms", style="default")
+    parts.append(line)
+    for attempt in result["attempts"]:
+        parts.append(
+            Text(f"  {attempt['endpoint']}: {attempt['outcome']}, {attempt['latency_ms']:.1f} ms", style="dim")
+        )
+    if result["problem"]:
+        parts.append(Text(f"  {result['problem']['code']}: {result['problem']['message']}", style="red"))
+    return parts
+
+
+def _places(pointers: Sequence[Pointer]) -> Table:
+    table = Table("recorded as", "object", "bytes", "SHA-256", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"  # a name cut short is no name
+    for pointer in pointers:
+        place = f"s3://{pointer.bucket}/{pointer.object_key}"
+        table.add_row(pointer.sort_key, place, f"{pointer.start}+{pointer.length}", pointer.sha256)
+    return table
+
+
+def age(milliseconds: int) -> str:
+    """Roughly how long, in the two largest units.
+
+    >>> age(90_000), age(93_600_000), age(400)
+    ('1m 30s', '1d 2h', '400ms')
+    """
+    if milliseconds < 1_000:
+        return f"{milliseconds}ms"
+    words: list[str] = []
+    rest = milliseconds
+    for unit, size in _UNITS_MS:
+        if rest >= size:
+            words.append(f"{rest // size}{unit}")
+            rest %= size
+    return " ".join(words[:2])
+
+
+def _moment(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return "-"
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _status(status: str | None) -> Text:
+    return Text(status or "-", style=_STATUS_STYLES.get(status or "", "red"))
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _item(pointer: Pointer) -> dict[str, Any]:
+    return {name: getattr(pointer, name) for name in Pointer.__slots__}
