@@ -12,8 +12,7 @@ driver's exception ends here, as StoreUnavailable.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from app.adapters.feast_codec import (
@@ -182,19 +182,23 @@ class RedisFeatureStore:
     async def _ask(self, commands: Sequence[bytes], timeout_ms: int) -> list[Any]:
         """The commands' answers, in order; a refusal of a single command is its answer, as a ResponseError."""
         try:
-            async with asyncio.timeout(timeout_ms / 1000), self._slots, self._connection() as connection:
-                await connection.send_packed_command(commands, check_health=False)
-                return [await _answer(connection) for _ in commands]
+            async with asyncio.timeout(timeout_ms / 1000), self._slots:
+                try:
+                    return await self._exchange(commands)
+                except RedisConnectionError:
+                    # A server that was restarted leaves dead connections behind; every command here may be repeated.
+                    await self._pool.disconnect(inuse_connections=False)
+                    return await self._exchange(commands)
         except TimeoutError as error:
             raise StoreUnavailable(f"Redis did not answer within {timeout_ms} ms") from error
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"Redis is not usable: {error or type(error).__name__}") from error
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AbstractConnection]:
+    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
         connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # decorated without types
         try:
-            yield connection
+            await connection.send_packed_command(commands, check_health=False)
+            return [await _answer(connection) for _ in commands]
         except BaseException:
             # Answers that nobody has read would be taken for those of the next commands.
             await connection.disconnect(nowait=True)
