@@ -142,46 +142,46 @@ def decode_response(body: bytes, rows: int, wanted: Sequence[str]) -> list[dict[
     if not isinstance(outputs, list):
         raise ValueError("no list of outputs")
     answers: list[dict[str, Any]] = [{} for _ in range(rows)]
-    found: list[str] = []
+    found: set[str] = set()
     for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
             raise ValueError("an output without a name")
         if name in found:
             raise ValueError(f"output {name[:80]!r} is there twice")
-        found.append(name)
+        found.add(name)
         if name in wanted:
             _spread(name, output, answers)
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        there = ", ".join(sorted(found))[:200] or "none"
-        raise ValueError(f"no output {', '.join(missing)} (there is: {there})")
+    if not found.issuperset(wanted):
+        missing = ", ".join(name for name in wanted if name not in found)
+        raise ValueError(f"no output {missing} (there is: {', '.join(sorted(found))[:200] or 'none'})")
     return answers
 
 
 def _spread(name: str, output: Mapping[str, Any], answers: Sequence[dict[str, Any]]) -> None:
+    # Plain loops: this runs for every decision, and generators cost more than what they look at.
     shape, data = output.get("shape"), output.get("data")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _DIMENSIONS_MAX
-        or not all(type(size) is int and size >= 0 for size in shape)
-    ):
+    if not isinstance(shape, list) or not 1 <= len(shape) <= _DIMENSIONS_MAX:
         raise ValueError(f"output {name!r} has no usable shape")
+    size = 1
+    for dimension in shape:
+        if type(dimension) is not int or dimension < 0:
+            raise ValueError(f"output {name!r} has no usable shape")
+        size *= dimension
     if not isinstance(data, list):
         raise ValueError(f"output {name!r} has no list of data")
     rows = len(answers)
-    if shape[:1] != [rows]:
+    if shape[0] != rows:
         raise ValueError(f"output {name!r} has shape {str(shape)[:80]}, and {rows} rows were sent")
-    flat = _flat(name, data)
-    if math.prod(shape) != len(flat):
-        raise ValueError(f"output {name!r} has shape {str(shape)[:80]} and {len(flat)} elements of data")
-    width = len(flat) // rows
-    if width == 1:
-        for answer, element in zip(answers, flat, strict=True):
-            answer[name] = element
-        return
+    for element in data:
+        if isinstance(element, list):
+            data = _flat(name, data)
+            break
+    if size != len(data):
+        raise ValueError(f"output {name!r} has shape {str(shape)[:80]} and {len(data)} elements of data")
+    width = size // rows
     for index, answer in enumerate(answers):
-        answer[name] = flat[index * width : (index + 1) * width]
+        answer[name] = data[index] if width == 1 else data[index * width : (index + 1) * width]
 
 
 def _flat(name: str, data: list[Any]) -> list[Any]:

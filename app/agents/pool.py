@@ -338,7 +338,7 @@ class PoolWorker:
             letter = dead_letter(record, f"its result cannot be published: {error}", "result_refused", self._group)
             await publish_dead_letters(self._publisher, (letter,))
             _TASKS.labels("unanswerable").inc()
-            log.error("task_unanswerable", request_id=task.row.request_id, task=task.row.task, reason=str(error))
+            log.warning("task_unanswerable", request_id=task.row.request_id, task=task.row.task, reason=str(error))
             return
         outcome = "ok" if answer.problem is None else str(answer.problem.code)
         _TASKS.labels(outcome).inc()

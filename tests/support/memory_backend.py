@@ -1,0 +1,57 @@
+"""An in-memory ModelBackend: a function instead of a server, under the same promises."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from app.domain.dispatch import Answer, Attempt, Row
+from app.domain.documents import ModelVersionSpec
+from app.domain.errors import Code, Problem
+from app.ports.clock import Clock
+
+Model = Callable[[Sequence[Row]], Awaitable[Sequence[Mapping[str, Any]]]]
+
+
+class InMemoryBackend:
+    """Answers with ``model``'s outputs; what it raises is a failure: OSError the connection's, ValueError its own."""
+
+    def __init__(self, clock: Clock, model: Model) -> None:
+        self._clock = clock
+        self._model = model
+        self._slots: dict[tuple[str, str], asyncio.Semaphore] = {}
+        self._closed = False
+
+    async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
+        """See ``ModelBackend.infer``."""
+        if not rows:
+            return ()
+        if self._closed:
+            return _all(rows, Code.MODEL_UNAVAILABLE, "closed")
+        remaining_ms = min(row.deadline_ms for row in rows) - self._clock.now_ms()
+        if remaining_ms <= 0:
+            return _all(rows, Code.DEADLINE_EXCEEDED, "the deadline had passed")
+        slots = self._slots.setdefault((version.model, version.version), asyncio.Semaphore(version.policy.concurrency))
+        waited = True
+        try:
+            async with asyncio.timeout(min(remaining_ms, version.policy.timeout) / 1000), slots:
+                waited = False
+                outputs = await self._model(rows)
+        except TimeoutError:
+            late = waited or remaining_ms < version.policy.timeout
+            return _all(rows, Code.DEADLINE_EXCEEDED if late else Code.MODEL_TIMEOUT, "too late")
+        except OSError as error:
+            return _all(rows, Code.MODEL_UNAVAILABLE, str(error))
+        except ValueError as error:
+            return _all(rows, Code.MODEL_ERROR, str(error))
+        if len(outputs) != len(rows):
+            return _all(rows, Code.MODEL_OUTPUT_INVALID, f"{len(outputs)} answers for {len(rows)} rows")
+        attempt = Attempt("memory", self._clock.now_ms(), 0.0, "ok")
+        return tuple(Answer(output, None, (attempt,), b"memory") for output in outputs)
+
+    async def close(self) -> None:
+        """Answer nothing from now on."""
+        self._closed = True
+
+
+def _all(rows: Sequence[Row], code: Code, message: str) -> Sequence[Answer]:
+    return (Answer(None, Problem(code, message), (), b""),) * len(rows)
