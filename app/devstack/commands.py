@@ -1,5 +1,6 @@
-"""``model-broker dev up|down|status``: the embedded stack for a developer, detached from the terminal."""
+"""``model-broker dev up|down|status|prepare``: the embedded stack for a developer, detached from the terminal."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.table import Table
 
 from app.devstack.process import StackError
 from app.devstack.stack import ALL, ServiceState, Stack
+from app.devstack.stores import create_stores
+from app.domain.errors import BrokerError
+from app.settings import Settings
 
 DEFAULT_STATE_DIR = Path(".model-broker/dev")
 
@@ -87,6 +91,20 @@ def status(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> No
         raise typer.Exit(1)
 
 
+@dev_app.command(epilog="Example: model-broker dev prepare")
+def prepare(as_json: Json = False) -> None:
+    """Create the audit's bucket and table, unless they exist, at the AWS endpoints that the environment names."""
+    try:
+        created = asyncio.run(create_stores(Settings()))
+    except BrokerError as error:
+        raise _failed(error) from error
+    if as_json:
+        _print_json({"created": created})
+        return
+    for name, new in created.items():
+        typer.echo(f"{name}: {'created' if new else 'exists'}")
+
+
 def _described(stack: Stack, states: list[ServiceState]) -> dict[str, Any]:
     services = [
         {
@@ -117,7 +135,7 @@ def _table(states: list[ServiceState]) -> Table:
     return table
 
 
-def _failed(error: StackError) -> typer.Exit:
+def _failed(error: StackError | BrokerError) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(1)
 

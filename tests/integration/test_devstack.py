@@ -334,7 +334,18 @@ def test_dev_down_leaves_other_processes_alone(tmp_path: Path) -> None:
     assert json.loads(down.stdout)["stopped"] == []
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_dev_prepare_makes_bucket_and_table_once(embedded: Stack, bucket_name: str, table_name: str) -> None:
+    """The audit's stores are created where the environment points; a second time they exist."""
+    names = {"BROKER_AUDIT_BUCKET": bucket_name, "BROKER_AUDIT_TABLE": table_name}
+    for new in (True, False):
+        done = dev("prepare", "--json", env=embedded.env | names)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"created": {bucket_name: new, table_name: new}}
+    assert aws_client(embedded, "dynamodb").describe_table(TableName=table_name)["Table"]["TableStatus"] == "ACTIVE"
+    aws_client(embedded, "s3").head_bucket(Bucket=bucket_name)
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "prepare"])
 def test_each_dev_command_has_an_example(command: str) -> None:
     """``--help`` shows how the command is used."""
     assert f"Example: model-broker dev {command}" in " ".join(dev(command, "--help").stdout.split())
