@@ -178,8 +178,8 @@ def _check(schema: Any, widths: dict[str, bool], enclosing: frozenset[str]) -> b
         widths[schema["name"]] = kind == "enum" or schema["size"] > 0
         return widths[schema["name"]]
     if kind in ("array", "map"):
-        wide = _check(schema["items" if kind == "array" else "values"], widths, enclosing)
-        if kind == "array" and not wide:
+        takes_bytes = _check(schema["items" if kind == "array" else "values"], widths, enclosing)
+        if kind == "array" and not takes_bytes:
             raise ValueError("it has an array of values that take no bytes")
         return True
     return _check(kind, widths, enclosing)

@@ -40,6 +40,7 @@ class GatewayCode(StrEnum):
     KAFKA_UNAVAILABLE = "kafka_unavailable"
     DECISION_UNKNOWN = "decision_unknown"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    AUDIT_DAMAGED = "audit_damaged"
     NOT_FOUND = "not_found"
     NOT_ALLOWED = "method_not_allowed"
     NOT_READY = "not_ready"

@@ -8,7 +8,6 @@ for the way back; who asks again with the same request id after that gets the de
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import orjson
@@ -45,6 +44,8 @@ from app.ports.clock import Clock
 from app.ports.decision_reader import DecisionReader
 from app.ports.request_reply import RequestReply
 from app.settings import Settings
+
+API_VERSION: Final = "1"
 
 REPLY_GRACE_MS: Final = 1_000
 """After its deadline a request is still answered, as expired; the answer needs this long to arrive."""
@@ -182,7 +183,7 @@ def create_app(client: RequestReply, reader: DecisionReader, settings: Settings,
     app = FastAPI(
         title="Model Broker",
         summary="One place to ask for model decisions.",
-        version=version("model-broker"),
+        version=API_VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",

@@ -11,9 +11,6 @@ class DecisionReader(Protocol):
 
         Raises:
             StoreUnavailable: the stores do not answer; whether there is a decision is unknown.
+            EvidenceDamaged: there is a decision, and its record is not what was written.
         """
-        ...
-
-    async def ping(self) -> None:
-        """Raises StoreUnavailable unless the stores answer."""
         ...

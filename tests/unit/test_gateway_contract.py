@@ -1,0 +1,40 @@
+"""The gateway against its own OpenAPI document: whatever is sent, the answer is one that the document promises."""
+
+import orjson
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from app.domain.errors import ReplyTimeout
+from app.gateway.application import create_app
+from app.settings import Settings
+from tests.support.request_reply import FakeDecisionReader, FakeRequestReply, FixedClock, reply_members, reply_of
+
+_client = FakeRequestReply()
+_reader = FakeDecisionReader()
+_schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(_client, _reader, Settings(), FixedClock()))
+_outcomes = [
+    reply_of(reply_members("completed", result={"decision": "approve"}, outputs={"pd": {"output": {"p": 0.5}}})),
+    reply_of(reply_members("rejected", {"code": "path_unknown", "message": "no such path"})),
+    ReplyTimeout("no reply in time"),
+]
+
+
+@_schema.parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_answers_as_documented(case: schemathesis.Case) -> None:
+    """No request, however odd, is answered with 5xx of the gateway's own making or outside the schema."""
+    _client.sent.clear()
+    for outcome in _outcomes:
+        _client.outcome = outcome
+        response = case.call()
+        case.validate_response(
+            response, checks=[status_code_conformance, content_type_conformance, response_schema_conformance]
+        )
+        assert response.status_code != 500
+        for sent in _client.sent:
+            assert isinstance(orjson.loads(sent.body), dict)
