@@ -5,6 +5,7 @@ are the bytes that go to Kafka. A wait ends with the request's deadline, or with
 for the way back; who asks again with the same request id after that gets the decision once it is made.
 """
 
+import asyncio
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from app.domain.errors import (
     Code,
+    EvidenceDamaged,
     Problem,
     PublishFailed,
     RecordTooLarge,
@@ -108,11 +110,17 @@ class Gateway:
         """``GET /v1/decisions/{request_id}``."""
         structlog.contextvars.bind_contextvars(request_id=request_id[:128])
         try:
-            record = await self.reader.find(checked_id(request_id))
+            async with asyncio.timeout(self.settings.default_deadline / 1_000):
+                record = await self.reader.find(checked_id(request_id))
         except RequestRefused:
             record = None
-        except StoreUnavailable as error:
-            return problem(503, GatewayCode.AUDIT_UNAVAILABLE, str(error), request_id=request_id, headers=_come_back())
+        except (StoreUnavailable, TimeoutError) as error:
+            detail = str(error) or "the audit's stores did not answer in time"
+            return problem(503, GatewayCode.AUDIT_UNAVAILABLE, detail, request_id=request_id, headers=_come_back())
+        except EvidenceDamaged as error:
+            _log.error("a recorded decision is damaged", error=str(error))
+            detail = "the decision's record is not what was written; the gateway's log says where it lies"
+            return problem(500, GatewayCode.AUDIT_DAMAGED, detail, request_id=request_id)
         if record is None or record["reply"] is None:
             return problem(
                 404,
@@ -206,7 +214,7 @@ def create_app(client: RequestReply, reader: DecisionReader, settings: Settings,
 
     @app.get(
         "/v1/decisions/{request_id:path}",
-        responses=openapi.responses(openapi.REPLY, 404, 503),
+        responses=openapi.responses(openapi.REPLY, 404, 500, 503),
         summary="A decision that was made",
     )
     async def show(request_id: str) -> Response:

@@ -7,7 +7,14 @@ import httpx
 import orjson
 import pytest
 
-from app.domain.errors import PublishFailed, RecordTooLarge, RepliesFull, ReplyTimeout, StoreUnavailable
+from app.domain.errors import (
+    EvidenceDamaged,
+    PublishFailed,
+    RecordTooLarge,
+    RepliesFull,
+    ReplyTimeout,
+    StoreUnavailable,
+)
 from app.gateway.application import REPLY_GRACE_MS, create_app
 from app.ports.request_reply import Reply
 from app.settings import Settings
@@ -280,6 +287,8 @@ async def test_decision_not_found(http: httpx.AsyncClient, reader: FakeDecisionR
     response = await http.get("/v1/decisions/none")
     assert response.status_code == 503
     assert response.headers["retry-after"]
+    reader.down = EvidenceDamaged("not what was written")
+    assert problem_of(await http.get("/v1/decisions/none"))["errors"][0]["code"] == "audit_damaged"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The gateway against its own OpenAPI document: whatever is sent, the answer is one that the document promises."""
 
+from typing import Any
+
 import orjson
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -11,13 +13,14 @@ from schemathesis.specs.openapi.checks import (
 
 from app.domain.errors import ReplyTimeout
 from app.gateway.application import create_app
+from app.ports.request_reply import Reply
 from app.settings import Settings
 from tests.support.request_reply import FakeDecisionReader, FakeRequestReply, FixedClock, reply_members, reply_of
 
 _client = FakeRequestReply()
 _reader = FakeDecisionReader()
 _schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(_client, _reader, Settings(), FixedClock()))
-_outcomes = [
+_outcomes: list[Reply | Exception] = [
     reply_of(reply_members("completed", result={"decision": "approve"}, outputs={"pd": {"output": {"p": 0.5}}})),
     reply_of(reply_members("rejected", {"code": "path_unknown", "message": "no such path"})),
     ReplyTimeout("no reply in time"),
@@ -26,7 +29,7 @@ _outcomes = [
 
 @_schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_answers_as_documented(case: schemathesis.Case) -> None:
+def test_answers_as_documented(case: "schemathesis.Case[Any]") -> None:
     """No request, however odd, is answered with 5xx of the gateway's own making or outside the schema."""
     _client.sent.clear()
     for outcome in _outcomes:
