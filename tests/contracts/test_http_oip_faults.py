@@ -13,6 +13,7 @@ from app.adapters.http_oip import HttpOipBackend
 from app.domain.dispatch import Answer, Row, judge
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code
+from app.domain.features import Value
 from tests.support.model_server import Handler, doubled, read_request, respond, scripted, serving, tensor
 from tests.support.models import TRACEPARENT, MovableClock, row_of, version_of
 
@@ -37,7 +38,7 @@ async def ask(backend: HttpOipBackend, version: ModelVersionSpec, row: Row | Non
 
 def code_of(answer: Answer) -> Code | None:
     """The problem's code."""
-    return answer.problem and answer.problem.code
+    return None if answer.problem is None else answer.problem.code
 
 
 def always(body: Any, status: int = 200) -> Handler:
@@ -51,7 +52,7 @@ def always(body: Any, status: int = 200) -> Handler:
 
 async def test_the_request_is_the_protocols(backend: HttpOipBackend) -> None:
     """One row: `[1,1]` flat tensors in Feast types' datatypes, the outputs by name, id, idempotency and trace."""
-    values = {"s": "a", "b": b"b", "i": 1, "l": 2, "d": 1.5, "f": 2.5, "o": True, "u": 3}
+    values: dict[str, Value] = {"s": "a", "b": b"b", "i": 1, "l": 2, "d": 1.5, "f": 2.5, "o": True, "u": 3}
     types = dict(
         zip(
             values,
@@ -220,10 +221,10 @@ async def test_garbage_is_an_unsound_output(backend: HttpOipBackend, body: Any) 
 async def test_a_huge_body_is_not_read(backend: HttpOipBackend) -> None:
     """A response beyond the bound is refused by its length, while it streams, or while it is decompressed."""
 
-    async def streamed(request: web.BaseRequest, _: dict[str, Any]) -> web.StreamResponse:
+    async def streamed(request: web.BaseRequest, _body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(1_000):
+        for __ in range(1_000):
             await response.write(b"x" * 65_536)
         return response
 
@@ -364,8 +365,11 @@ async def test_a_kept_connection_that_is_reset_after_a_500(backend: HttpOipBacke
 async def test_cancelled_calls_free_their_slot(backend: HttpOipBackend) -> None:
     """A caller that gives up leaves nothing behind: the next one finds the slot free."""
 
+    called = asyncio.Event()
+
     async def handler(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
         if len(server.calls) == 1:
+            called.set()
             await asyncio.Event().wait()
         return await doubled(request, body)
 
@@ -373,8 +377,7 @@ async def test_cancelled_calls_free_their_slot(backend: HttpOipBackend) -> None:
         version = version_of(server.url, policy={"concurrency": 1, "timeout": 60_000})
         abandoned = asyncio.create_task(ask(backend, version))
         async with asyncio.timeout(5):
-            while not server.calls:
-                await asyncio.sleep(0.001)
+            await called.wait()
         abandoned.cancel()
         await asyncio.gather(abandoned, return_exceptions=True)
         assert (await ask(backend, version)).outputs == {"y": 42}

@@ -150,12 +150,14 @@ async def test_deadline_bounds_a_call(rig: Rig) -> None:
 async def test_concurrency_is_bounded(rig: Rig) -> None:
     """No more calls of a version run at once than its policy allows; the others wait, at most until their deadline."""
     running = peak = 0
-    go = asyncio.Event()
+    full, go = asyncio.Event(), asyncio.Event()
 
     async def behaviour() -> str:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
+        if running == 2:
+            full.set()
         await go.wait()
         running -= 1
         return "ok"
@@ -164,8 +166,7 @@ async def test_concurrency_is_bounded(rig: Rig) -> None:
     version = version_of(rig.endpoint, policy={"concurrency": 2, "timeout": 5_000})
     patient = [asyncio.create_task(_one(rig, version, row_of())) for _ in range(6)]
     async with asyncio.timeout(5):
-        while running < 2:
-            await asyncio.sleep(0.001)
+        await full.wait()
         hasty = await _one(rig, version, row_of(within_ms=50))
         go.set()
         answers = await asyncio.gather(*patient)
@@ -176,7 +177,7 @@ async def test_concurrency_is_bounded(rig: Rig) -> None:
 
 async def _one(rig: Rig, version: Any, row: Row) -> Code | None:
     (answer,) = await rig.backend.infer(version, (row,))
-    return answer.problem and answer.problem.code
+    return None if answer.problem is None else answer.problem.code
 
 
 async def test_closed_backend_is_unavailable(rig: Rig) -> None:
