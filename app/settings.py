@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         gt=0,
         description="requests a decide worker works on at once; past it the partition waits in Kafka",
     )
+    joins_pending_max: int = Field(
+        10_000, gt=0, description="joins of a decide worker that wait for queued tasks at once; past it requests wait"
+    )
     tasks_in_flight_max: int = Field(64, gt=0, description="tasks a pool worker holds at once")
     replies_pending_max: int = Field(
         1_024, gt=0, description="requests a gateway waits for at once; past it 503 with Retry-After"

@@ -1,7 +1,7 @@
 """Every process's HTTP face to its operators: ``/metrics``, ``/livez``, ``/readyz``.
 
-Live says that restarting would not help; ready says that work sent here would be done. Both answer 200 or 503 with JSON that
-names what is wrong.
+Live says that restarting would not help; ready says that work sent here would be done. Both answer 200 or 503 with
+JSON that names what is wrong.
 """
 
 import asyncio

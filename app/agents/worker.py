@@ -1,15 +1,15 @@
 """A worker process: a Faust app, run until it is told to stop, watched from outside.
 
-Start: connect, recover, serve. SIGTERM or SIGINT: take no more events, finish those in flight, commit, leave. A crash of
-any part ends the process with a non-zero code, for a supervisor that starts it again beats one that half works.
+Start: connect, recover, serve. SIGTERM or SIGINT: take no more events, finish those in flight, commit, leave. A crash
+of any part ends the process with a non-zero code: one that is started again beats one that half works.
 """
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import faust
 import structlog
@@ -75,12 +75,14 @@ class Worker:
         http_port: int,
         intakes: Sequence[Intake],
         ready_checks: Mapping[str, Callable[[], Awaitable[None]]],
+        background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self._app = app
         self._settings = settings
         self._role = role
         self._instance = instance
         self._intakes = intakes
+        self._background = background
         self._assigned = False
         self._stop = asyncio.Event()
         self._liveness = Liveness()
@@ -112,7 +114,7 @@ class Worker:
             loop.add_signal_handler(name, self._stop.set)
         await self._health.start()
         log.info("starting", role=self._role, instance=self._instance, http_port=self._health.port)
-        watch = asyncio.create_task(self._watch())
+        background = [asyncio.create_task(self._guard(run)) for run in (self._watch, *self._background)]
         start = asyncio.create_task(self._app.start())
         stop = asyncio.create_task(self._stop.wait())
         crash = asyncio.create_task(self._app.wait_until_stopped())
@@ -122,7 +124,7 @@ class Worker:
             if not failed:
                 await self._drain()
         finally:
-            for task in (watch, start, stop, crash):
+            for task in (*background, start, stop, crash):
                 task.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
@@ -134,6 +136,13 @@ class Worker:
             return 1
         log.info("stopped", role=self._role, instance=self._instance)
         return 0
+
+    async def _guard(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await run()
+        except Exception as error:  # a process without its timers or its watch only looks alive
+            log.exception("background_failed")
+            await self._app.crash(error)
 
     async def _drain(self) -> None:
         log.info("draining", in_flight=sum(intake.in_flight for intake in self._intakes))

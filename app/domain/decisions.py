@@ -81,9 +81,9 @@ def deadline_of(request: Request, route_deadline_ms: int, appended_ms: int) -> i
     return latest if request.deadline_ms is None else min(request.deadline_ms, latest)
 
 
-def refuse(record: DecisionRecord, status: Status, problem: Problem, now_ms: int) -> DecisionRecord:
+def refuse(record: DecisionRecord, status: Status, problems: tuple[Problem, ...], now_ms: int) -> DecisionRecord:
     """The record of a request that ends without its models: rejected, expired, or failed."""
-    return _close(record, status, {}, {}, (problem,), now_ms)
+    return _close(record, status, {}, {}, problems, now_ms)
 
 
 def decide(record: DecisionRecord, plan: Plan, request: Request, outcome: Outcome, now_ms: int) -> DecisionRecord:

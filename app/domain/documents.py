@@ -7,6 +7,7 @@ believes in a safeguard that is not there.
 
 import datetime
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -234,6 +235,11 @@ class FeatureViewSpec(_Document):
     entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
     source: RedisSource
+
+    @cached_property
+    def types(self) -> Mapping[str, str]:
+        """Each feature's value type."""
+        return {feature.name: feature.type for feature in self.features}
 
 
 # --- Route ------------------------------------------------------------------------------------------------------------

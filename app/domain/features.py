@@ -204,7 +204,7 @@ def resolve(
             origin = "request"
         else:
             found = fetched.get((source, feature), Fetched(FeatureStatus.MISSING))
-            type_ = next(spec.type for spec in views[source].features if spec.name == feature)
+            type_ = declared_type(contract, views)
             origin = "redis"
         value, broken = _under_contract(contract, found, now_ms)
         if broken is not None:
@@ -215,6 +215,22 @@ def resolve(
             FeatureValue(contract.ref, value.status, value.value, value.event_time_ms, origin, value.reason)
         )
     return TaskInputs(values, types, tuple(features), tuple(problems))
+
+
+def declared_type(contract: FeatureContract, views: Mapping[str, FeatureViewSpec]) -> str | None:
+    """The value type that a view, or else the contract, declares; None where the value itself tells."""
+    if contract.source in REQUEST_SOURCES:
+        return contract.type
+    return views[contract.source].types[contract.feature]
+
+
+def recorded(
+    contracts: Sequence[FeatureContract], views: Mapping[str, FeatureViewSpec], features: Sequence[FeatureValue]
+) -> TaskInputs:
+    """A task's inputs as they were resolved before: what another worker had found, not what is there now."""
+    values = {contract.column: feature.value for contract, feature in zip(contracts, features, strict=True)}
+    types = {c.column: declared_type(c, views) or inferred_type(values[c.column]) for c in contracts}
+    return TaskInputs(values, types, tuple(features), ())
 
 
 def _from_request(contract: FeatureContract, request: Request) -> tuple[Fetched, str | None]:

@@ -1,0 +1,652 @@
+"""The decider: one worker's live requests, from admission to the decision's last write.
+
+A request whose tasks are all answered inline stays unacknowledged until it is decided; a crash redelivers it. One with
+queued tasks becomes a durable pending join, its tasks go out, it is acknowledged, and whichever worker owns the
+partition when a result or the deadline comes finishes it. Everything a request needs while it is live hangs on one
+``Live`` value; between awaits it is changed by one thing at a time, and the ``Join`` in it decides exactly once.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from app.adapters.record_codec import EntryHeader, EntryState, encode_record
+from app.adapters.task_codec import QueuedResult, encode_task
+from app.agents.admission import Admission, Arrival
+from app.agents.ledger import Ledger, Recipient
+from app.agents.timers import Timers
+from app.domain.decisions import DecisionRecord, Kind, TaskRecord, deadline_of, decide, refuse
+from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
+from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLarge, RequestRefused, StoreUnavailable
+from app.domain.features import FetchedFeatures, TaskInputs, needs_of, recorded, resolve, unavailable
+from app.domain.join import Decide, Effect, Ignore, Join, Outcome, Status
+from app.domain.requests import InboundRecord, Request, read_address
+from app.domain.routing import Plan, Refused, TaskPlan, route
+from app.observability import LATENCY_BUCKETS_S
+from app.ports.clock import Clock
+from app.ports.feature_store import FeatureStore
+from app.ports.log import OutboundRecord, Replies
+from app.ports.model_backend import ModelBackend
+from app.ports.registry import Registry
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+_DECISIONS = Counter("broker_decisions", "Decisions by status and route", ["status", "route"])
+_LATENCY = Histogram(
+    "broker_decision_seconds", "From a request's arrival to its reply", ["route"], buckets=LATENCY_BUCKETS_S
+)
+_DUPLICATES = Counter("broker_duplicates", "Requests whose id was known: repeated, in_flight, conflict", ["kind"])
+_TASKS = Counter("broker_tasks", "Tasks by model, version and status", ["model", "version", "status"])
+_RESULTS = Counter("broker_results", "Queued results by fate: joined, late, repeated, unknown", ["fate"])
+_LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for queued tasks")
+_REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
+_RETRY_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class Live:
+    """One request while it is being decided here.
+
+    ``durable``: its pending join is in the table. ``outcome``: its join has decided. ``abandoned``: the partition went
+    away, and even if it came back, another Live stands for the request by now.
+    """
+
+    record: DecisionRecord
+    request: Request | None = None
+    plan: Plan | None = None
+    join: Join | None = None
+    inputs: Mapping[str, TaskInputs] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    durable: bool = False
+    dispatched: bool = False
+    concluding: bool = False
+    abandoned: bool = False
+    done: "asyncio.Future[DecisionRecord] | None" = None
+
+    @property
+    def partition(self) -> int:
+        """The partition of its request."""
+        return self.record.source.partition
+
+    def check(self) -> None:
+        """Raise NotOwner where another Live stands for the request."""
+        if self.abandoned:
+            raise NotOwner(f"{self.record.request_id} was begun anew after a rebalance")
+
+
+class Decider:
+    """Decides what the requests agent hands it. ``new_id`` makes execution ids."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        ledger: Ledger,
+        registry: Registry,
+        features: FeatureStore,
+        backend: ModelBackend,
+        replies: Replies,
+        clock: Clock,
+        new_id: Callable[[], str],
+        settings: Settings,
+        instance: str,
+        on_crash: Callable[[BaseException], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._admission = admission
+        self._ledger = ledger
+        self._registry = registry
+        self._features = features
+        self._backend = backend
+        self._replies = replies
+        self._clock = clock
+        self._new_id = new_id
+        self._settings = settings
+        self._instance = instance
+        self._on_crash = on_crash
+        self._live: dict[str, Live] = {}
+        self._pending = 0
+        self._room = asyncio.Event()
+        self._owned: frozenset[int] = frozenset()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.timers = Timers(clock, self._on_due)
+        _LIVE.set_function(lambda: len(self._live))
+
+    # --- what the agents call -----------------------------------------------------------------------------------------
+
+    async def on_request(self, record: InboundRecord) -> None:
+        """Decide on one record of the request topic; returns when it may be acknowledged.
+
+        Raises:
+            NotOwner: the partition went away; the record is another worker's.
+        """
+        arrival = await self._admit(record)
+        if arrival.dead and arrival.problem is not None:
+            await self._ledger.bury(record, arrival.problem.message, arrival.problem.code)
+        known = self._live.get(arrival.request_id)
+        if known is not None:
+            await self._on_known(arrival, known)
+            return
+        await self._ledger.owned(record.partition)
+        header = self._ledger.find(record.partition, arrival.request_id)
+        known = self._live.get(arrival.request_id)
+        if known is not None:
+            await self._on_known(arrival, known)
+        elif header is None:
+            await self._on_new(arrival)
+        elif header.state is EntryState.PENDING:
+            resumed = await self._resume(record.partition, arrival.request_id)
+            await (self._on_known(arrival, resumed) if resumed else self._on_decided(arrival, header))
+        else:
+            await self._on_decided(arrival, header)
+
+    async def on_result(self, partition: int, result: QueuedResult) -> None:
+        """Join one queued result; returns when it may be acknowledged."""
+        await self._ledger.owned(partition)
+        live = self._live.get(result.request_id)
+        if live is None:
+            header = self._ledger.find(partition, result.request_id)
+            if header is None or header.state is EntryState.COMPLETED:
+                _RESULTS.labels("unknown" if header is None else "late").inc()
+                return
+            if header.state is EntryState.DECIDED:
+                _RESULTS.labels("late").inc()
+                await self._announce_decided(partition, result.request_id)
+                return
+            live = await self._resume(partition, result.request_id)
+        if live is None or live.join is None or live.plan is None:
+            _RESULTS.labels("late").inc()
+            return
+        task = next((task for task in live.plan.tasks if task.name == result.task), None)
+        if task is None:
+            _RESULTS.labels("unknown").inc()
+            return
+        effect = self._join(live, judge(task.name, task.version, result.answer, result.latency_ms))
+        _RESULTS.labels(effect.reason if isinstance(effect, Ignore) else "joined").inc()
+        if live.outcome is not None:
+            # Also for a result that came too late: the decision must stand before the result may be forgotten.
+            await self._conclude(live)
+        elif live.durable and not isinstance(effect, Ignore):
+            await self._pend(live)
+
+    def on_ownership(self, owned: frozenset[int], gained: frozenset[int], entries: "Entries") -> None:
+        """A rebalance has settled: forget what went away, set the timers of what came."""
+        lost = self._owned - owned
+        self._owned = owned
+        self.timers.drop(lost)
+        for request_id in [key for key, live in self._live.items() if live.partition in lost]:
+            self._abandon(self._live[request_id])
+        pending = 0
+        for partition in gained:
+            for request_id, header in entries(partition):
+                if header.state is EntryState.PENDING:
+                    pending += 1
+                    self.timers.at(header.time_ms, partition, request_id)
+                elif header.state is EntryState.DECIDED:
+                    self._spawn(self._announce_decided(partition, request_id))
+                else:
+                    self.timers.at(header.time_ms + self._settings.dedupe_window, partition, request_id)
+        log.info("partitions", owned=sorted(owned), gained=sorted(gained), lost=sorted(lost), pending_joins=pending)
+
+    async def close(self) -> None:
+        """End what runs in the background; what is unfinished is durable or unacknowledged."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- admission ----------------------------------------------------------------------------------------------------
+
+    async def _admit(self, record: InboundRecord) -> Arrival:
+        while True:
+            try:
+                return await self._admission.admit(record)
+            except StoreUnavailable as error:
+                log.warning("admission_retried", position=record.position, reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+                await self._ledger.owned(record.partition)
+
+    async def _on_known(self, arrival: Arrival, live: Live) -> None:
+        """Its id is being decided here: wait for that decision, which stands for this record too."""
+        if arrival.body != live.record.body:
+            await self._refuse_conflict(arrival)
+            return
+        same = arrival.record.offset == live.record.source.offset
+        if same and live.durable:
+            # A redelivery of an acknowledged join, or one whose tasks may not be out: see to it that they are.
+            await self._dispatch_queued(live)
+            return
+        decided = await asyncio.shield(self._done(live))
+        if not same:
+            _DUPLICATES.labels("in_flight").inc()
+            await self._ledger.reply(decided, self._recipient(arrival), fate="repeated")
+
+    async def _on_decided(self, arrival: Arrival, header: EntryHeader) -> None:
+        """Its id was decided: the same reply for the same question, a refusal for another."""
+        if arrival.body != header.body:
+            await self._refuse_conflict(arrival)
+            return
+        partition, request_id = arrival.record.partition, arrival.request_id
+        decided = self._ledger.read(partition, request_id)
+        if decided is None:
+            raise NotOwner(f"the entry of {request_id} went away while it was read")
+        recipient = self._recipient(arrival)
+        if decided.source.offset == arrival.record.offset:
+            await self._ledger.announce_again(partition, request_id, [recipient])
+        else:
+            _DUPLICATES.labels("repeated").inc()
+            await self._ledger.reply(decided, recipient, fate="repeated")
+        log.info("repeated", request_id=request_id, status=str(decided.status), position=arrival.record.position)
+
+    async def _refuse_conflict(self, arrival: Arrival) -> None:
+        """The id stands for another question: turn this one away. Its record is the same at every delivery."""
+        _DUPLICATES.labels("conflict").inc()
+        said = f"request id {arrival.request_id} was used for another request: use a new id"
+        problem = Problem(Code.REQUEST_ID_CONFLICT, said)
+        moment = arrival.record.timestamp_ms
+        execution_id = str(uuid5(_REFUSALS, arrival.record.position))
+        record = replace(self._new_record(arrival, moment), kind=Kind.REFUSAL, execution_id=execution_id, instance="")
+        if arrival.request is not None:
+            record = replace(record, path=arrival.request.path)
+        record = refuse(record, Status.REJECTED, (problem,), moment)
+        await self._ledger.announce(record, encode_record(record), [self._recipient(arrival)])
+        log.info("refused", request_id=arrival.request_id, code=str(problem.code), position=arrival.record.position)
+
+    # --- a new request ------------------------------------------------------------------------------------------------
+
+    async def _on_new(self, arrival: Arrival) -> None:
+        now_ms = self._clock.now_ms()
+        live = self._live[arrival.request_id] = Live(self._new_record(arrival, now_ms), arrival.request)
+        try:
+            await self._decide_new(live, arrival)
+        except BrokerError:
+            self._abandon(live)
+            raise
+        except Exception as error:  # whatever it is, the caller gets an answer, and the bytes are kept
+            log.exception("decision_failed", request_id=arrival.request_id)
+            await self._ledger.bury(arrival.record, repr(error), type(error).__name__)
+            problem = Problem(Code.INTERNAL, f"{type(error).__name__} while deciding; the request is kept aside")
+            await self._finish(live, refuse(live.record, Status.FAILED, (problem,), self._clock.now_ms()))
+
+    async def _decide_new(self, live: Live, arrival: Arrival) -> None:
+        if arrival.request is None:
+            assert arrival.problem is not None  # noqa: S101 - an arrival has a request or a problem
+            await self._end(live, Status.REJECTED, (arrival.problem,))
+            return
+        if not await self._plan(live, arrival.request):
+            return
+        assert live.plan is not None  # noqa: S101 - _plan returned True
+        assert live.join is not None  # noqa: S101 - _plan returned True
+        inline = [task for task in live.plan.tasks if not task.queued and task.name not in live.join.results]
+        queued = any(task.queued and task.name not in live.join.results for task in live.plan.tasks)
+        if queued and not inline and not await self._pend(live):
+            # Durable before its tasks are out: whichever worker gets a result must find its join.
+            return
+        if queued:
+            await self._dispatch_queued(live)
+        await self._run_inline(live, inline)
+        if live.outcome is None:
+            if not queued or self._clock.now_ms() >= live.record.deadline_ms:
+                self._expire(live)
+            elif inline and not await self._pend(live):
+                return
+        if live.outcome is not None:
+            await self._conclude(live)
+
+    async def _plan(self, live: Live, request: Request) -> bool:
+        """Route, fetch features and set up the join; False where the request has ended by that."""
+        revision = self._registry.current
+        if revision is None:
+            said = "no registry revision is published: run `model-broker apply`"
+            await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
+            return False
+        live.record = replace(live.record, path=request.path, revision=revision.id)
+        plan = route(revision, request)
+        if isinstance(plan, Refused):
+            live.record = replace(live.record, route=plan.route, rule=plan.rule)
+            await self._end(live, Status.REJECTED, (plan.problem,))
+            return False
+        deadline_ms = deadline_of(request, plan.route.spec.deadline, live.record.source.timestamp_ms)
+        live.record = replace(live.record, route=plan.route.name, rule=plan.rule.spec.name, deadline_ms=deadline_ms)
+        if self._clock.now_ms() >= deadline_ms:
+            said = "the deadline had passed when the request arrived: send it earlier, or give it longer"
+            await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))
+            return False
+        live.plan = plan
+        return await self._gather_inputs(live, plan, request)
+
+    async def _gather_inputs(self, live: Live, plan: Plan, request: Request) -> bool:
+        routed = replace(request, metadata=plan.metadata)
+        views = plan.revision.views
+        needs, faults = needs_of((c for task in plan.tasks for c in task.version.features), views, routed)
+        if faults:
+            await self._end(live, Status.REJECTED, faults)
+            return False
+        fetched: FetchedFeatures = {}
+        if needs:
+            remaining_ms = live.record.deadline_ms - self._clock.now_ms()
+            try:
+                fetched = await self._features.fetch(needs, max(1, min(remaining_ms, self._settings.feature_timeout)))
+            except StoreUnavailable as error:
+                log.warning("features_unavailable", request_id=request.request_id, reason=str(error))
+                fetched = unavailable(needs)
+        now_ms = self._clock.now_ms()
+        inputs = {task.name: resolve(task.version.features, views, routed, fetched, now_ms) for task in plan.tasks}
+        live.inputs = inputs
+        live.record = replace(live.record, tasks=tuple(_task_record(task, inputs[task.name]) for task in plan.tasks))
+        broken = [
+            replace(problem, task=task.name)
+            for task in plan.tasks
+            if task.spec.need == "required"
+            for problem in inputs[task.name].problems
+        ]
+        if broken:
+            away = any(problem.code is Code.FEATURES_UNAVAILABLE for problem in broken)
+            await self._end(live, Status.FAILED if away else Status.REJECTED, tuple(broken))
+            return False
+        live.join = Join.of([task.spec for task in plan.tasks], live.record.deadline_ms)
+        for task in plan.tasks:
+            for problem in inputs[task.name].problems[:1]:
+                self._join(live, _skipped(task.name, problem))
+        return True
+
+    async def _run_inline(self, live: Live, tasks: Sequence[TaskPlan]) -> None:
+        """Call the inline models together, and stop waiting at the deadline, whatever a backend does."""
+        if not tasks:
+            return
+        wait_s = max(0.0, (live.record.deadline_ms - self._clock.now_ms()) / 1000)
+        try:
+            async with asyncio.timeout(wait_s):
+                if len(tasks) == 1:
+                    await self._infer(live, tasks[0])
+                else:
+                    await asyncio.gather(*(self._infer(live, task) for task in tasks))
+        except TimeoutError:
+            return
+
+    async def _infer(self, live: Live, task: TaskPlan) -> None:
+        """One inline task, from its inputs to its place in the join."""
+        started = self._clock.steady_ms()
+        row = self._row(live, task)
+        (answer,) = await self._backend.infer(task.version, (row,))
+        self._join(live, judge(task.name, task.version, answer, self._clock.steady_ms() - started))
+
+    async def _dispatch_queued(self, live: Live) -> None:
+        """Send the queued tasks that have no result yet; sending one twice is harmless."""
+        plan, join = live.plan, live.join
+        if plan is None or join is None or join.decided or live.dispatched:
+            return
+        records = []
+        now_ms = self._clock.now_ms()
+        if now_ms >= live.record.deadline_ms:
+            return
+        for task in plan.tasks:
+            if not task.queued or task.name in join.results:
+                continue
+            backend = task.version.backend
+            assert backend.type == "kafka"  # noqa: S101 - what `queued` means
+            topic = self._settings.topic(f"inference.tasks.{backend.pool}")
+            if not await self._replies.has_partition(topic, None):
+                said = (
+                    f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
+                )
+                self._join(live, _failed(task.name, Problem(Code.MODEL_UNAVAILABLE, said, task.name)))
+                continue
+            try:
+                value = encode_task(self._row(live, task), task.version, live.partition, now_ms)
+            except ValueError as error:
+                self._join(live, _failed(task.name, Problem(Code.MODEL_ERROR, str(error), task.name)))
+                continue
+            records.append(OutboundRecord(topic, value, live.record.request_id.encode()))
+        if records:
+            await self._ledger.dispatch(live.partition, records)
+        live.dispatched = True
+
+    # --- the join -----------------------------------------------------------------------------------------------------
+
+    def _join(self, live: Live, result: TaskResult) -> Effect:
+        assert live.join is not None  # noqa: S101 - results exist only for a request that has a join
+        live.join, effect = live.join.on_result(result)
+        if isinstance(effect, Decide):
+            live.outcome = effect.outcome
+        return effect
+
+    def _expire(self, live: Live) -> None:
+        """The join's deadline has come: decide with what is there."""
+        assert live.join is not None  # noqa: S101 - only joins have deadlines
+        live.join, effect = live.join.on_deadline(max(self._clock.now_ms(), live.join.deadline_ms))
+        if isinstance(effect, Decide):
+            live.outcome = effect.outcome
+
+    async def _pend(self, live: Live) -> bool:
+        """Make the join durable as it stands, and set its timer once; False where that ended the request."""
+        assert live.join is not None  # noqa: S101 - only joins wait
+        results = live.join.results
+        tasks = tuple(replace(task, result=results.get(task.name)) for task in live.record.tasks)
+        live.record = replace(live.record, tasks=tasks)
+        if not live.durable:
+            while self._pending >= self._settings.joins_pending_max:
+                self._room.clear()
+                await self._room.wait()
+            live.durable = True
+            self._pending += 1
+            self.timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
+        try:
+            await self._ledger.pend(live.record, live.check)
+        except RecordTooLarge as error:
+            problem = Problem(Code.RECORD_TOO_LARGE, f"{error}: send smaller inputs")
+            await self._end(live, Status.FAILED, (problem,))
+            return False
+        return True
+
+    def _on_due(self, partition: int, request_id: str) -> None:
+        if partition in self._owned:
+            self._spawn(self._due(partition, request_id))
+
+    async def _due(self, partition: int, request_id: str) -> None:
+        """A timer fired: a join's deadline, or the end of a decision's window."""
+        header = self._ledger.find(partition, request_id)
+        if header is None:
+            return
+        if header.state is EntryState.PENDING:
+            live = self._live.get(request_id) or await self._resume(partition, request_id)
+            if live is not None:
+                self._expire(live)
+                await self._conclude(live)
+        elif header.time_ms + self._settings.dedupe_window <= self._clock.now_ms():
+            await self._ledger.forget(partition, request_id)
+
+    async def _resume(self, partition: int, request_id: str) -> Live | None:
+        """A pending join that this worker did not begin, or began before a rebalance, made live from its entry."""
+        record = self._ledger.read(partition, request_id)
+        if record is None or not record.pending:
+            return None
+        revision = None if record.revision is None else self._registry.get(record.revision)
+        live = Live(record, durable=True)
+        try:
+            live.request = await self._admission.read(record.source)
+        except (RequestRefused, StoreUnavailable) as error:
+            log.warning("resume_failed", request_id=request_id, reason=str(error))
+        if known := self._live.get(request_id):
+            return known
+        self._pending += 1
+        plan = None if revision is None or live.request is None else route(revision, live.request)
+        self._live[request_id] = live
+        if not isinstance(plan, Plan):
+            said = "the revision that this request began under is gone: ask again with a new id"
+            await self._end(live, Status.FAILED, (Problem(Code.INTERNAL, said),))
+            return None
+        live.plan = plan
+        live.join = _joined(plan, record)
+        return live
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _conclude(self, live: Live) -> None:
+        """Make the decision of a join that has decided; whoever comes second waits for the first."""
+        if live.concluding:
+            await asyncio.shield(self._done(live))
+            return
+        live.concluding = True
+        assert live.plan is not None  # noqa: S101 - a join has a plan
+        assert live.request is not None  # noqa: S101 - a plan has a request
+        assert live.outcome is not None  # noqa: S101 - what the caller saw
+        for task in live.plan.tasks:
+            version = task.version
+            _TASKS.labels(version.model, version.version, live.outcome.results[task.name].status).inc()
+        await self._finish(live, decide(live.record, live.plan, live.request, live.outcome, self._clock.now_ms()))
+
+    async def _end(self, live: Live, status: Status, problems: tuple[Problem, ...]) -> None:
+        await self._finish(live, refuse(live.record, status, problems, self._clock.now_ms()))
+
+    async def _finish(self, live: Live, record: DecisionRecord) -> None:
+        """Make the decision durable and known; whoever waits for it goes on."""
+        done = self._done(live)
+        recipient = Recipient(
+            read_address(record.source.headers) if self._may_reply(record) else None,
+            next((value for name, value in record.source.headers if name == "traceparent"), None),
+            record.source.key,
+        )
+        try:
+            record = await self._ledger.decide(record, [recipient], live.check, acknowledged=live.durable)
+        except BaseException:
+            self._abandon(live)
+            raise
+        self._forget(live)
+        if not done.done():
+            done.set_result(record)
+        assert record.decided_ms is not None  # noqa: S101 - it is decided
+        self.timers.at(record.decided_ms + self._settings.dedupe_window, live.partition, record.request_id)
+        latency_ms = record.decided_ms - record.received_ms
+        _DECISIONS.labels(str(record.status), record.route or "").inc()
+        _LATENCY.labels(record.route or "").observe(max(0, latency_ms) / 1000)
+        log.info(
+            "decided",
+            request_id=record.request_id,
+            execution_id=record.execution_id,
+            status=str(record.status),
+            route=record.route,
+            rule=record.rule,
+            codes=[str(problem.code) for problem in record.problems],
+            latency_ms=latency_ms,
+            position=record.source.position,
+        )
+
+    def _may_reply(self, record: DecisionRecord) -> bool:
+        return all(problem.code is not Code.REPLY_TOPIC_NOT_ALLOWED for problem in record.problems)
+
+    async def _announce_decided(self, partition: int, request_id: str) -> None:
+        """A decision whose announcement a worker did not live to finish."""
+        if request_id in self._live:
+            return
+        record = self._ledger.read(partition, request_id)
+        if record is None or record.decided_ms is None:
+            return
+        recipient = Recipient(
+            read_address(record.source.headers) if self._may_reply(record) else None, None, record.source.key
+        )
+        await self._ledger.announce_again(partition, request_id, [recipient])
+        self.timers.at(record.decided_ms + self._settings.dedupe_window, partition, request_id)
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def _done(self, live: Live) -> "asyncio.Future[DecisionRecord]":
+        if live.done is None:
+            live.done = asyncio.get_running_loop().create_future()
+        return live.done
+
+    def _forget(self, live: Live) -> None:
+        if self._live.get(live.record.request_id) is live:
+            del self._live[live.record.request_id]
+        if live.durable:
+            self._pending -= 1
+            self._room.set()
+
+    def _abandon(self, live: Live) -> None:
+        """Stop standing for a request: whoever owns its partition begins anew, or goes on from the table."""
+        if live.abandoned:
+            return
+        live.abandoned = True
+        self._forget(live)
+        if live.done is not None and not live.done.done():
+            live.done.set_exception(NotOwner("the partition went to another worker"))
+            live.done.exception()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except NotOwner:
+                return
+            except Exception as error:  # a lost timer would be a silent request; a restart rebuilds it
+                log.exception("background_failed")
+                await self._on_crash(error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _new_record(self, arrival: Arrival, now_ms: int) -> DecisionRecord:
+        return DecisionRecord(
+            Kind.DECISION,
+            arrival.request_id,
+            self._new_id(),
+            arrival.record,
+            arrival.content_type,
+            arrival.body,
+            now_ms,
+            now_ms + self._settings.default_deadline,
+            self._instance,
+        )
+
+    def _recipient(self, arrival: Arrival) -> Recipient:
+        return Recipient(arrival.address, arrival.traceparent, arrival.record.key)
+
+    def _row(self, live: Live, task: TaskPlan) -> Row:
+        inputs = live.inputs.get(task.name)
+        if inputs is None:
+            assert live.plan is not None  # noqa: S101 - rows are made of planned tasks
+            features = next(entry.features for entry in live.record.tasks if entry.name == task.name)
+            inputs = recorded(task.version.features, live.plan.revision.views, features)
+        traceparent = live.request.traceparent if live.request else None
+        return Row(live.record.request_id, task.name, inputs.values, inputs.types, live.record.deadline_ms, traceparent)
+
+
+Entries = Callable[[int], Iterable[tuple[str, EntryHeader]]]
+"""The entries of a partition."""
+
+
+def _task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:
+    version = task.version
+    governance = version.governance
+    return TaskRecord(
+        task.name,
+        version.model,
+        version.version,
+        version.digest,
+        version.backend.type,
+        task.selected_by,
+        task.spec.need,
+        None if governance is None else governance.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        inputs.features,
+        None,
+    )
+
+
+def _skipped(task: str, problem: Problem) -> TaskResult:
+    return TaskResult(task, TaskStatus.SKIPPED, None, replace(problem, task=task), 0.0, (), b"")
+
+
+def _failed(task: str, problem: Problem) -> TaskResult:
+    return TaskResult(task, TaskStatus.ERROR, None, problem, 0.0, (), b"")
+
+
+def _joined(plan: Plan, record: DecisionRecord) -> Join:
+    """The join as the record left it."""
+    join = Join.of([task.spec for task in plan.tasks], record.deadline_ms)
+    results = {task.name: task.result for task in record.tasks if task.result is not None}
+    return replace(join, results=results)

@@ -1,0 +1,50 @@
+"""Timers of joins: due times in, a call at or after each out.
+
+One heap and one task for a whole worker, whatever the number of joins that wait. A timer cannot be cancelled; whoever
+is called looks whether there is still something to do.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+from app.ports.clock import Clock
+
+
+class Timers:
+    """Calls ``on_due(partition, request_id)`` when its time has come, in order of due times."""
+
+    def __init__(self, clock: Clock, on_due: Callable[[int, str], None]) -> None:
+        self._clock = clock
+        self._on_due = on_due
+        self._heap: list[tuple[int, int, str]] = []
+        self._earlier = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many timers wait."""
+        return len(self._heap)
+
+    def at(self, due_ms: int, partition: int, request_id: str) -> None:
+        """Set a timer, in epoch milliseconds."""
+        heapq.heappush(self._heap, (due_ms, partition, request_id))
+        if self._heap[0][0] == due_ms:
+            self._earlier.set()
+
+    def drop(self, partitions: frozenset[int]) -> None:
+        """Forget the timers of ``partitions``."""
+        self._heap = [entry for entry in self._heap if entry[1] not in partitions]
+        heapq.heapify(self._heap)
+
+    async def run(self) -> None:
+        """Fire timers until cancelled."""
+        while True:
+            self._earlier.clear()
+            now_ms = self._clock.now_ms()
+            while self._heap and self._heap[0][0] <= now_ms:
+                _, partition, request_id = heapq.heappop(self._heap)
+                self._on_due(partition, request_id)
+            wait_s = (self._heap[0][0] - now_ms) / 1000 if self._heap else None
+            try:
+                await asyncio.wait_for(self._earlier.wait(), wait_s)
+            except TimeoutError:
+                continue

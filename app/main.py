@@ -1,0 +1,194 @@
+"""The composition root: settings in, a wired process out. The only module that knows every part."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from app.adapters.clock import SystemClock
+from app.adapters.dynamodb import DynamoPointerTable
+from app.adapters.faust_app import create_app
+from app.adapters.faust_table import DurableTable
+from app.adapters.http_oip import HttpOipBackend
+from app.adapters.kafka import KafkaPublisher
+from app.adapters.record_codec import EntryHeader, read_entry_header
+from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.registry_topic import RegistryFollower
+from app.adapters.request_codec import RequestDecoder
+from app.adapters.s3 import S3ObjectStore
+from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned, pool_topic
+from app.agents import audit, features, pool, requests, results
+from app.agents.admission import Admission
+from app.agents.decider import Decider
+from app.agents.ledger import Ledger
+from app.agents.worker import Worker
+from app.domain.errors import StoreUnavailable
+from app.settings import Settings
+
+
+async def run_decide(settings: Settings, *, instance: str, http_port: int) -> int:
+    """A decide worker: requests and results agents over one joins table."""
+    check_copartitioned(settings)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        registry = RegistryFollower(settings)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
+        store = RedisFeatureStore(settings.redis_url)
+        stack.push_async_callback(store.close)
+        await store.ping()
+        backend = HttpOipBackend(clock)
+        stack.push_async_callback(backend.close)
+        decoder = RequestDecoder(settings.schema_registry_url)
+        stack.push_async_callback(decoder.close)
+        app = create_app(settings, role="decide", instance=instance)
+        group = app.conf.id
+        table = DurableTable(app, name="joins", changelog=settings.topic(JOINS_CHANGELOG), publisher=publisher)
+        ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
+        decider = Decider(
+            admission=Admission(decoder, publisher, settings),
+            ledger=ledger,
+            registry=registry,
+            features=store,
+            backend=backend,
+            replies=publisher,
+            clock=clock,
+            new_id=lambda: str(uuid.uuid4()),
+            settings=settings,
+            instance=instance,
+            on_crash=app.crash,
+        )
+        stack.push_async_callback(decider.close)
+
+        def entries(partition: int) -> list[tuple[str, EntryHeader]]:
+            return [(request_id, read_entry_header(entry)) for request_id, entry in table.entries(partition)]
+
+        table.on_ownership(lambda owned, gained: decider.on_ownership(owned, gained, entries))
+        intakes = [
+            requests.attach(
+                app,
+                topic=settings.topic("inference.requests"),
+                decider=decider,
+                in_flight_max=settings.requests_in_flight_max,
+            ),
+            results.attach(
+                app,
+                topic=settings.topic("inference.results"),
+                decider=decider,
+                publisher=publisher,
+                group=group,
+                in_flight_max=settings.requests_in_flight_max,
+            ),
+        ]
+        worker = Worker(
+            app,
+            settings=settings,
+            role="decide",
+            instance=instance,
+            http_port=http_port,
+            intakes=intakes,
+            ready_checks={"registry": _registry_ready(registry), "features": store.ping},
+            background=[decider.timers.run],
+        )
+        return await worker.run()
+
+
+async def run_features(settings: Settings, *, instance: str, http_port: int) -> int:
+    """A features worker."""
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        registry = RegistryFollower(settings)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
+        store = RedisFeatureStore(settings.redis_url)
+        stack.push_async_callback(store.close)
+        await store.ping()
+        app = create_app(settings, role="features", instance=instance)
+        intake = features.attach(
+            app,
+            topic=settings.topic("features.updates"),
+            writer=store,
+            publisher=publisher,
+            views=lambda: registry.current.views if registry.current else None,
+            group=app.conf.id,
+            clock=SystemClock(),
+        )
+        worker = Worker(
+            app,
+            settings=settings,
+            role="features",
+            instance=instance,
+            http_port=http_port,
+            intakes=[intake],
+            ready_checks={"registry": _registry_ready(registry), "features": store.ping},
+        )
+        return await worker.run()
+
+
+async def run_audit(settings: Settings, *, instance: str, http_port: int) -> int:
+    """An audit worker."""
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        objects = await stack.enter_async_context(S3ObjectStore(settings.audit_bucket))
+        pointers = await stack.enter_async_context(DynamoPointerTable(settings.audit_table))
+        await objects.ping()
+        await pointers.ping()
+        app = create_app(settings, role="audit", instance=instance)
+        intake = audit.attach(
+            app,
+            topic=settings.topic("inference.audit"),
+            objects=objects,
+            pointers=pointers,
+            publisher=publisher,
+            settings=settings,
+            group=app.conf.id,
+        )
+        worker = Worker(
+            app,
+            settings=settings,
+            role="audit",
+            instance=instance,
+            http_port=http_port,
+            intakes=[intake],
+            ready_checks={"objects": objects.ping, "pointers": pointers.ping},
+        )
+        return await worker.run()
+
+
+async def run_pool(settings: Settings, *, instance: str, http_port: int, name: str, runner: str) -> int:
+    """A pool worker of the pool ``name``, running the models of ``runner`` (``module:factory``)."""
+    models = pool.load_runner(runner)
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        app = create_app(settings, role=f"pool-{name}", instance=instance)
+        intake = pool.attach(
+            app,
+            topic=settings.topic(pool_topic(name)),
+            results_topic=settings.topic("inference.results"),
+            runner=models,
+            publisher=publisher,
+            clock=SystemClock(),
+            settings=settings,
+            instance=instance,
+            group=app.conf.id,
+        )
+        worker = Worker(
+            app,
+            settings=settings,
+            role="pool",
+            instance=instance,
+            http_port=http_port,
+            intakes=[intake],
+            ready_checks={},
+        )
+        return await worker.run()
+
+
+def _registry_ready(registry: RegistryFollower) -> Callable[[], Awaitable[None]]:
+    async def check() -> None:
+        if registry.current is None:
+            raise StoreUnavailable("no registry revision is published: run `model-broker apply`")
+        if not registry.healthy:
+            raise StoreUnavailable("the registry topic is not being read")
+
+    return check
