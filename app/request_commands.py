@@ -58,10 +58,7 @@ def request(
     header: Annotated[Members, typer.Option("--header", help="NAME=VALUE; a Kafka header. May be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reply's own JSON.")] = False,
 ) -> None:
-    """Send one request and print its reply; exit 0 only for a completed or partial one.
-
-    Example: model-broker request /credit/decision --entities applicant_id=17 --inputs credit_amount=5000
-    """
+    """Send one request and print its reply; exit 0 only for a completed or partial one."""
     settings = Settings()
     try:
         wait_ms = settings.default_deadline if timeout is None else parse_duration_ms(timeout)
