@@ -385,7 +385,8 @@ def _print_explanation(explanation: Explanation) -> None:
         console.print(f"fetch     {need_.view} of {key}")
     for name, text in explanation.result.items():
         console.print(f"result    {name} = {text}")
-    for problem in dict.fromkeys((*explanation.problems, *(each for task in explanation.tasks for each in task.problems))):
+    found = (*explanation.problems, *(each for task in explanation.tasks for each in task.problems))
+    for problem in dict.fromkeys(found):
         console.print(f"problem   {problem.code}: {problem.message}")
     if explanation.refused is not None:
         console.print(f"rejected  {explanation.refused.code}: {explanation.refused.message}")

@@ -14,32 +14,33 @@ import yaml
 from app.domain.errors import ConfigurationError, DocumentsRefused, Fault
 from app.domain.registry import REVISION_BYTES_MAX, Source
 
+_DEPTH_MAX: Final = 64
 _SUFFIXES: Final = frozenset({".yaml", ".yml"})
 
 # libyaml reads some ten times as fast; a registry of thousands of documents is read in a second.
 _SafeLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _NotPlain(yaml.YAMLError):
+    """YAML that is well formed and still refused."""
+
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem)
+        self.problem, self.problem_mark = problem, mark
+
+
 class _Loader(_SafeLoader):  # type: ignore[misc]  # which of two classes it is depends on how PyYAML was built
     """PyYAML's safe loader, stricter."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read; write it out", event.start_mark
-            )
-        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key_node, _ in node.value:
             mark = key_node.start_mark
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is text, not a list or a mapping", mark)
+                raise _NotPlain("a key is text, not a list or a mapping", mark)
             if key_node.value in seen:
                 problem = f"key {key_node.value!r} stands twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, mark)
+                raise _NotPlain(problem, mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -47,7 +48,7 @@ class _Loader(_SafeLoader):  # type: ignore[misc]  # which of two classes it is 
         value = float(self.construct_yaml_float(node))
         if not math.isfinite(value):
             problem = f"{node.value} is not a number that JSON has"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _NotPlain(problem, node.start_mark)
         return value
 
 
@@ -103,8 +104,9 @@ def read_sources(files: Iterable[Path]) -> tuple[tuple[Source, ...], tuple[Fault
 
 def _read_text(path: Path, text: str, sources: list[Source], faults: list[Fault]) -> None:
     try:
+        _refuse_depth_and_aliases(text)
         loader = _Loader(text)
-    except yaml.YAMLError as error:  # characters that YAML does not have
+    except yaml.YAMLError as error:
         faults.append(_fault(path, error))
         return
     try:
@@ -116,10 +118,26 @@ def _read_text(path: Path, text: str, sources: list[Source], faults: list[Fault]
                 sources.append(Source(origin, content))
             elif content is not None:
                 faults.append(Fault(origin, "", "", f"a document is a mapping, not a {type(content).__name__}"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         faults.append(_fault(path, error))
     finally:
         loader.dispose()
+
+
+def _refuse_depth_and_aliases(text: str) -> None:
+    # libyaml composes documents by recursion in C, without a bound of its own: too deep a nesting ends the process.
+    depth = 0
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEPTH_MAX:
+                problem = f"nested more than {_DEPTH_MAX} levels deep"
+                raise _NotPlain(problem, event.start_mark)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not read; write it out"
+            raise _NotPlain(problem, event.start_mark)
 
 
 def _fault(path: Path, error: Exception) -> Fault:

@@ -190,7 +190,8 @@ class _Check:
             try:
                 document = shape.model_validate_json(orjson.dumps(source.content))
             except ValidationError as error:
-                found = (_shape_fault(source, where, detail) for detail in error.errors(include_url=False))
+                details = (detail for detail in error.errors(include_url=False) if not _is_echo(detail))
+                found = (_shape_fault(source, where, detail) for detail in details)
                 self.faults += dict.fromkeys(found)
                 self.unread |= _defined_by(source.content)
             except TypeError as error:
@@ -409,6 +410,12 @@ def _shown(value: object) -> str:
 
 
 _SCALAR_TYPES: Final = frozenset({"str", "int", "float", "bool"})
+
+
+def _is_echo(detail: Any) -> bool:
+    """pydantic counts only sound items, and so calls a list too short when what is wrong is in an item."""
+    given = detail.get("input")
+    return detail["type"] == "too_short" and isinstance(given, list) and len(given) >= detail["ctx"]["min_length"]
 
 
 def _shape_fault(source: Source, where: str, detail: Any) -> Fault:

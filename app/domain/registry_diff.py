@@ -66,8 +66,5 @@ def _compare_lists(document: str, at: str, old: dict[str, Any], new: dict[str, A
 
 
 def _labelled(items: Sequence[Any]) -> dict[str, Any]:
-    labels = [item_label(item, index) for index, item in enumerate(items)]
-    # Two features may read one ref under two names; then only the place tells them apart.
-    if len(set(labels)) < len(labels):
-        labels = [str(index) for index in range(len(items))]
-    return dict(zip(labels, items, strict=True))
+    # Names are unique within a list of a sound revision.
+    return {item_label(item, index): item for index, item in enumerate(items)}

@@ -1,0 +1,307 @@
+"""The registry refuses what is not sound, whole, and says of each fault in which file, document and field it is."""
+
+import datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from app.domain import registry
+from app.domain.documents import NOT_SUPPORTED_YET
+from app.domain.errors import DocumentsRefused, Fault
+from app.domain.registry import (
+    Source,
+    canonical,
+    compile_revision,
+    load_revision,
+    parse,
+    pools_of,
+    read_revision,
+    revision_id,
+)
+from tests.support.registry_documents import changed, document, model_version, revision, route, sound, sources, task
+
+RULE = "spec.rules[default]"
+TASK = f"{RULE}.tasks[pd]"
+
+
+def refused(documents: list[dict[str, Any]], today: datetime.date | None = None) -> list[Fault]:
+    with pytest.raises(DocumentsRefused) as caught:
+        read_revision(sources(documents), today=today)
+    return list(caught.value.faults)
+
+
+def test_sound_documents_are_a_revision() -> None:
+    """Documents that fit each other make a revision with everything that routing needs."""
+    whole = revision()
+    assert whole.id == revision_id(canonical(whole.documents))
+    assert set(whole.versions) == {("credit-pd", "1"), ("credit-pd", "2")}
+    assert set(whole.models) == {"credit-pd"}
+    assert set(whole.views) == {"applicant"}
+    assert [each.name for each in whole.routes] == ["credit"]
+    assert pools_of(whole) == {"default"}
+    assert compile_revision(parse(sources(sound()))).id == whole.id
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "field", "said"),
+    [
+        # shapes
+        ("credit", "spec.colour", "red", "spec.colour", "unknown field"),
+        ("credit", "metadata.labels", {}, "metadata.labels", "unknown field"),
+        ("credit", "metadata.name", "Not A Name", "metadata.name", "pattern"),
+        ("credit", "apiVersion", "v2", "apiVersion", "modelbroker.dev/v1alpha1"),
+        ("credit", "spec.deadline", "250", "spec.deadline", "not a duration"),
+        ("credit", "spec.deadline", "0ms", "spec.deadline", "greater than 0"),
+        ("credit", "spec.deadline", "2h", "spec.deadline", "less than or equal"),
+        ("credit", "spec.path", ..., "spec.path", "is missing"),
+        ("credit", "spec.path", "credit", "spec.path", "pattern"),
+        ("credit", "spec.rules", [], "spec.rules", "at least 1"),
+        ("credit", "spec.rules.0.tasks", [], f"{RULE}.tasks", "at least 1"),
+        ("credit", "spec.rules.0.tasks.0.weight", 5, f"{TASK}.weight", "unknown field"),
+        ("credit", "spec.rules.0.tasks.0.need", "perhaps", f"{TASK}.need", "required"),
+        ("credit", "spec.rules.0.tasks.0.select", {}, f"{TASK}.select", "exactly one of"),
+        (
+            "credit",
+            "spec.rules.0.tasks.0.select",
+            {"version": "1", "alias": "champion"},
+            f"{TASK}.select",
+            "exactly one of",
+        ),
+        (
+            "credit",
+            "spec.rules.0.tasks.0.select.split",
+            [{"version": "1", "weight": 0}, {"version": "2", "weight": 0}],
+            f"{TASK}.select",
+            "sum to more than 0",
+        ),
+        ("credit", "spec.rules.0.tasks.0.select.split.0.weight", -1, f"{TASK}.select.split[1].weight", "greater than"),
+        ("credit", "spec.rules.0.tasks.0.select.split.0.weight", 0.5, f"{TASK}.select.split[1].weight", "integer"),
+        ("credit", "spec.rules.0.tasks.0.default", {"probability": 0}, TASK, "go together"),
+        ("credit", "spec.rules.0.tasks.0.need", "default", TASK, "go together"),
+        ("credit-pd-1", "spec.version", 1, "spec.version", "valid string"),
+        ("credit-pd-1", "spec.digest", "sha256:12", "spec.digest", "pattern"),
+        ("credit-pd-1", "spec.backend.endpoints", [], "spec.backend.endpoints", "at least 1"),
+        ("credit-pd-1", "spec.backend.endpoints.0", "localhost:1", "spec.backend.endpoints[0]", "pattern"),
+        ("credit-pd-1", "spec.backend.pool", "p", "spec.backend.pool", "unknown field"),
+        ("credit-pd-1", "spec.backend.type", "carrier-pigeon", "spec.backend.type", "does not match"),
+        ("credit-pd-1", "spec.backend.type", ..., "spec.backend", "discriminator"),
+        ("credit-pd-1", "spec.backend.input", {"layout": "matrix"}, "spec.backend.input", "numeric datatype"),
+        ("credit-pd-1", "spec.backend.input", {"tensor": "x"}, "spec.backend.input", "belong to layout: matrix"),
+        ("credit-pd-1", "spec.features.0.ref", "amount", "spec.features[amount].ref", "pattern"),
+        ("credit-pd-1", "spec.features.1.required", True, "spec.features[applicant.age]", "required or has a default"),
+        (
+            "credit-pd-1",
+            "spec.features.1.default",
+            [1],
+            "spec.features[applicant.age].default",
+            "is not text, a number",
+        ),
+        ("credit-pd-1", "spec.policy.retries", 2, "spec.policy.retries", "less than or equal to 1"),
+        ("credit-pd-1", "spec.governance.validUntil", "2027-02-30", "spec.governance", "day"),
+        ("credit-pd", "spec.aliases", {"Bad Alias": "1"}, "spec.aliases.Bad Alias", "pattern"),
+        ("applicant", "spec.entities", [], "spec.entities", "at least 1"),
+        ("applicant", "spec.features.0.type", "DECIMAL", "spec.features[age].type", "INT64"),
+        # what one document says of another
+        ("credit-pd-1", "spec.features.1.ref", "person.age", "spec.features[person.age].ref", "no FeatureView person"),
+        (
+            "credit-pd-1",
+            "spec.features.1.ref",
+            "applicant.hair",
+            "spec.features[applicant.hair].ref",
+            "no feature hair",
+        ),
+        ("credit-pd-1", "spec.features.1.default", "old", "spec.features[applicant.age].default", "is not INT64"),
+        ("credit-pd-1", "spec.features.1.type", "INT64", "spec.features[applicant.age].type", "declares it"),
+        ("credit-pd-1", "spec.features.0.maxAge", "1d", "spec.features[inputs.amount].maxAge", "have no age"),
+        ("credit-pd-1", "spec.features.1.name", "amount", "spec.features", "amount is named 2 times"),
+        ("credit-pd-1", "spec.outputs.0.min", 2, "spec.outputs[probability].min", "is above max"),
+        ("credit-pd", "spec.aliases.champion", "7", "spec.aliases.champion", "no version 7"),
+        ("applicant", "spec.features.1.name", "age", "spec.features", "age is named 2 times"),
+        ("credit", "spec.rules.0.tasks.0.model", "credit-lgd", f"{TASK}.model", "there is no Model credit-lgd"),
+        ("credit", "spec.rules.0.tasks.0.select", {"version": "7"}, f"{TASK}.select.version", "no version 7"),
+        ("credit", "spec.rules.0.tasks.0.select", {"alias": "best"}, f"{TASK}.select.alias", "no alias best"),
+        ("credit", "spec.rules.0.tasks.0.select.split.0.version", "7", f"{TASK}.select.split[7]", "no version 7"),
+        ("credit", "spec.rules.0.tasks.0.select.split.0.version", "2", f"{TASK}.select.split", "version 2 is named 2"),
+        ("credit", "spec.rules.0.when", "metadata.channel ==", f"{RULE}.when", "in: metadata.channel =="),
+        ("credit", "spec.rules.0.when", "outputs.pd.score > 1", f"{RULE}.when", "unknown name outputs"),
+        ("credit", "spec.rules.0.result", {"decision": "1 +"}, f"{RULE}.result.decision", "in: 1 +"),
+        ("credit", "spec.rules.0.result", {"decision": "scores.pd"}, f"{RULE}.result.decision", "unknown name scores"),
+        ("credit", "spec.path", "/credit/{product}/{product}", "spec.path", "product is named twice"),
+        ("credit", "spec.path", "/credit/x{product}", "spec.path", "a placeholder is a whole segment"),
+        ("credit", "spec.path", "/credit/*", "spec.path", "prefixes are not supported yet"),
+    ],
+)
+def test_one_fault_is_refused(name: str, path: str, value: object, field: str, said: str) -> None:
+    """A registry with one fault is refused with just that fault, by file, document and field."""
+    documents = changed(sound(), name, path, value)
+    (fault,) = refused(documents)
+    assert fault.field == field
+    index = next(i for i, each in enumerate(sound()) if each["metadata"]["name"] == name)
+    assert fault.origin == f"{index}.yaml:1"
+    assert fault.document.startswith(documents[index]["kind"])
+    assert said in fault.message
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "field"),
+    [
+        ("credit", "spec.rules.0.tasks.0.shadow", [{"version": "2", "percent": 100}], f"{TASK}.shadow"),
+        ("credit", "spec.rules.0.tasks.0.select.stickyBy", "applicant_id", f"{TASK}.select.stickyBy"),
+        ("credit", "spec.rules.0.tasks.0.after", ["pd"], f"{TASK}.after"),
+        ("credit", "spec.rules.0.tasks.0.fallback", [{"alias": "champion"}], f"{TASK}.fallback"),
+        ("credit", "spec.rules.0.tasks.0.rollout", {"to": "2"}, f"{TASK}.rollout"),
+        ("credit", "spec.rules.0.reasons", {"R1": "true"}, f"{RULE}.reasons"),
+        ("credit", "spec.rules.0.join", {"policy": "quorum", "n": 2}, f"{RULE}.join.n"),
+        ("credit", "spec.onUnavailable", "reject", "spec.onUnavailable"),
+        ("credit-pd-1", "spec.policy.hedgeAfter", "p95", "spec.policy.hedgeAfter"),
+        ("credit-pd-1", "spec.policy.batch", {"maxSize": 32}, "spec.policy.batch"),
+        ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
+        ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
+        ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
+        ("applicant", "spec.aggregate", {}, "spec.aggregate"),
+    ],
+)
+def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
+    """A field of the design whose behaviour does not exist yet is refused by that name, never ignored."""
+    (fault,) = [each for each in refused(changed(sound(), name, path, value)) if each.field == field]
+    assert fault.message == f"not supported yet ({NOT_SUPPORTED_YET[field.rpartition('.')[2]]}); remove it"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "field"),
+    [
+        ("credit-pd-1", "spec.backend", {"type": "sagemaker", "endpoint": "e"}, "spec.backend.type"),
+        ("credit-pd-1", "spec.backend", {"type": "kubernetes", "service": "s"}, "spec.backend.type"),
+        ("credit-pd-1", "spec.backend.protocol", "json", "spec.backend.protocol"),
+        ("credit-pd-1", "spec.backend.protocol", "csv", "spec.backend.protocol"),
+        ("credit", "spec.rules.0.join", {"policy": "quorum"}, f"{RULE}.join.policy"),
+        ("credit", "spec.rules.0.join", {"policy": "first"}, f"{RULE}.join.policy"),
+    ],
+)
+def test_value_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
+    """A value of the design whose behaviour does not exist yet is refused by that name."""
+    (fault,) = refused(changed(sound(), name, path, value))
+    assert fault.field == field
+    assert fault.message.endswith("is not supported yet")
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    """Faults of shape, reference and expression in several documents are reported together."""
+    documents = changed(sound(), "credit-pd-1", "spec.colour", "red")
+    documents = changed(documents, "credit", "spec.rules.0.when", "1 +")
+    documents = changed(documents, "credit-pd-2", "spec.features.1.ref", "person.age")
+    documents.append({"kind": "Rout", "metadata": {"name": "x"}})
+    fields = {(each.document, each.field) for each in refused(documents)}
+    assert fields == {
+        ("ModelVersion credit-pd-1", "spec.colour"),
+        ("Route credit", f"{RULE}.when"),
+        ("ModelVersion credit-pd-2", "spec.features[person.age].ref"),
+        ("x", "kind"),
+    }
+
+
+@pytest.mark.parametrize("name", ["credit-pd", "credit-pd-1", "applicant"])
+def test_references_to_a_document_with_a_fault_are_no_faults_of_their_own(name: str) -> None:
+    """One misspelt field is one fault, not one more for everything that refers to the document."""
+    (fault,) = refused(changed(sound(), name, "spec.colour", "red"))
+    assert fault.field == "spec.colour"
+
+
+def test_a_version_needs_its_model() -> None:
+    """A version of a model that has no document has no owner."""
+    (fault,) = refused([*sound(), model_version("1", model="credit-lgd")])
+    assert (fault.document, fault.field) == ("ModelVersion credit-lgd-1", "spec.model")
+    assert fault.message == "there is no Model credit-lgd"
+
+
+def test_default_must_name_the_outputs() -> None:
+    """A default stands in for a whole answer, so it names each output of every version that can be drawn."""
+    faulty = task(need="default", default={"score": 0.5})
+    faults = refused(changed(sound(), "credit", "spec.rules.0.tasks.0", faulty))
+    assert [(each.field, each.message[:12]) for each in faults] == [(f"{TASK}.default", "names score,")] * 2
+    right = task(need="default", default={"probability": 0.5})
+    assert revision(changed(sound(), "credit", "spec.rules.0.tasks.0", right))
+
+
+def test_names_are_unique() -> None:
+    """Documents of one kind, versions of a model, rules of a route and tasks of a rule have names of their own."""
+    (fault,) = refused([*sound(), route("credit", "/other")])
+    assert (fault.document, fault.field) == ("Route credit", "metadata.name")
+    assert "4.yaml:1" in fault.message
+    twin = document("ModelVersion", "twin", model_version("1")["spec"])
+    (fault,) = refused([*sound(), twin])
+    assert (fault.document, fault.field) == ("ModelVersion twin", "spec.version")
+    rule = sound()[4]["spec"]["rules"][0]
+    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule, rule]))
+    assert fault.field == "spec.rules"
+    (fault,) = refused(changed(sound(), "credit", "spec.rules.0.tasks", [task(), task()]))
+    assert fault.field == f"{RULE}.tasks"
+    entity = {"name": "applicant_id", "type": "INT64"}
+    (fault,) = refused(changed(sound(), "applicant", "spec.entities", [entity, entity]))
+    assert fault.field == "spec.entities"
+
+
+@pytest.mark.parametrize("name", ["inputs", "entities", "metadata"])
+def test_a_view_cannot_be_called_as_a_part_of_the_request(name: str) -> None:
+    """A ref like inputs.amount always means the request."""
+    view = document("FeatureView", name, sound()[3]["spec"])
+    (fault,) = refused([*sound(), view])
+    assert (fault.document, fault.field) == (f"FeatureView {name}", "metadata.name")
+
+
+@pytest.mark.parametrize("path", ["/credit/{product}", "/credit/{kind}"])
+def test_two_routes_cannot_have_the_same_path(path: str) -> None:
+    """What a placeholder is called does not tell paths apart."""
+    (fault,) = refused([*sound(), route("other", path)])
+    assert (fault.document, fault.field) == ("Route other", "spec.path")
+    assert "Route credit has the same path" in fault.message
+
+
+def test_ended_validity_is_refused_at_apply_and_not_at_load() -> None:
+    """The last valid day is valid; a revision that was accepted once stays loadable."""
+    assert read_revision(sources(sound()), today=datetime.date(2027, 6, 30))
+    faults = refused(sound(), today=datetime.date(2027, 7, 1))
+    assert {each.field for each in faults} == {"spec.governance.validUntil"}
+    assert len(faults) == 2
+    whole = revision()
+    assert load_revision(whole.id, canonical(whole.documents)).id == whole.id
+
+
+def test_a_revision_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision is one Kafka record, so its size is bounded."""
+    monkeypatch.setattr(registry, "REVISION_BYTES_MAX", 100)
+    (fault,) = refused(sound())
+    assert "100 are allowed" in fault.message
+
+
+@pytest.mark.parametrize("content", [{"kind": ["Route"]}, {}, {"kind": "route"}, {"metadata": "x"}])
+def test_unknown_kind(content: dict[str, Any]) -> None:
+    """A document of no known kind is refused, whatever else it holds."""
+    (fault,) = refused([content])
+    assert fault.field == "kind"
+
+
+def test_what_json_cannot_hold_is_refused() -> None:
+    """YAML knows keys and values that a revision cannot keep."""
+    (fault,) = refused([{"kind": "Route", "metadata": {"name": "a"}, "spec": {1: 2}}])
+    assert "JSON" in fault.message
+    with pytest.raises(DocumentsRefused):
+        parse([Source("a", {"kind": "Route", "metadata": {"name": "a"}})])
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]", b'[{"kind": "Route"}]'])
+def test_a_published_revision_is_not_believed(content: bytes) -> None:
+    """What is read back from the topic is checked as if it had just been written."""
+    with pytest.raises(DocumentsRefused):
+        load_revision(revision_id(content), content)
+    with pytest.raises(DocumentsRefused, match="hashes to"):
+        load_revision("sha256:0", content)
+
+
+def test_a_revision_that_is_not_canonical_is_refused() -> None:
+    """One content has one id: the same documents in another order are not another revision."""
+    whole = revision()
+    other = orjson.dumps(orjson.loads(canonical(whole.documents))[::-1])
+    with pytest.raises(DocumentsRefused, match="canonical"):
+        load_revision(revision_id(other), other)
