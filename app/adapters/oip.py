@@ -71,6 +71,45 @@ def _one_row(row: Row) -> list[dict[str, Any]]:
     ]
 
 
+class RequestTemplate:
+    """One-row requests of one shape (columns and their types), as bytes with gaps for the id and the values.
+
+    It writes the very bytes that ``encode_request`` does at half the cost, which each decision pays for each of its
+    models.
+    """
+
+    __slots__ = ("_names", "_text")
+
+    def __init__(self, row: Row, outputs: Sequence[Mapping[str, str]]) -> None:
+        self._names = tuple(row.values)
+        tensors = (
+            b'{"name":%b,"shape":[1,1],"datatype":%b,"data":[%%b]}'
+            % (_literal(name), _literal(DATATYPES[row.types[name]]))
+            for name in self._names
+        )
+        self._text = b'{"id":%%b,"inputs":[%b],"outputs":%b}' % (b",".join(tensors), _literal(outputs))
+
+    def fill(self, row: Row) -> bytes | None:
+        """The request for ``row``, whose types in the columns' order are the template's.
+
+        None where ``encode_request`` has to look closer: other columns, a null (which NaN also becomes), or bytes.
+        """
+        values = row.values
+        if tuple(values) != self._names or tuple(row.types) != self._names:
+            return None
+        try:
+            parts = [orjson.dumps(value) for value in values.values()]
+            if b"null" in parts:
+                return None
+            return self._text % (orjson.dumps(row.request_id), *parts)
+        except TypeError:
+            return None
+
+
+def _literal(value: object) -> bytes:
+    return orjson.dumps(value).replace(b"%", b"%%")
+
+
 def _columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
     names = rows[0].values.keys()
     if any(row.values.keys() != names for row in rows):
