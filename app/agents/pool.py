@@ -210,6 +210,7 @@ class Runs:
         self._waiting: dict[tuple[str, str, tuple[str, ...]], list[_Waiting]] = {}
         self._thread: _Thread | None = None
         self._running: asyncio.Task[None] | None = None
+        self._broken: Exception | None = None
 
     async def answer(self, task: QueuedTask) -> Answer:
         """The model's answer, or a problem; at the latest at the task's deadline.
@@ -217,6 +218,9 @@ class Runs:
         Raises:
             RunnerStuck: the runner has not come back for ``stuck_after_s``.
         """
+        if self._broken is not None:
+            # The tasks of the call that never ended may all have passed their deadlines before this was known.
+            raise self._broken
         remaining_ms = task.row.deadline_ms - self._clock.now_ms()
         if remaining_ms <= 0:
             return _unrun(f"the deadline had passed before {task.model} {task.version} was run")
@@ -263,6 +267,7 @@ class Runs:
                 if rows:
                     await self._call(key[0], key[1], rows)
         except Exception as error:  # noqa: BLE001 - each waiter raises it; a task's handler then ends the process
+            self._broken = error
             for row in (*rows, *(row for group in self._waiting.values() for row in group)):
                 if not row.answered.done():
                     row.answered.set_exception(error)

@@ -1,6 +1,10 @@
-"""A model server on a real socket whose every fault can be asked for: an aiohttp server, and one below HTTP."""
+"""A model server on a real socket whose every fault can be asked for: an aiohttp server, and one below HTTP.
+
+``python -m tests.support.model_server`` answers in a process of its own: it prints its URL, and ends with its input.
+"""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -109,3 +113,13 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
         int(line.partition(b":")[2]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
     )
     return await reader.readexactly(length)
+
+
+async def _until_input_ends() -> None:
+    async with serving() as server:
+        print(server.url, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_until_input_ends())

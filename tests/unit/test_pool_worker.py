@@ -184,6 +184,18 @@ async def test_a_stuck_model_is_given_up() -> None:
     assert [type(answer) for answer in answers] == [RunnerStuck] * 2
 
 
+async def test_a_stuck_model_is_given_up_though_its_tasks_have_ended() -> None:
+    """Tasks end at their deadline; that the model never came back is raised to the next one all the same."""
+    gate = threading.Event()
+    runs = runs_of(Doubler(gate), stuck_after_s=0.2)
+    assert code_of(await asyncio.wait_for(runs.answer(task_of(1, within_ms=50)), 10)) is Code.MODEL_TIMEOUT
+    with pytest.raises(RunnerStuck):
+        await asyncio.wait_for(runs.answer(task_of(2)), 10)
+    with pytest.raises(RunnerStuck):
+        await runs.answer(task_of(3))
+    gate.set()
+
+
 @pytest.mark.parametrize(
     "outputs",
     [
