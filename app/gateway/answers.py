@@ -33,6 +33,7 @@ class GatewayCode(StrEnum):
 
     REQUEST_MALFORMED = "request_malformed"
     REQUEST_INVALID = "request_invalid"
+    REQUEST_INCOMPLETE = "request_incomplete"
     REQUEST_TOO_LARGE = "request_too_large"
     REPLIES_FULL = "replies_full"
     REPLY_TIMEOUT = "reply_timeout"

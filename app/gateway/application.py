@@ -68,6 +68,10 @@ class TooLarge(Exception):
     """A body is larger than the settings allow."""
 
 
+class Incomplete(Exception):
+    """A body did not come to its end in time, or its connection did before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """What the routes share."""
@@ -178,10 +182,14 @@ class Gateway:
         if declared.isdigit() and int(declared[:20]) > limit:
             raise TooLarge
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise TooLarge
+        try:
+            async with asyncio.timeout(self.settings.default_deadline / 1_000):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise TooLarge
+        except (TimeoutError, ClientDisconnect) as error:
+            raise Incomplete from error
         return bytes(body)
 
 
@@ -197,13 +205,12 @@ def create_app(client: RequestReply, reader: DecisionReader, settings: Settings,
         openapi_url="/openapi.json",
         default_response_class=Response,
         redirect_slashes=False,
-        strict_content_type=False,
     )
 
     @app.post(
         "/v1/decisions",
         responses={
-            **openapi.responses(openapi.REPLY, 400, 404, 413, 422, 502, 503, 504),
+            **openapi.responses(openapi.REPLY, 400, 404, 408, 413, 422, 502, 503, 504),
             202: {"description": "Accepted", "content": {JSON: {"schema": openapi.ACCEPTED}}},
         },
         openapi_extra=openapi.operation(openapi.REQUEST, asynchronous=True),
@@ -222,7 +229,7 @@ def create_app(client: RequestReply, reader: DecisionReader, settings: Settings,
 
     @app.post(
         "/v2/models/{path:path}/infer",
-        responses=openapi.responses(openapi.INFER_RESPONSE, 400, 404, 413, 415, 422, 502, 503, 504),
+        responses=openapi.responses(openapi.INFER_RESPONSE, 400, 404, 408, 413, 415, 422, 502, 503, 504),
         openapi_extra=openapi.operation(openapi.INFER_REQUEST),
         summary="Ask for a decision in the Open Inference Protocol v2",
     )
@@ -324,8 +331,8 @@ async def _ended(gateway: Gateway, work: Any) -> Answer:
         return problem(503, GatewayCode.REPLIES_FULL, str(error), request_id=_bound_id(), headers=_come_back())
     except PublishFailed as error:
         return problem(503, GatewayCode.KAFKA_UNAVAILABLE, str(error), request_id=_bound_id(), headers=_come_back())
-    except ClientDisconnect:
-        return problem(400, GatewayCode.REQUEST_MALFORMED, "the connection ended before the body did")
+    except Incomplete:
+        return problem(408, GatewayCode.REQUEST_INCOMPLETE, "the body did not come to its end in time: send it again")
     return answer
 
 

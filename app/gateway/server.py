@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
 import structlog
 import uvicorn
@@ -18,6 +19,9 @@ from app.domain.errors import ConfigurationError
 from app.gateway.application import create_app
 from app.ports.decision_reader import DecisionReader
 from app.settings import Settings
+
+KEEP_ALIVE_S: Final = 75
+"""Longer than load balancers keep an idle connection (60 s by habit), so that they are the ones to close it."""
 
 _log = structlog.get_logger()
 
@@ -41,6 +45,7 @@ async def run(
                     access_log=False,
                     lifespan="off",
                     server_header=False,
+                    timeout_keep_alive=KEEP_ALIVE_S,
                     timeout_graceful_shutdown=settings.drain_timeout // 1_000,
                 )
             )

@@ -1,5 +1,6 @@
 """The gateway's routes: what each way a request can end looks like over HTTP."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -158,6 +159,20 @@ async def test_too_large_in_pieces(http: httpx.AsyncClient, client: FakeRequestR
     response = await http.post("/v1/decisions", content=pieces())
     assert response.status_code == 413
     assert client.sent == []
+
+
+async def test_body_never_ends(client: FakeRequestReply, reader: FakeDecisionReader, clock: FixedClock) -> None:
+    """A body that stops coming is given up after the default deadline."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    app = create_app(client, reader, Settings(default_deadline=50), clock)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+        response = await http.post("/v1/decisions", content=pieces())
+    assert response.status_code == 408
+    assert problem_of(response)["errors"][0]["code"] == "request_incomplete"
 
 
 @pytest.mark.parametrize(
