@@ -7,7 +7,7 @@ decisions away from their duplicates.
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ COPARTITIONED: Final = ("inference.requests", "inference.results", "inference.au
 
 _POOL: Final = "<pool>"
 _TOPIC: Final = "<topic>"
-_CREATED_WITHIN_S: Final = 30.0
+_DONE_WITHIN_S: Final = 30.0
 _POLL_S: Final = 0.05
 
 
@@ -238,16 +238,22 @@ class TopicAdmin:
             )
             for topic in topics
         ]
-        asked = self._admin.create_topics(new, operation_timeout=_CREATED_WITHIN_S, request_timeout=_CREATED_WITHIN_S)
+        asked = self._admin.create_topics(new, operation_timeout=_DONE_WITHIN_S, request_timeout=_DONE_WITHIN_S)
         for name, future in asked.items():
             self._result(future, f"creating {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS)
-        # Kafka answers before every broker knows of the topics, and who uses them next may ask any broker.
-        names, give_up_at = {topic.name for topic in topics}, time.monotonic() + _CREATED_WITHIN_S
-        while not names <= self.partition_counts().keys():
+        names = {topic.name for topic in topics}
+        self._await(
+            lambda: names <= self.partition_counts().keys(),
+            f"created {', '.join(sorted(names))}, but they have no leaders",
+        )
+
+    def _await(self, done: Callable[[], bool], otherwise: str) -> None:
+        """Kafka answers before every broker knows of a change, and who comes next may ask any broker."""
+        give_up_at = time.monotonic() + _DONE_WITHIN_S
+        while not done():
             if time.monotonic() > give_up_at:
                 raise ConfigurationError(
-                    f"Kafka at {self._bootstrap}: {', '.join(sorted(names))} created, but without leaders after "
-                    f"{_CREATED_WITHIN_S:.0f} s; are all brokers up?"
+                    f"Kafka at {self._bootstrap}: {otherwise} after {_DONE_WITHIN_S:.0f} s; are all brokers up?"
                 )
             time.sleep(_POLL_S)
 
@@ -273,10 +279,14 @@ class TopicAdmin:
         )
         for resource, future in asked.items():
             self._result(future, f"altering {resource.name}")
+        self._await(
+            lambda: all(self._configs([each.topic])[each.topic].get(each.what) == each.wanted for each in differences),
+            f"altered {', '.join(by_topic)}, but the brokers do not say so",
+        )
 
     def _result(self, future: "Future[Any]", doing: str, unless: int | None = None) -> Any:
         try:
-            return future.result(timeout=_CREATED_WITHIN_S + self._timeout_s)
+            return future.result(timeout=_DONE_WITHIN_S + self._timeout_s)
         except KafkaException as error:
             if error.args[0].code() == unless:
                 return None
