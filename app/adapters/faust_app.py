@@ -2,12 +2,18 @@
 
 import faust
 
+from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
 
 def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
     """An app of the consumer group ``<prefix><role>``; agents are attached to it before it starts."""
     session_s = settings.session_timeout / 1000
+    datadir = settings.data_dir / instance
+    try:
+        datadir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{datadir} cannot be made ({error}): set BROKER_DATA_DIR to a place that can") from error
     return faust.App(
         f"{settings.topic_prefix}{role}",
         broker=[f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")],
@@ -27,7 +33,7 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
         stream_recovery_delay=0.0,
         table_standby_replicas=0,
         store="memory://",
-        datadir=str(settings.data_dir / instance),
+        datadir=str(datadir),
         topic_allow_declare=False,
         topic_disable_leader=True,
         web_enabled=False,

@@ -8,7 +8,7 @@ changelog offset, so that a replay during a rebalance cannot put an older entry 
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import faust
 from faust.stores.memory import Store
@@ -49,7 +49,7 @@ class PartitionedStore(Store[bytes, bytes]):
         """What recovery read, in offset order."""
         for event in batch:
             message = event.message
-            self.apply(message.tp, message.offset, message.key, message.value)
+            self.apply(message.tp, message.offset, cast(bytes, message.key), message.value)
 
     def persisted_offset(self, tp: TP) -> int | None:
         """Recovery of a partition that stayed here begins after what is applied."""
@@ -59,7 +59,7 @@ class PartitionedStore(Store[bytes, bytes]):
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
     ) -> None:
         """Forget partitions that went to another worker: they change there."""
-        topic = self.table.changelog_topic_name
+        topic = self.table.changelog_topic.get_topic_name()
         kept = {tp.partition for tp in assigned if tp.topic == topic}
         for partition in set(self.partitions) - kept:
             del self.partitions[partition]

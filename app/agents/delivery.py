@@ -92,7 +92,7 @@ class Intake:
         except NotOwner:
             # The new owner gets this event; acknowledging it here would hide it from nobody but us.
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the crash carries it
             await self._crash(event, error)
             return
         finally:
@@ -147,7 +147,7 @@ class Intake:
                         self._finish(event)
             except NotOwner:
                 pass
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the crash carries it
                 await self._crash(current[0], error)
                 return
             finally:

@@ -1,7 +1,8 @@
 """Dispatch: what a model is given, what it answered, and whether that answer is sound.
 
 A backend turns a ``Row`` into an ``Answer``; ``judge`` holds the answer against the version's output contracts and
-makes the task's result. Backends take several rows at once, so that rows which arrive while a model is busy can share a call.
+makes the task's result. Backends take several rows at once, so that rows which arrive while a model is busy can share
+a call.
 """
 
 from collections.abc import Mapping, Sequence

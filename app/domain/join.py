@@ -1,8 +1,8 @@
 """The join: tasks' results and a timer in, in any order and any number; exactly one outcome out.
 
-A ``Join`` is a value. ``on_result`` and ``on_deadline`` return the next value and what to do: wait, decide with an outcome, or
-ignore what came (repeated, late, or of no task of this join). Once it has decided it only ignores, whatever comes, so
-loss, repetition and reordering of its inputs cannot make a second decision.
+A ``Join`` is a value. ``on_result`` and ``on_deadline`` return the next value and what to do: wait, decide with an
+outcome, or ignore what came (repeated, late, or of no task of this join). Once it has decided it only ignores, whatever
+comes, so loss, repetition and reordering of its inputs cannot make a second decision.
 """
 
 from collections.abc import Mapping, Sequence
