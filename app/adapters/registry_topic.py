@@ -380,6 +380,7 @@ class RegistryFollower:
             raise
         self._consumer = consumer
         self._reading = asyncio.create_task(self._follow(consumer), name="registry-follower")
+        self._reading.add_done_callback(_tell_if_failed)
 
     async def stop(self) -> None:
         """Stop following; ``current`` stays."""
@@ -465,3 +466,9 @@ class RegistryFollower:
             if len(self._compiled) > COMPILED_KEPT:
                 self._compiled.popitem(last=False)
         return revision
+
+
+def _tell_if_failed(reading: "asyncio.Task[None]") -> None:
+    # Nobody awaits the reading; the process goes on with its revision, and is not healthy any more.
+    if not reading.cancelled() and (error := reading.exception()) is not None:
+        _log.error("registry_follower_failed", exc_info=error)

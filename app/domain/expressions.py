@@ -5,6 +5,7 @@ just the roots it names. Numbers do not mix in CEL (``5000 * 1.5`` fails where `
 coerce by declared types first. Length is bounded, for CEL's macros nest.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ import cel
 from app.domain.errors import ExpressionFailed
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
+_MACRO_VARIABLE: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
         program = cel.compile(text)
     except ValueError as error:
         raise ExpressionFailed(f"{error} in: {text}") from error
-    named = set(program.variables())
+    # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
+    named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
     unknown = sorted(named - set(roots))
     if unknown:
         raise ExpressionFailed(f"unknown name {', '.join(unknown)} (known here: {', '.join(roots)}) in: {text}")

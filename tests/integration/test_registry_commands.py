@@ -1,5 +1,8 @@
 """`topics`, `apply`, `get` and `explain` as they are run, on real Kafka: output, JSON and exit codes."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,34 @@ def test_a_change_is_shown_field_by_field(settings: Settings, tmp_path: Path) ->
     shown = run("apply", "-f", directory, "--yes").stdout
     assert "deadline" in shown
     assert "1 changed" in shown
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
+def test_a_person_is_asked(settings: Settings, tmp_path: Path, answer: str, code: int) -> None:
+    """On a terminal `apply` shows the difference and asks before it publishes."""
+    run_json("topics", "apply")
+    program = (
+        "import typer; from app.registry_commands import add_registry_commands as add; "
+        "app = typer.Typer(); add(app); app(['apply', '-f', __import__('sys').argv[1]])"
+    )
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [sys.executable, "-c", program, write(tmp_path, sound())],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        shown = os.read(ours, 65_536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == code, done.stderr
+    assert "Publish this revision?" in shown
+    assert (read_head(settings).id is not None) == (code == 0)
 
 
 def test_every_fault_is_listed_and_nothing_is_published(settings: Settings, tmp_path: Path) -> None:

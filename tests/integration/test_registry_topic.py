@@ -227,6 +227,19 @@ def test_a_head_that_is_refused_is_said_to_be(settings: Settings) -> None:
         read_published(settings)
 
 
+async def test_a_follower_that_fails_is_not_healthy(settings: Settings) -> None:
+    """A process whose follower ended keeps its revision, and says that it would not notice the next."""
+
+    def fail(_: Revision) -> None:
+        raise RuntimeError("the callback is broken")
+
+    async with following(settings, fail) as follower:
+        first = await asyncio.to_thread(publish, settings, 1, None)
+        await until(lambda: follower.current is not None and not follower.healthy, "the failure")
+        assert follower.current is not None
+        assert follower.current.id == first.id
+
+
 async def test_a_broker_restart_is_survived(settings: Settings, stack: ServiceStack) -> None:
     """The last revision serves while Kafka is away; what is published afterwards comes."""
     first = await asyncio.to_thread(publish, settings, 1, None)
