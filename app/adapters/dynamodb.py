@@ -2,7 +2,8 @@
 
 Pointers go in transactions of up to a hundred conditional puts, for a call costs the client and the service far more
 than an item does. A transaction with a taken key is cancelled whole and says for each item what stands there
-(``ALL_OLD``); the others go into the next one. Keys: ``PK = REQ#<request id>``, ``SK`` the pointer's sort key.
+(``ALL_OLD``); the others go into the next one. A service that does not get through transactions in time, as emulators
+may not, gets conditional puts one by one. Keys: ``PK = REQ#<request id>``, ``SK`` the pointer's sort key.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
+import structlog
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
@@ -18,9 +20,14 @@ from app.adapters.aws import client_config, error_code, translated
 from app.domain.audit import DECISION, Pointer
 from app.domain.errors import StoreUnavailable
 
+log = structlog.get_logger()
+
 TRANSACTION_ITEMS_MAX: Final = 100
 TRANSACTIONS_AT_ONCE: Final = 4
 """Four times a hundred items already keep the service busier than one sink can."""
+TRANSACTION_TIMEOUT_S: Final = 5.0
+"""A hundred times what DynamoDB takes."""
+PUTS_AT_ONCE: Final = 32
 READ_KEYS_MAX: Final = 100
 ROUNDS_MAX: Final = 4
 """Each round leaves out what stands; only other writers of the same keys, or throttling, make more than two."""
@@ -29,6 +36,10 @@ TABLE_ACTIVE_TIMEOUT_S: Final = 60
 _PK_PREFIX: Final = "REQ#"
 _TEXT: Final = ("execution_id", "kind", "status", "source", "sha256", "bucket", "object_key")
 _NUMBERS: Final = ("recorded_ms", "start", "length")
+_IF_ABSENT: Final[Mapping[str, str]] = {
+    "ConditionExpression": "attribute_not_exists(PK)",
+    "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+}
 
 Key = tuple[str, str]
 Item = dict[str, dict[str, str]]
@@ -61,13 +72,18 @@ def from_item(item: Mapping[str, Mapping[str, str]]) -> Pointer:
 
 
 class DynamoPointerTable:
-    """``ports.record_sink.PointerTable`` on one table. An async context manager: its client lives as long."""
+    """``ports.record_sink.PointerTable`` on one table. An async context manager: its client lives as long.
 
-    def __init__(self, table: str) -> None:
+    ``transactions`` is False for a service that is known to be too slow at them.
+    """
+
+    def __init__(self, table: str, *, transactions: bool = True) -> None:
         self._table = table
+        self._transactions = transactions
         self._resources = AsyncExitStack()
         self._client: Any = None
         self._slots = asyncio.Semaphore(TRANSACTIONS_AT_ONCE)
+        self._put_slots = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         async with translated("DynamoDB"):
@@ -107,9 +123,19 @@ class DynamoPointerTable:
         """Write those whose keys are free, in as few transactions as it takes; what stands under the other keys."""
         standing: dict[Key, Pointer] = {}
         pending = list(pointers)
+        reasons: Sequence[Mapping[str, Any]] | None = None
         for _ in range(ROUNDS_MAX):
-            async with self._slots:
-                reasons = await self._transact(pending)
+            if len(pending) == 1 or not self._transactions:
+                return standing | await self._put_singly(pending)
+            try:
+                async with self._slots, asyncio.timeout(TRANSACTION_TIMEOUT_S):
+                    reasons = await self._transact(pending)
+            except TimeoutError:
+                standing |= await self._put_singly(pending)
+                # Reached only where single puts got through: it is transactions that are slow, not the service.
+                self._transactions = False
+                log.warning("transactions_too_slow", table=self._table, puts="one by one from now on")
+                return standing
             if reasons is None:
                 return standing
             for pointer, reason in zip(pending, reasons, strict=True):
@@ -118,22 +144,33 @@ class DynamoPointerTable:
             pending = [pointer for pointer in pending if _key(pointer) not in standing]
             if not pending:
                 return standing
-        said = sorted({str(reason.get("Code")) for reason in reasons or ()})
+        said = sorted({str(reason.get("Code")) for reason in reasons or ()} - {"None"})
         raise StoreUnavailable(f"DynamoDB table {self._table} cancelled {ROUNDS_MAX} transactions: {', '.join(said)}")
+
+    async def _put_singly(self, pointers: Sequence[Pointer]) -> dict[Key, Pointer]:
+        """As ``_put``, with a call a pointer."""
+        found = await asyncio.gather(*(self._put_one(pointer) for pointer in pointers), return_exceptions=True)
+        standing: dict[Key, Pointer] = {}
+        for pointer, answer in zip(pointers, found, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer is not None:
+                standing[_key(pointer)] = answer
+        return standing
+
+    async def _put_one(self, pointer: Pointer) -> Pointer | None:
+        async with self._put_slots, translated(f"DynamoDB table {self._table}"):
+            try:
+                await self._client.put_item(TableName=self._table, Item=to_item(pointer), **_IF_ABSENT)
+            except ClientError as error:
+                if error_code(error) != "ConditionalCheckFailedException":
+                    raise
+                return from_item(error.response["Item"])  # type: ignore[typeddict-item] # ALL_OLD adds it
+        return None
 
     async def _transact(self, pointers: Sequence[Pointer]) -> Sequence[Mapping[str, Any]] | None:
         """One transaction: None when it was done, else for each item why not."""
-        puts = [
-            {
-                "Put": {
-                    "TableName": self._table,
-                    "Item": to_item(pointer),
-                    "ConditionExpression": "attribute_not_exists(PK)",
-                    "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
-                }
-            }
-            for pointer in pointers
-        ]
+        puts = [{"Put": {"TableName": self._table, "Item": to_item(pointer), **_IF_ABSENT}} for pointer in pointers]
         async with translated(f"DynamoDB table {self._table}"):
             try:
                 await self._client.transact_write_items(TransactItems=puts)

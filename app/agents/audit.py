@@ -217,31 +217,26 @@ class AuditSink:
             beaten: list[tuple[Pointer, Pointer]] = []
             for (pointer, first), standing in zip(pending, found, strict=True):
                 if standing is None:
-                    tally[self._outcome(pointer, first)] += 1
+                    tally[_outcome(pointer, first)] += 1
                 elif standing.sha256 == pointer.sha256:
                     tally["duplicate"] += 1
                 else:
+                    if pointer.sort_key == DECISION:
+                        self._shout_decision(pointer, standing)
                     beaten.append((yielding(pointer), first))
             pending = beaten
         return tally
 
-    def _outcome(self, pointer: Pointer, first: Pointer) -> str:
-        if pointer.sort_key == first.sort_key:
-            return "pointed"
-        if first.sort_key != DECISION:
-            # A refusal is told again after a crash, with the times of the second telling.
-            log.warning("audit_refusal_variant", request_id=pointer.request_id, item=pointer.sort_key)
-            return "variant"
+    def _shout_decision(self, second: Pointer, first: Pointer) -> None:
+        # On meeting the first, not on keeping the second: that may have happened in an attempt whose answer got lost.
         _CONFLICTS.labels("decision").inc()
         log.error(
             "audit_decision_conflict",
-            request_id=pointer.request_id,
-            execution_id=pointer.execution_id,
-            kept_as=pointer.sort_key,
-            source=pointer.source,
-            hint="two different decisions of one request: the first stands; compare both by `decision show`",
+            request_id=second.request_id,
+            first={"execution_id": first.execution_id, "source": first.source},
+            second={"execution_id": second.execution_id, "source": second.source},
+            hint="two different decisions of one request: the first stands, the second is kept; see `decision show`",
         )
-        return "conflict"
 
     async def _until_done(self, dependency: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """The attempt's result, however often it takes; only the worker's end cancels the wait."""
@@ -261,6 +256,13 @@ class AuditSink:
         finally:
             if failures:
                 _WAITING.labels(dependency).dec()
+
+
+def _outcome(pointer: Pointer, first: Pointer) -> str:
+    """How a written pointer counts, by where it was first wanted; a refusal told again has other times."""
+    if pointer.sort_key == first.sort_key:
+        return "pointed"
+    return "conflict" if first.sort_key == DECISION else "variant"
 
 
 def attach(

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from app.adapters.audit_reader import AuditReader
 from app.agents.audit import AuditSink
-from app.domain.errors import EvidenceDamaged
+from app.domain.errors import EvidenceDamaged, StoreUnavailable
 from app.domain.requests import InboundRecord
 from app.ports.record_sink import StoredObject
 from tests.support.audit_records import audit_record, audit_value, malformed
@@ -140,7 +140,7 @@ async def test_a_decision_told_twice_is_a_duplicate(sink: Sink) -> None:
 
 
 async def test_two_decisions_of_one_request_raise_the_alarm(sink: Sink) -> None:
-    """The first stands, the second is kept beside it, and it is shouted about, once."""
+    """The first stands, the second is kept beside it, and each telling is shouted about."""
     before = alarms("decision")
     with capture_logs() as logs:
         await sink.take(audit_record(0, "r", "first"), audit_record(1, "r", "second"))
@@ -150,14 +150,30 @@ async def test_two_decisions_of_one_request_raise_the_alarm(sink: Sink) -> None:
         ("DECISION", "first"),
         ("CONFLICT#second", "second"),
     ]
-    assert alarms("decision") == before + 1
+    assert alarms("decision") == before + 2
     assert [(log["request_id"], log["log_level"]) for log in logs if log["event"] == "audit_decision_conflict"] == [
         ("r", "error")
-    ]
+    ] * 2
     found = await sink.reader.find("r")
     assert found is not None
     assert found["execution_id"] == "first"
     assert (await sink.reader.verify()).items == 2
+
+
+async def test_a_conflict_whose_answer_got_lost_is_not_silent(sink: Sink) -> None:
+    """The second decision is kept and the table's answer lost: the next attempt meets its own item, and alarms."""
+    await sink.take(audit_record(0, "r", "first"))
+    before = alarms("decision")
+    calls = iter(range(100))
+
+    def lose_the_second_answer(when: str, operation: str) -> None:
+        if when == "after" and next(calls) == 1:
+            raise StoreUnavailable("the answer got lost")
+
+    sink.pointers.fault = lose_the_second_answer
+    await sink.take(audit_record(1, "r", "second"))
+    assert [pointer.sort_key for pointer in await sink.reader.pointers("r")] == ["DECISION", "CONFLICT#second"]
+    assert alarms("decision") == before + 1
 
 
 async def test_a_third_telling_has_a_place_too(sink: Sink) -> None:
