@@ -15,6 +15,7 @@ from app import main as root
 from app.agents.worker import run_worker
 from app.audit_commands import decision_app
 from app.devstack.commands import dev_app
+from app.dlt_commands import dlt_app
 from app.domain.errors import BrokerError, ConfigurationError
 from app.observability import configure_logging
 from app.registry_commands import add_registry_commands
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(dev_app, name="dev")
 app.add_typer(topics_app, name="topics")
 app.add_typer(decision_app, name="decision")
+app.add_typer(dlt_app, name="dlt")
 add_registry_commands(app)
 app.command("request", epilog="Example: model-broker request /credit/card --entities applicant_id=17")(request)
 app.command("gateway", epilog="Example: model-broker gateway --http-port 8080")(gateway)

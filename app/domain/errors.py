@@ -14,6 +14,8 @@ for what stops the work at hand::
     ├── ReplyTimeout        a request reached Kafka and no reply came while its caller waited: ask again by its id
     ├── RepliesFull         as many requests wait for replies as may: refuse, with a time to come back (retry)
     ├── EvidenceDamaged     an audit record is not what its pointer says: an operator looks into it
+    ├── LetterUnknown       there is no such dead letter: name one that is there
+    ├── RedriveRefused      a dead letter is not sent back: the message says why and what to do
     ├── PublishFailed       Kafka did not acknowledge a record: retry while the partition is ours
     ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
     └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
@@ -139,6 +141,14 @@ class RepliesFull(BrokerError):
 
 class EvidenceDamaged(BrokerError):
     """An audit record is gone or altered; the message names its object, range and what was found."""
+
+
+class LetterUnknown(BrokerError):
+    """There is no such dead-letter topic, or no letter at that place; the message names what there is."""
+
+
+class RedriveRefused(BrokerError):
+    """A dead letter is not sent back to where it came from; the message says why."""
 
 
 class PublishFailed(BrokerError):
