@@ -1,0 +1,1 @@
+"""Benchmarks: the floor and the broker in one run, as ratios."""
