@@ -162,7 +162,7 @@ class Service(ABC):
     A subclass says what to run and how to tell that it serves; this class starts, watches and stops it.
     """
 
-    name: ClassVar[str]
+    name: str
     port_names: ClassVar[tuple[str, ...]] = ("port",)
 
     def __init__(
@@ -200,6 +200,11 @@ class Service(ABC):
     @abstractmethod
     def env(self) -> dict[str, str]:
         """The variables by which the other processes find the service."""
+
+    @property
+    def address(self) -> str:
+        """Where the service answers, as a person is told."""
+        return next(iter(self.env.values()))
 
     @property
     def log(self) -> Path:

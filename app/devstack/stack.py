@@ -1,8 +1,9 @@
 """The four services together: up in parallel, down in parallel, found again by what the state directory records.
 
-``DIR`` holds a directory a service (log, data), ``dev.env``, and ``stack.json``: the ports and, for a detached stack,
-which processes are ours. One process at a time may change a directory; it holds ``stack.lock`` meanwhile, an attached
-stack for as long as it lives.
+Programs may run on them: they start when the services serve, and stop before the services do. ``DIR`` holds a
+directory a service or program (log, data), ``dev.env``, and ``stack.json``: the ports and, for a detached stack, which
+processes are ours. One process at a time may change a directory; it holds ``stack.lock`` meanwhile, an attached stack
+for as long as it lives.
 """
 
 import fcntl
@@ -10,10 +11,10 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -22,6 +23,7 @@ from typing import IO, Any, Self
 from app.devstack.dynamodb import DynamoDBService
 from app.devstack.kafka import KafkaService
 from app.devstack.process import POLL_S, Child, ProcessIdentity, Service, StackError, port_is_free
+from app.devstack.program import READY_PATH, Program, ProgramSpec
 from app.devstack.redis import RedisService
 from app.devstack.s3 import S3Service
 
@@ -63,6 +65,8 @@ class Stack:
         self.state_dir = state_dir
         self.detached = detached
         self.was_running = False
+        self.variables: dict[str, str] = {}
+        """What whoever owns the stack adds to ``env``."""
         self._progress = progress
         self._services: dict[str, Service] = {}
         self._record_lock = Lock()
@@ -101,7 +105,7 @@ class Stack:
             if found:  # what somebody uses already is not stopped because an addition failed
                 on_failure.pop_all()
             stack.was_running = set(found) >= set(services)
-            stack._start_all()
+            stack._start([service for service in stack._services.values() if not isinstance(service, Program)])
             on_failure.pop_all()
         stack.write_env()
         if detached:
@@ -116,6 +120,35 @@ class Stack:
             return None
         stack._load(())
         return stack
+
+    def run(self, programs: Iterable[ProgramSpec]) -> None:
+        """Start programs in parallel and wait until each is ready; they see the stack's variables.
+
+        A detached stack's programs outlive this process as its services do, and are stopped with them. Raises
+        StackError, after stopping those that it started.
+        """
+        if self._directory_lock is None:
+            self._lock_directory()
+        try:
+            started = []
+            for spec in programs:
+                if spec.name in self._services and self._services[spec.name].runs:
+                    raise StackError(f"{spec.name} runs already in {self.state_dir}")
+                program = Program(
+                    self._directory(spec.name),
+                    name=spec.name,
+                    ready_path=spec.ready_path,
+                    spec=replace(spec, variables=self.env | dict(spec.variables)),
+                    detached=self.detached,
+                    on_spawn=self._write_record,
+                    progress=self._progress,
+                )
+                self._services[spec.name] = program
+                started.append(program)
+            self._start(started)
+        finally:
+            if self.detached:
+                self._unlock_directory()
 
     @property
     def kafka(self) -> Service:
@@ -150,7 +183,7 @@ class Stack:
         env: dict[str, str] = {}
         for service in self._services.values():
             env |= service.env
-        return env | AWS_ENV
+        return env | AWS_ENV | self.variables
 
     @property
     def env_file(self) -> Path:
@@ -170,21 +203,24 @@ class Stack:
                 running=service.runs,
                 serving=service.runs and service.serves(),
                 pid=service.pid,
-                address=next(iter(service.env.values())),
+                address=service.address,
                 log=service.log,
             )
             for service in self._services.values()
         ]
 
     def down(self) -> list[str]:
-        """Stop each service; returns the names of those that ran. Data stays, and the next ``up`` finds it."""
+        """Stop programs, then services; returns the names of those that ran. Data stays: the next ``up`` finds it."""
         if self._directory_lock is None:
             self._lock_directory()
         try:
             ran = [service.name for service in self._services.values() if service.runs]
-            if self._services:
-                with ThreadPoolExecutor(len(self._services)) as pool:
-                    list(pool.map(lambda service: service.close(), self._services.values()))
+            programs = [service for service in self._services.values() if isinstance(service, Program)]
+            services = [service for service in self._services.values() if not isinstance(service, Program)]
+            for together in (programs, services):  # a program that drains needs the services
+                if together:
+                    with ThreadPoolExecutor(len(together)) as pool:
+                        list(pool.map(lambda service: service.close(), together))
             self._write_record()
             self.env_file.unlink(missing_ok=True)
         finally:
@@ -208,28 +244,36 @@ class Stack:
     def _load(self, wanted: Collection[str]) -> None:
         """Make the handles: of what is wanted, and of what the record says runs."""
         recorded = self._read_record()
-        for name, kind in SERVICES.items():
+        for name in [*SERVICES, *(name for name in recorded if name not in SERVICES)]:
             entry: Mapping[str, Any] = recorded.get(name, {})
+            if name not in wanted and not entry:
+                continue
             child = None
             if "pid" in entry:
                 identity = ProcessIdentity(entry["pid"], entry["started"])
                 child = Child(identity) if identity.runs else None
-            if name not in wanted and not entry:
-                continue
             # The ports of a service that died are kept if they can be: addresses that clients know stay good.
             ports: dict[str, int] | None = entry.get("ports")
-            if child is None and not all(port_is_free(port) for port in (ports or {}).values()):
+            if name in SERVICES and child is None and not all(port_is_free(port) for port in (ports or {}).values()):
                 ports = None
-            directory = self.state_dir / name
-            directory.mkdir(parents=True, exist_ok=True)
-            self._services[name] = kind(
-                directory,
-                detached=self.detached,
-                ports=ports,
-                child=child,
-                on_spawn=self._write_record,
-                progress=self._progress,
-            )
+            handle: dict[str, Any] = {
+                "detached": self.detached,
+                "ports": ports,
+                "child": child,
+                "on_spawn": self._write_record,
+                "progress": self._progress,
+            }
+            directory = self._directory(name)
+            if name in SERVICES:
+                self._services[name] = SERVICES[name](directory, **handle)
+            else:
+                ready_path = entry.get("ready_path", READY_PATH)
+                self._services[name] = Program(directory, name=name, ready_path=ready_path, **handle)
+
+    def _directory(self, name: str) -> Path:
+        directory = self.state_dir / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
 
     def _read_record(self) -> dict[str, Any]:
         try:
@@ -250,8 +294,9 @@ class Stack:
                     "pid": service.child.identity.pid,
                     "started": service.child.identity.started,
                     "ports": service.ports,
+                    **({"ready_path": service.ready_path} if isinstance(service, Program) else {}),
                 }
-                for name, service in self._services.items()
+                for name, service in list(self._services.items())
                 if service.child is not None and service.runs
             }
             if services:
@@ -259,9 +304,9 @@ class Stack:
             else:
                 self._record.unlink(missing_ok=True)
 
-    def _start_all(self) -> None:
+    def _start(self, services: Sequence[Service]) -> None:
         """Start in parallel; at the first failure, or Ctrl-C, the others are not waited for longer than it takes."""
-        services = [service for service in self._services.values() if not service.runs]
+        services = [service for service in services if not service.runs]
         if not services:
             return
         pool = ThreadPoolExecutor(len(services))
@@ -278,9 +323,7 @@ class Stack:
     def _start_one(self, service: Service) -> None:
         began = time.monotonic()
         service.start()
-        self._progress(
-            f"{service.name} serves on {next(iter(service.env.values()))} ({time.monotonic() - began:.1f} s)"
-        )
+        self._progress(f"{service.name} serves on {service.address} ({time.monotonic() - began:.1f} s)")
 
     def _lock_directory(self) -> None:
         file = (self.state_dir / "stack.lock").open("a+")

@@ -1,0 +1,319 @@
+"""The demo: everything a decision needs, on this machine, for as long as it takes; then what happened, in tables.
+
+Kafka, Redis, S3 and DynamoDB start as child processes, the models are trained and served, the broker's processes start
+and say that they are ready. Each applicant then asks for a loan. When all have their answer, the replies are counted,
+and the audit's records are read back and proven. The end, Ctrl-C and SIGTERM stop every child; ``keep`` leaves them.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.adapters.documents_yaml import read_directory
+from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.registry_topic import publish_revision, read_head
+from app.adapters.request_reply import RequestReplyClient
+from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
+from app.devstack import Stack, StackError
+from app.devstack.program import ProgramSpec
+from app.devstack.stores import create_stores
+from app.domain.errors import DocumentsRefused
+from app.domain.features import EntityKey, FeatureStatus, ViewNeed
+from app.domain.registry import read_revision
+from app.settings import Settings
+from examples.credit import features
+from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
+from examples.credit.artifacts import read_digests, read_manifest
+from examples.credit.callers import Answer, ask_all, asks
+from examples.credit.documents import write_documents
+from examples.credit.evidence import Evidence, gather_evidence
+from examples.credit.report import Report
+from examples.credit.runner import MODELS_DIR
+
+POOL = "default"
+FEATURES_WITHIN_S = 60.0
+FETCH_TIMEOUT_MS = 5_000
+POLL_S = 0.2
+ROOT = Path(__file__).resolve().parents[2]
+
+BROKER = {
+    "decide": ("worker", "decide"),
+    "pool": ("worker", "pool", "--pool", POOL, "--runner", "examples.credit.runner:load"),
+    "features": ("worker", "features"),
+    "audit": ("worker", "audit"),
+    "gateway": ("gateway",),
+}
+"""The broker's processes and their command lines."""
+
+
+class DemoFailed(Exception):
+    """The demo could not be carried through; the message says at what and why."""
+
+
+class Steps:
+    """Tells each step as it ends, with its time."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def step(self, doing: str) -> Iterator[list[str]]:
+        """A step; what the list holds in the end is told beside its name."""
+        began = time.monotonic()
+        told: list[str] = []
+        status = self.console.status(doing) if self.console.is_terminal else contextlib.nullcontext()
+        try:
+            with status:
+                yield told
+        except BaseException:
+            self.console.print(f"[red]✗[/red] {doing} [dim]({time.monotonic() - began:.1f} s)[/dim]")
+            raise
+        words = f"[green]✓[/green] {doing} [dim]({time.monotonic() - began:.1f} s)[/dim]"
+        self.console.print(words, *(f"  [dim]{line}[/dim]" for line in told), sep="\n", highlight=False, soft_wrap=True)
+
+
+def run(*, requests: int, json_file: str | None, keep: bool, state_dir: Path) -> int:
+    """Run the demo; the process's exit code: 0 only if nothing was lost, doubled or left unproven."""
+    console = Console(stderr=json_file == "-")
+    with _signals_interrupt():
+        try:
+            return _run(console, requests=requests, json_file=json_file, keep=keep, state_dir=state_dir)
+        except KeyboardInterrupt:
+            console.print("Interrupted; everything that the demo started is stopped.")
+            return 130
+        except (DemoFailed, StackError, DocumentsRefused) as error:
+            console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1
+
+
+def _run(console: Console, *, requests: int, json_file: str | None, keep: bool, state_dir: Path) -> int:
+    began = time.monotonic()
+    directory = _directory(keep, state_dir)
+    settled = False
+    try:
+        report = _demonstrate(Steps(console), directory, requests=requests, keep=keep)
+        settled = True
+    finally:
+        if not keep and settled:
+            shutil.rmtree(directory, ignore_errors=True)
+        elif not settled:
+            console.print(f"Logs are in {directory}.", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(report.tables())
+    for fault in [answer.fault for answer in report.answers if answer.fault][:5]:
+        console.print(f"unanswered: {fault}", style="red", markup=False, soft_wrap=True)
+    for fault in report.evidence.audit.faults[:5]:
+        console.print(f"audit: {fault}", style="red", markup=False, soft_wrap=True)
+    if json_file is not None:
+        _write_json(report, json_file)
+    seconds = f"{time.monotonic() - began:.0f} s"
+    if report.sound:
+        console.print(
+            f"[green]Every request was answered once and its record proven.[/green] All of it took {seconds}."
+        )
+    else:
+        console.print(f"[red]Something was lost, doubled or left unproven: see above.[/red] All of it took {seconds}.")
+    return 0 if report.sound else 1
+
+
+def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) -> Report:
+    models = directory.resolve() / "models"
+    variables = {MODELS_DIR: str(models), "BROKER_DATA_DIR": str(directory.resolve() / "workers")}
+    with contextlib.ExitStack() as cleanup:
+        stack = _prepare(steps, directory, models, keep=keep)
+        cleanup.callback(_stop, steps, stack)
+        stack.variables |= variables
+        if keep:
+            stack.write_env()
+        os.environ.update(stack.env)  # the AWS clients of this process read them there
+        settings = Settings()
+        with steps.step("Topics, bucket and table made; model server started"):
+            with ThreadPoolExecutor(1) as pool:
+                serving = pool.submit(stack.run, [_model_server(models)])
+                admin = TopicAdmin(settings)
+                admin.apply(wanted_topics(read_documents(), settings, {POOL}))
+                asyncio.run(create_stores(settings))
+                serving.result()
+            models_url = stack.service("models").address
+        with steps.step("Registry published") as told:
+            told.append(_publish(settings, directory / "registry", models, models_url))
+        with steps.step(f"Broker started: {', '.join(BROKER)}"), ThreadPoolExecutor(1) as pool:
+            event_time = datetime.now(UTC).replace(microsecond=0)
+            people = applicants()
+            quiet = Console(quiet=True)
+            publishing = pool.submit(lambda: asyncio.run(features.publish(settings, people, event_time, quiet)))
+            stack.run(_broker_program(name) for name in BROKER)
+            publishing.result()
+        gateway_url = stack.service("gateway").address
+        with steps.step(f"Features of {len(people):,} applicants in Redis"):
+            asyncio.run(_await_features(settings, people, event_time))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            answers, seconds = runner.run(_decide(steps.console, settings, people, requests, gateway_url))
+            with steps.step("Replies counted, audit records read back and proven"):
+                evidence: Evidence = runner.run(
+                    gather_evidence(settings, [answer.ask.request_id for answer in answers])
+                )
+        report = Report(answers, seconds, evidence, frozenset(read_manifest(models)["holdout"]))
+        if keep:
+            cleanup.pop_all()
+            _tell_kept(steps.console, stack)
+        return report
+
+
+def _prepare(steps: Steps, directory: Path, models: Path, *, keep: bool) -> Stack:
+    """Services up and models trained, at the same time."""
+    with steps.step("Kafka, Redis, S3 and DynamoDB started; models trained") as told, ThreadPoolExecutor(1) as pool:
+        training = pool.submit(_train, models)
+        stack = Stack.up(directory, detached=keep, progress=told.append)
+        try:
+            told.append(training.result())
+        except BaseException:
+            stack.down()
+            raise
+    return stack
+
+
+def _train(models: Path) -> str:
+    from examples.credit.train import train  # noqa: PLC0415 - scikit-learn loads while the services start
+
+    began = time.monotonic()
+    manifest = train(models)
+    return f"{len(manifest['artifacts'])} model versions trained ({time.monotonic() - began:.1f} s)"
+
+
+def _model_server(models: Path) -> ProgramSpec:
+    command = [sys.executable, "-m", "examples.credit.server", "--models", str(models), "--port"]
+    return ProgramSpec("models", lambda port: [*command, str(port)], _PATH, ready_path="/v2/health/ready")
+
+
+def _broker_program(name: str) -> ProgramSpec:
+    command = [sys.executable, "-m", "app.cli", *BROKER[name], "--instance", f"{name}-0", "--http-port"]
+    return ProgramSpec(name, lambda port: [*command, str(port)], _PATH)
+
+
+# The children find the example from any directory, as this process did.
+_PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
+def _publish(settings: Settings, directory: Path, models: Path, models_url: str) -> str:
+    write_documents(directory, endpoints=[models_url], digests=read_digests(models))
+    sources, faults = read_directory([directory])
+    if faults:
+        raise DocumentsRefused(faults)
+    revision = read_revision(sources, today=datetime.now(UTC).date())
+    head = read_head(settings)
+    if head.id != revision.id:
+        publish_revision(settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
+    return f"{len(revision.documents)} documents, {revision.id[:23]}…"
+
+
+async def _await_features(settings: Settings, people: Sequence[Applicant], event_time: datetime) -> None:
+    """Wait until the features worker has stored what was published, for each applicant."""
+    store = RedisFeatureStore(settings.redis_url)
+    wanted = {
+        person.applicant_id: ViewNeed(
+            VIEW, EntityKey(PROJECT, ("applicant_id",), (person.applicant_id,), ("INT64",)), ("job",), ("STRING",)
+        )
+        for person in people
+    }
+    published_ms = int(event_time.timestamp()) * 1_000
+    end = time.monotonic() + FEATURES_WITHIN_S
+    try:
+        while wanted:
+            for applicant_id, need in list(wanted.items()):
+                found = (await store.fetch([need], FETCH_TIMEOUT_MS))[VIEW, "job"]
+                if found.status != FeatureStatus.PRESENT or (found.event_time_ms or 0) < published_ms:
+                    break
+                del wanted[applicant_id]
+            if wanted and time.monotonic() > end:
+                raise DemoFailed(
+                    f"features of {len(wanted)} applicants were not in Redis {FEATURES_WITHIN_S:.0f} s after they were "
+                    "published: see the log of the features worker"
+                )
+            if wanted:
+                await asyncio.sleep(POLL_S)
+    finally:
+        await store.close()
+
+
+async def _decide(
+    console: Console, settings: Settings, people: Sequence[Applicant], requests: int, gateway_url: str
+) -> tuple[list[Answer], float]:
+    name = f"demo-{uuid.uuid4().hex[:8]}"
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    async with RequestReplyClient(settings, instance=name) as kafka:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("Decisions", total=requests)
+            began = time.perf_counter()
+            answers = await ask_all(asks(name, people, requests), kafka, gateway_url, lambda _: progress.advance(bar))
+            return answers, time.perf_counter() - began
+
+
+def _directory(keep: bool, state_dir: Path) -> Path:
+    if not keep:
+        return Path(tempfile.mkdtemp(prefix="model-broker-demo-"))
+    stack = Stack.attach(state_dir)
+    if stack is not None and any(state.running for state in stack.status()):
+        raise DemoFailed(f"a demo was kept in {state_dir}: end it by `model-broker dev down --state-dir {state_dir}`")
+    return state_dir
+
+
+def _stop(steps: Steps, stack: Stack) -> None:
+    with steps.step("Everything stopped"):
+        stack.down()
+
+
+def _tell_kept(console: Console, stack: Stack) -> None:
+    console.print("\nEverything keeps running:")
+    for state in stack.status():
+        console.print(
+            f"  {state.name:<10}{state.address:<40}process {state.pid}, {state.log}", highlight=False, soft_wrap=True
+        )
+    console.print(
+        f"Use it:  set -a; . {stack.env_file}; set +a",
+        "         model-broker request /credit/card --entities applicant_id=17 --inputs credit_amount=5000 \\",
+        "           --inputs duration_in_month=24 --inputs purpose='car (new)'",
+        f"Ask it:  curl -s {stack.service('gateway').address}/v1/decisions -H 'content-type: application/json' -d …",
+        f"End it:  model-broker dev down --state-dir {stack.state_dir}",
+        sep="\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _write_json(report: Report, file: str) -> None:
+    data = orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    if file == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        Path(file).write_bytes(data)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does; both do so even where a shell started it in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,158 @@
+"""What the demo tells in the end: counts and figures from answers and evidence, as JSON and as tables. Pure."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from examples.credit.callers import CALLERS, Answer
+from examples.credit.evidence import Evidence
+
+OUTCOMES = ("approve", "refer", "decline")
+DECLINED_AT = 0.5
+"""The probability from which a model is taken to say "bad", for its accuracy; the route's own rule is finer."""
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of ``values`` do not exceed; 0 for none.
+
+    >>> percentile([5.0, 1.0, 3.0, 2.0], 0.5), percentile([5.0, 1.0, 3.0, 2.0], 0.99)
+    (2.0, 5.0)
+    """
+    ordered = sorted(values)
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of the demo; ``holdout`` are the applicants no model was fitted on."""
+
+    answers: Sequence[Answer]
+    seconds: float
+    evidence: Evidence
+    holdout: Collection[int]
+
+    @property
+    def replied(self) -> list[tuple[Answer, Mapping[str, Any]]]:
+        """The answers with a reply, and the reply."""
+        return [(answer, answer.reply) for answer in self.answers if answer.reply is not None]
+
+    @property
+    def audit_missing(self) -> int:
+        """Decisions without a record in the stores, or with one that is not what was written."""
+        return len(self.evidence.audit.missing) + len(self.evidence.audit.faults)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every request was answered and decided once, and every decision recorded and proven."""
+        document = self.as_json()
+        return document["replied"] == document["requests"] and not (
+            document["lost"] or document["duplicated"] or document["audit_missing"]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The run for programs; times in milliseconds as the callers saw them."""
+        latencies = [answer.latency_ms for answer, _ in self.replied]
+        return {
+            "requests": len(self.answers),
+            "replied": len(self.replied),
+            "lost": len(self.answers) - len(self.replied),
+            "duplicated": len(self.evidence.duplicated),
+            "by_status": _counted(str(reply["status"]) for _, reply in self.replied),
+            "by_version": _counted(
+                f"{task['model']}-{task['version']}"
+                for _, reply in self.replied
+                for task in reply.get("outputs", {}).values()
+            ),
+            "p50_ms": round(percentile(latencies, 0.5), 2),
+            "p99_ms": round(percentile(latencies, 0.99), 2),
+            "decisions_per_second": round(len(self.replied) / self.seconds, 1),
+            "audit_objects": self.evidence.audit.objects,
+            "audit_items": self.evidence.audit.items,
+            "audit_missing": self.audit_missing,
+            "http_requests": sum(answer.ask.via == "http" for answer in self.answers),
+        }
+
+    def tables(self) -> RenderableType:
+        """The run for people."""
+        return Group(self._summary(), self._outcomes(), self._versions())
+
+    def _summary(self) -> Table:
+        figures = self.as_json()
+        table = Table("", "", title="The run", title_justify="left", box=box.SIMPLE, show_header=False)
+        table.add_row("requests", f"{figures['requests']:,}, of which {figures['http_requests']:,} over HTTP")
+        statuses = ", ".join(f"{count:,} {status}" for status, count in figures["by_status"].items())
+        table.add_row("replied", f"{figures['replied']:,}: {statuses or 'none'}")
+        table.add_row("lost", _zero_is_good(figures["lost"]))
+        table.add_row("decided twice", _zero_is_good(figures["duplicated"]))
+        table.add_row("throughput", f"{figures['decisions_per_second']:,.0f} decisions a second, {CALLERS} callers")
+        table.add_row("latency", f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms, as callers see it")
+        table.add_row(
+            "audit", f"{figures['audit_items']:,} records verified by SHA-256, in {figures['audit_objects']:,} objects"
+        )
+        table.add_row("audit missing", _zero_is_good(figures["audit_missing"]))
+        return table
+
+    def _outcomes(self) -> Table:
+        table = Table(
+            "decision",
+            "requests",
+            "held out: turned good",
+            "turned bad",
+            title="Decisions by outcome, and what became of the loan",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        made = [(answer, _outcome(reply)) for answer, reply in self.replied]
+        for outcome in [*OUTCOMES, *sorted({outcome for _, outcome in made} - set(OUTCOMES))]:
+            these = [answer.ask.applicant for answer, told in made if told == outcome]
+            held = [person for person in these if person.applicant_id in self.holdout]
+            good, bad = (len({p.applicant_id for p in held if p.label == label}) for label in ("good", "bad"))
+            table.add_row(outcome, f"{len(these):,}", str(good), str(bad))
+        for column in table.columns[1:]:
+            column.justify = "right"
+        return table
+
+    def _versions(self) -> Table:
+        table = Table(
+            "model",
+            "version",
+            "decisions",
+            "accuracy, held out",
+            title="Decisions by model version",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        tasks = [
+            (answer.ask.applicant, task) for answer, reply in self.replied for task in reply.get("outputs", {}).values()
+        ]
+        for model, version in sorted({(task["model"], task["version"]) for _, task in tasks}):
+            these = [(person, task) for person, task in tasks if (task["model"], task["version"]) == (model, version)]
+            right = {
+                person.applicant_id: (task["output"]["probability"] >= DECLINED_AT) == (person.label == "bad")
+                for person, task in these
+                if person.applicant_id in self.holdout and "probability" in (task.get("output") or {})
+            }
+            accuracy = f"{sum(right.values()) / len(right):.1%} of {len(right)}" if right else "-"
+            table.add_row(model, version, f"{len(these):,}", accuracy)
+        for column in table.columns[2:]:
+            column.justify = "right"
+        return table
+
+
+def _outcome(reply: Mapping[str, Any]) -> str:
+    return str((reply.get("result") or {}).get("decision", reply["status"]))
+
+
+def _counted(names: Any) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def _zero_is_good(count: int) -> Text:
+    return Text(f"{count:,}", style="red bold" if count else "green")
