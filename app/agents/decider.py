@@ -166,6 +166,9 @@ class Decider:
         if task is None:
             _RESULTS.labels("unknown").inc()
             return
+        if self._clock.now_ms() >= live.record.deadline_ms:
+            # Read late, as after a time without a worker: the deadline's timer must not have to win a race.
+            self._expire(live)
         effect = self._join(live, judge(task.name, task.version, result.answer, result.latency_ms))
         _RESULTS.labels(effect.reason if isinstance(effect, Ignore) else "joined").inc()
         if live.outcome is not None:

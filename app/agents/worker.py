@@ -62,6 +62,7 @@ class Liveness:
 class Worker:
     """Runs ``app`` as one process.
 
+    ``intakes`` are drained in their order, so what finishes another's work comes after it.
     ``ready_checks`` are named coroutines that raise BrokerError while what they name is not usable.
     """
 
@@ -146,7 +147,10 @@ class Worker:
 
     async def _drain(self) -> None:
         log.info("draining", in_flight=sum(intake.in_flight for intake in self._intakes))
-        drained = await asyncio.gather(*(intake.drain(self._settings.drain_timeout / 1000) for intake in self._intakes))
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._settings.drain_timeout / 1000
+        # One after the other: a duplicate among the requests may wait for what only the results bring.
+        drained = [await intake.drain(max(0.0, end_s - loop.time())) for intake in self._intakes]
         if not all(drained):
             log.warning("drain_incomplete", in_flight=sum(intake.in_flight for intake in self._intakes))
         with contextlib.suppress(TimeoutError):

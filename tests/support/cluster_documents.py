@@ -35,6 +35,11 @@ def expected(x: float, subject: str) -> float:
     return 2 * x + score_of(subject)
 
 
+def expected_by_default(x: float) -> float:
+    """What model ``soft`` answers where the score is not to be had."""
+    return 2 * x + SCORE_DEFAULT
+
+
 def project_of(prefix: str) -> str:
     """Clusters share a Redis, so each has a Feast project of its own."""
     return PROJECT + "_" + "".join(letter for letter in prefix if letter.isalnum())

@@ -1,0 +1,30 @@
+"""The only Kafka broker goes away and comes back: all of it waits, and goes on where it was."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.load import Load, Verdict
+from tests.support.stack import ServiceStack
+
+SILENCE_MAX_S = 50.0
+"""Kafka's own restart, up to 12 s in which a killed broker refuses sends, then a rebalance."""
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_broker_that_comes_back_has_lost_nothing(
+    cluster: Cluster, stack: ServiceStack, how: str, tell: Callable[[Verdict], None]
+) -> None:
+    """Stopped in good order, or killed: each process lives through it, and every request is decided once."""
+    members = ("decide-0", "decide-1", "pool-0", "audit-0")
+    async with Load(cluster, total=500, rate=50) as load:
+        await load.replied(100)
+        await asyncio.to_thread(stack.kafka.stop if how == "stop" else stack.kafka.kill)
+        await asyncio.to_thread(stack.kafka.start)
+        verdict = await load.verdict()
+    tell(verdict)
+    assert verdict.statuses == {"completed": verdict.requests}
+    assert verdict.longest_wait_s < SILENCE_MAX_S
+    assert all(cluster[name].runs for name in members), cluster.tails()
