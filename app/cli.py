@@ -1,87 +1,74 @@
-"""The command line: thin commands over what the other modules do."""
+"""The command line. It names every command and loads only the one that is asked for, so that each starts at once."""
 
-import socket
 import sys
-from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from typing import Annotated
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
 
-import structlog
 import typer
-from pydantic import ValidationError
+from pydantic_core import ValidationError
+from typer.core import TyperGroup
 
 from app import __version__
-from app import main as root
-from app.agents.worker import run_worker
-from app.audit_commands import decision_app
-from app.devstack.commands import dev_app
-from app.dlt_commands import dlt_app
 from app.domain.errors import BrokerError, ConfigurationError
-from app.observability import configure_logging
-from app.registry_commands import add_registry_commands
-from app.request_commands import gateway, request
-from app.settings import Settings
-from app.topics_commands import topics_app
 
-log = structlog.get_logger()
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command is, ``module:typer app`` in ``app.commands``, and its line in the help."""
+
+    place: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "demo:demo_app", "Run the whole broker here, decide on real loan applications, show what happened."
+    ),
+    "dev": Command("dev:dev_app", "Embedded Kafka, Redis, S3 and DynamoDB, without Docker."),
+    "topics": Command("topics:topics_app", "Kafka's topics, as the documents in topics/ declare them."),
+    "apply": Command("registry:registry_app", "Make documents the registry: validate, show changes, publish."),
+    "get": Command("registry:registry_app", "Show the registry's documents."),
+    "explain": Command("registry:registry_app", "Say what would happen to a request, without running it."),
+    "worker": Command("worker:worker_app", "Run one worker until SIGTERM: decide, features, audit or pool."),
+    "gateway": Command("gateway:gateway_app", "Serve decisions over HTTP until SIGTERM."),
+    "request": Command("request:request_app", "Send one request and print its reply."),
+    "decision": Command("decision:decision_app", "Recorded decisions."),
+    "dlt": Command("dlt:dlt_app", "Dead letters: records that could not be handled."),
+}
+
+
+class Commands(TyperGroup):
+    """The group of ``COMMANDS``, each imported when it is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, imported; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].place.partition(":")
+        found = typer.main.get_command(getattr(import_module(f"app.commands.{module}"), attribute))
+        if isinstance(found, TyperGroup) and cmd_name in found.commands:  # an app of several commands of this level
+            return found.commands[cmd_name]
+        return found
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Their names and lines, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
+
+
 app = typer.Typer(
     name="model-broker",
+    cls=Commands,
     help="Model decisions: routed, joined, recorded. Settings come from BROKER_* environment variables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(dev_app, name="dev")
-app.add_typer(topics_app, name="topics")
-app.add_typer(decision_app, name="decision")
-app.add_typer(dlt_app, name="dlt")
-add_registry_commands(app)
-app.command("request", epilog="Example: model-broker request /credit/card --entities applicant_id=17")(request)
-app.command("gateway", epilog="Example: model-broker gateway --http-port 8080")(gateway)
-
-
-class Role(StrEnum):
-    """What a worker process does."""
-
-    DECIDE = "decide"
-    FEATURES = "features"
-    AUDIT = "audit"
-    POOL = "pool"
-
-
-@app.command(epilog="Example: model-broker worker decide --instance decide-0 --http-port 8081")
-def worker(
-    role: Annotated[Role, typer.Argument(help="What this process does.")],
-    instance: Annotated[
-        str | None,
-        typer.Option(help="Names this process: client id, static group membership; default: host name and role."),
-    ] = None,
-    http_port: Annotated[
-        int, typer.Option(help="Port of /metrics, /livez and /readyz; 0 takes any and prints it.")
-    ] = 0,
-    pool: Annotated[str | None, typer.Option(help="Of role pool: the pool whose tasks it answers.")] = None,
-    runner: Annotated[str | None, typer.Option(help="Of role pool: module:factory of the models it runs.")] = None,
-) -> None:
-    """Run one worker until SIGTERM; start more, with other instance names, to share the load."""
-    name = instance or f"{socket.gethostname()}-{role}"
-    if (role is Role.POOL) != (pool is not None and runner is not None):
-        raise typer.BadParameter("--pool and --runner go with role pool, both of them, and with no other role")
-
-    async def run() -> int:
-        settings = Settings()
-        configure_logging(settings)
-        if role is Role.POOL:
-            assert pool is not None  # noqa: S101 - checked above
-            assert runner is not None  # noqa: S101 - checked above
-            return await root.run_pool(settings, instance=name, http_port=http_port, name=pool, runner=runner)
-        runs: dict[Role, Callable[..., Awaitable[int]]] = {
-            Role.DECIDE: root.run_decide,
-            Role.FEATURES: root.run_features,
-            Role.AUDIT: root.run_audit,
-        }
-        return await runs[role](settings, instance=name, http_port=http_port)
-
-    raise typer.Exit(run_worker(run))
 
 
 @app.callback(invoke_without_command=True)

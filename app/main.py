@@ -1,32 +1,40 @@
-"""The composition root: settings in, a wired process out. The only module that knows every part."""
+"""The composition root: settings in, a wired process out. The only module that knows every part.
+
+Each process imports its own parts and no others', inside its function: a worker that starts in a second is back in a
+second.
+"""
 
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from app.adapters.clock import SystemClock
-from app.adapters.dynamodb import DynamoPointerTable
-from app.adapters.faust_app import create_app
-from app.adapters.faust_table import DurableTable
-from app.adapters.http_oip import HttpOipBackend
-from app.adapters.kafka import KafkaPublisher
-from app.adapters.record_codec import EntryHeader, read_entry_header
-from app.adapters.redis_feast import RedisFeatureStore
-from app.adapters.registry_topic import RegistryFollower
-from app.adapters.request_codec import RequestDecoder
-from app.adapters.s3 import S3ObjectStore
-from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned, pool_topic
-from app.agents import audit, features, pool, requests, results
-from app.agents.admission import Admission
-from app.agents.decider import Decider
-from app.agents.ledger import Ledger
-from app.agents.worker import Worker
 from app.domain.errors import StoreUnavailable
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.adapters.record_codec import EntryHeader
+    from app.adapters.registry_topic import RegistryFollower
 
 
 async def run_decide(settings: Settings, *, instance: str, http_port: int) -> int:
     """A decide worker: requests and results agents over one joins table."""
+    from app.adapters.faust_app import create_app
+    from app.adapters.faust_table import DurableTable
+    from app.adapters.http_oip import HttpOipBackend
+    from app.adapters.kafka import KafkaPublisher
+    from app.adapters.record_codec import read_entry_header
+    from app.adapters.redis_feast import RedisFeatureStore
+    from app.adapters.registry_topic import RegistryFollower
+    from app.adapters.request_codec import RequestDecoder
+    from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
+    from app.agents import requests, results
+    from app.agents.admission import Admission
+    from app.agents.decider import Decider
+    from app.agents.ledger import Ledger
+    from app.agents.worker import Worker
+
     check_copartitioned(settings)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -60,7 +68,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         )
         stack.push_async_callback(decider.close)
 
-        def entries(partition: int) -> list[tuple[str, EntryHeader]]:
+        def entries(partition: int) -> "list[tuple[str, EntryHeader]]":
             return [(request_id, read_entry_header(entry)) for request_id, entry in table.entries(partition)]
 
         table.on_ownership(lambda owned, gained: decider.on_ownership(owned, gained, entries))
@@ -95,6 +103,13 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
 
 async def run_features(settings: Settings, *, instance: str, http_port: int) -> int:
     """A features worker."""
+    from app.adapters.faust_app import create_app
+    from app.adapters.kafka import KafkaPublisher
+    from app.adapters.redis_feast import RedisFeatureStore
+    from app.adapters.registry_topic import RegistryFollower
+    from app.agents import features
+    from app.agents.worker import Worker
+
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
         registry = RegistryFollower(settings)
@@ -127,6 +142,13 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
 
 async def run_audit(settings: Settings, *, instance: str, http_port: int) -> int:
     """An audit worker."""
+    from app.adapters.dynamodb import DynamoPointerTable
+    from app.adapters.faust_app import create_app
+    from app.adapters.kafka import KafkaPublisher
+    from app.adapters.s3 import S3ObjectStore
+    from app.agents import audit
+    from app.agents.worker import Worker
+
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
         objects = await stack.enter_async_context(S3ObjectStore(settings.audit_bucket))
@@ -157,6 +179,12 @@ async def run_audit(settings: Settings, *, instance: str, http_port: int) -> int
 
 async def run_pool(settings: Settings, *, instance: str, http_port: int, name: str, runner: str) -> int:
     """A pool worker of the pool ``name``, running the models of ``runner`` (``module:factory``)."""
+    from app.adapters.faust_app import create_app
+    from app.adapters.kafka import KafkaPublisher
+    from app.adapters.topics import pool_topic
+    from app.agents import pool
+    from app.agents.worker import Worker
+
     models = pool.load_runner(runner)
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
@@ -184,7 +212,7 @@ async def run_pool(settings: Settings, *, instance: str, http_port: int, name: s
         return await worker.run()
 
 
-def _registry_ready(registry: RegistryFollower) -> Callable[[], Awaitable[None]]:
+def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:
     async def check() -> None:
         if registry.current is None:
             raise StoreUnavailable("no registry revision is published: run `model-broker apply`")

@@ -13,7 +13,9 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
     try:
         datadir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{datadir} cannot be made ({error}): set BROKER_DATA_DIR to a place that can") from error
+        raise ConfigurationError(
+            f"{datadir} cannot be made ({error}): set BROKER_DATA_DIR to a place that can"
+        ) from error
     return faust.App(
         f"{settings.topic_prefix}{role}",
         broker=[f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")],

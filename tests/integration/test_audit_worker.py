@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app.adapters.audit_reader import AuditReader
 from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.s3 import S3ObjectStore
-from app.audit_commands import decision_app
+from app.commands.decision import decision_app
 from app.domain.audit import KEY_PREFIX
 from tests.support.audit_records import audit_record
 from tests.support.stack import ServiceStack

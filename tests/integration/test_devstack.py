@@ -265,7 +265,7 @@ def test_children_end_with_their_parent(tmp_path: Path, number: signal.Signals) 
 
 def dev(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Run ``model-broker dev ...`` in a process of its own."""
-    program = "from app.devstack.commands import dev_app; dev_app()"
+    program = "from app.commands.dev import dev_app; dev_app()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from app.adapters.dead_letter_topics import DeadLetterTopics
 from app.adapters.dead_letters import dead_letter
 from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
-from app.dlt_commands import dlt_app
+from app.commands.dlt import dlt_app
 from app.domain.requests import InboundRecord
 from app.ports.log import OutboundRecord
 from app.settings import Settings
@@ -224,7 +224,7 @@ def test_two_redrives_at_once_send_each_letter_once(settings: Settings) -> None:
     """A second process that redrives the same topic meanwhile repeats nothing; what either leaves, the next sends."""
     topic = bury(settings, range(60))
     bury(settings, range(60, 120), partition=1)
-    command = [sys.executable, "-c", f"from app.dlt_commands import dlt_app; dlt_app(['redrive', '{topic}', '--yes'])"]
+    command = [sys.executable, "-c", f"from app.commands.dlt import dlt_app; dlt_app(['redrive', '{topic}', '--yes'])"]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [racer.communicate(timeout=120) for racer in racers]
     run("redrive", topic, "--yes")

@@ -22,7 +22,7 @@ from tests.support.responder import Responder
 from tests.support.stack import ServiceStack
 
 BODY = {"path": "/a", "inputs": {"x": 1}}
-RUN = "import typer; from app.request_commands import {name}; typer.run({name})"
+RUN = "from app.commands.{name} import {name}_app; {name}_app()"
 
 
 @pytest.fixture

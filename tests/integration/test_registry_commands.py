@@ -9,15 +9,13 @@ from typing import Any
 
 import orjson
 import pytest
-import typer
 import yaml
 from confluent_kafka import Producer
 from typer.testing import CliRunner, Result
 
 from app.adapters.registry_topic import POINTER_KEY, read_head
-from app.registry_commands import add_registry_commands
+from app.cli import app
 from app.settings import Settings
-from app.topics_commands import topics_app
 from tests.support.registry_documents import changed, sound
 
 REQUEST = ["--entities", "applicant_id=17", "--inputs", '{"amount": 5}']
@@ -34,9 +32,6 @@ def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.Monkey
 
 
 def run(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.add_typer(topics_app)
-    add_registry_commands(app)
     return CliRunner().invoke(app, arguments)
 
 
@@ -139,15 +134,11 @@ def test_a_change_is_shown_field_by_field(settings: Settings, tmp_path: Path) ->
 def test_a_person_is_asked(settings: Settings, tmp_path: Path, answer: str, code: int) -> None:
     """On a terminal `apply` shows the difference and asks before it publishes."""
     run_json("topics", "apply")
-    program = (
-        "import typer; from app.registry_commands import add_registry_commands as add; "
-        "app = typer.Typer(); add(app); app(['apply', '-f', __import__('sys').argv[1]])"
-    )
     ours, theirs = os.openpty()
     try:
         os.write(ours, f"{answer}\n".encode())
         done = subprocess.run(
-            [sys.executable, "-c", program, write(tmp_path, sound())],
+            [sys.executable, "-m", "app.cli", "apply", "-f", write(tmp_path, sound())],
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,

@@ -23,7 +23,9 @@ from app.domain.audit_view import readable
 from app.domain.errors import BrokerError
 from app.settings import Settings
 
-decision_app = typer.Typer(name="decision", help="Recorded decisions.", no_args_is_help=True, rich_markup_mode=None)
+decision_app = typer.Typer(
+    name="decision", help="Recorded decisions.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
 
 _STATUS_STYLES = {"completed": "green", "ok": "green", "partial": "yellow", "defaulted": "yellow", "PRESENT": "green"}
 _UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))

@@ -36,22 +36,16 @@ KINDS: Final = {
 
 _VALUE_LENGTH_MAX: Final = 60
 
+registry_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Files = Annotated[list[Path], typer.Option("-f", "--file", help="A directory or file of documents. May be repeated.")]
-
-
-def add_registry_commands(app: typer.Typer) -> None:
-    """Mount `apply`, `get` and `explain`."""
-    app.command("apply", epilog="Example: model-broker apply -f registry --yes")(apply)
-    app.command("get", epilog="Example: model-broker get routes credit-decision -o yaml")(get)
-    app.command(
-        "explain", epilog="Example: model-broker explain /credit/card --entities applicant_id=17 --inputs amount=5000"
-    )(explain_path)
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
 
 
+@registry_app.command("apply", epilog="Example: model-broker apply -f registry --yes")
 def apply(
     file: Files,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and show the difference only.")] = False,
@@ -170,6 +164,7 @@ def _change_json(change: Change) -> dict[str, Any]:
 # --- get --------------------------------------------------------------------------------------------------------------
 
 
+@registry_app.command("get", epilog="Example: model-broker get routes credit-decision -o yaml")
 def get(
     kind: Annotated[str, typer.Argument(help="routes, models, modelversions or featureviews; singular works too.")],
     name: Annotated[str | None, typer.Argument(help="Only this document.")] = None,
@@ -257,6 +252,9 @@ def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 
+@registry_app.command(
+    "explain", epilog="Example: model-broker explain /credit/card --entities applicant_id=17 --inputs amount=5000"
+)
 def explain_path(
     path: Annotated[str, typer.Argument(help="The path that a caller would name.")],
     entities: Annotated[list[str] | None, typer.Option(help="A JSON object, or name=value; may be repeated.")] = None,

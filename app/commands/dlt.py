@@ -21,6 +21,7 @@ dlt_app = typer.Typer(
     help="Dead letters: records that could not be handled.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 _SHOWN_BYTES_MAX: Final = 4_096

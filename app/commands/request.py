@@ -1,4 +1,4 @@
-"""``model-broker request`` and ``model-broker gateway``: asking for decisions, from a shell and over HTTP."""
+"""``model-broker request``: a decision asked for from a shell."""
 
 import asyncio
 import os
@@ -9,22 +9,16 @@ from typing import Annotated, Any, Final
 
 import orjson
 import typer
-import uvloop
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.adapters.audit_reader import AuditReader
-from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.request_reply import RequestReplyClient
-from app.adapters.s3 import S3ObjectStore
 from app.domain.errors import BrokerError, RequestRefused
 from app.domain.join import Status
 from app.domain.requests import Headers, checked_id
 from app.durations import parse_duration_ms
-from app.gateway.server import run
-from app.observability import configure_logging
 from app.ports.request_reply import Reply
 from app.settings import Settings
 
@@ -40,7 +34,10 @@ _REPLY_GRACE_MS: Final = 1_000
 
 Members = list[str] | None
 
+request_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
+
+@request_app.command(epilog="Example: model-broker request /credit/card --entities applicant_id=17")
 def request(
     path: Annotated[str, typer.Argument(help="The path to ask, as /credit/decision.")],
     entities: Annotated[
@@ -159,26 +156,3 @@ def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else orjson.dumps(value).decode()
-
-
-def gateway(
-    instance: Annotated[
-        str | None, typer.Option("--instance", help="Names this process; default: host name and role.")
-    ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option("--http-port", help="Port to listen on; 0 takes any and prints it.")] = 8080,
-) -> None:
-    """Serve decisions over HTTP until SIGTERM; metrics and probes are on the same port."""
-    settings = Settings()
-    configure_logging(settings)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, instance or f"{socket.gethostname()}-gateway", host, http_port))
-    except BrokerError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-async def _serve(settings: Settings, instance: str, host: str, port: int) -> None:
-    async with S3ObjectStore(settings.audit_bucket) as objects, DynamoPointerTable(settings.audit_table) as table:
-        await run(settings, AuditReader(objects, table), instance=instance, host=host, port=port)

@@ -19,6 +19,7 @@ topics_app = typer.Typer(
     help="Kafka's topics, as the documents in topics/ declare them.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 Pool = Annotated[

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from app.devstack.process import StackError
 from app.devstack.stack import ALL, ServiceState, Stack
-from app.devstack.stores import create_stores
 from app.domain.errors import BrokerError
 from app.settings import Settings
 
@@ -24,6 +23,7 @@ dev_app = typer.Typer(
     help="Embedded Kafka, Redis, S3 and DynamoDB, without Docker.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 StateDir = Annotated[
@@ -94,6 +94,8 @@ def status(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> No
 @dev_app.command(epilog="Example: model-broker dev prepare")
 def prepare(as_json: Json = False) -> None:
     """Create the audit's bucket and table, unless they exist, at the AWS endpoints that the environment names."""
+    from app.devstack.stores import create_stores  # noqa: PLC0415 - the AWS clients load for seconds, and only here
+
     try:
         created = asyncio.run(create_stores(Settings()))
     except BrokerError as error:

@@ -1,0 +1,59 @@
+"""``model-broker worker``: one worker process of a role."""
+
+import socket
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from app import main as root
+from app.agents.worker import run_worker
+from app.observability import configure_logging
+from app.settings import Settings
+
+worker_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+class Role(StrEnum):
+    """What a worker process does."""
+
+    DECIDE = "decide"
+    FEATURES = "features"
+    AUDIT = "audit"
+    POOL = "pool"
+
+
+@worker_app.command(epilog="Example: model-broker worker decide --instance decide-0 --http-port 8081")
+def worker(
+    role: Annotated[Role, typer.Argument(help="What this process does.")],
+    instance: Annotated[
+        str | None,
+        typer.Option(help="Names this process: client id, static group membership; default: host name and role."),
+    ] = None,
+    http_port: Annotated[
+        int, typer.Option(help="Port of /metrics, /livez and /readyz; 0 takes any and prints it.")
+    ] = 0,
+    pool: Annotated[str | None, typer.Option(help="Of role pool: the pool whose tasks it answers.")] = None,
+    runner: Annotated[str | None, typer.Option(help="Of role pool: module:factory of the models it runs.")] = None,
+) -> None:
+    """Run one worker until SIGTERM; start more, with other instance names, to share the load."""
+    name = instance or f"{socket.gethostname()}-{role}"
+    if (role is Role.POOL) != (pool is not None and runner is not None):
+        raise typer.BadParameter("--pool and --runner go with role pool, both of them, and with no other role")
+
+    async def run() -> int:
+        settings = Settings()
+        configure_logging(settings)
+        if role is Role.POOL:
+            assert pool is not None  # noqa: S101 - checked above
+            assert runner is not None  # noqa: S101 - checked above
+            return await root.run_pool(settings, instance=name, http_port=http_port, name=pool, runner=runner)
+        runs: dict[Role, Callable[..., Awaitable[int]]] = {
+            Role.DECIDE: root.run_decide,
+            Role.FEATURES: root.run_features,
+            Role.AUDIT: root.run_audit,
+        }
+        return await runs[role](settings, instance=name, http_port=http_port)
+
+    raise typer.Exit(run_worker(run))
