@@ -215,7 +215,7 @@ def _average_path(rows: int) -> float:
     """Mean depth of an unsuccessful search in a binary search tree of `rows` (Liu, Ting, Zhou, 2008).
 
     >>> _average_path(1), _average_path(2), round(_average_path(128), 3)
-    (0.0, 1.0, 8.867)
+    (0.0, 1.0, 8.858)
     """
     if rows <= 1:
         return 0.0
