@@ -105,22 +105,26 @@ def _task(task: TaskRecord) -> dict[str, Any]:
         ),
         "result": None
         if result is None
-        else {
-            "status": str(result.status),
-            "output": None if result.output is None else orjson.dumps(result.output),
-            "problem": None if result.problem is None else orjson.dumps(result.problem.as_json()),
-            "latency_ms": result.latency_ms,
-            "sent": result.sent,
-            "attempts": [
-                {
-                    "endpoint": attempt.endpoint,
-                    "started_ms": attempt.started_ms,
-                    "latency_ms": attempt.latency_ms,
-                    "outcome": attempt.outcome,
-                }
-                for attempt in result.attempts
-            ],
-        },
+        else (
+            # Named, so that the writer need not hold the members against each branch of the union.
+            "dev.modelbroker.v1.TaskResult",
+            {
+                "status": str(result.status),
+                "output": None if result.output is None else orjson.dumps(result.output),
+                "problem": None if result.problem is None else orjson.dumps(result.problem.as_json()),
+                "latency_ms": result.latency_ms,
+                "sent": result.sent,
+                "attempts": [
+                    {
+                        "endpoint": attempt.endpoint,
+                        "started_ms": attempt.started_ms,
+                        "latency_ms": attempt.latency_ms,
+                        "outcome": attempt.outcome,
+                    }
+                    for attempt in result.attempts
+                ],
+            },
+        ),
     }
 
 

@@ -4,6 +4,7 @@ Faust commits one past the highest acknowledged offset even where an earlier one
 one), so what is acknowledged to it must already be contiguous. That is this module's whole purpose.
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -15,7 +16,8 @@ class OrderedAcks(Generic[T]):
     """One partition's started and finished offsets, each with what acknowledges it.
 
     >>> acks = OrderedAcks()
-    >>> for offset in (5, 6, 7): acks.start(offset, f"ack {offset}")
+    >>> all(acks.start(offset, f"ack {offset}") for offset in (5, 6, 7))
+    True
     >>> list(acks.finish(6)), list(acks.finish(5)), acks.oldest
     ([], ['ack 5', 'ack 6'], 7)
     """
@@ -25,12 +27,23 @@ class OrderedAcks(Generic[T]):
         self._started: dict[int, T] = {}
         self._finished: set[int] = set()
 
-    def start(self, offset: int, acknowledgement: T) -> None:
-        """Work on ``offset`` begins; ValueError unless offsets come in ascending order."""
-        if self._order and offset <= self._order[-1]:
-            raise ValueError(f"offset {offset} starts after {self._order[-1]}")
-        self._order.append(offset)
+    def start(self, offset: int, acknowledgement: T) -> bool:
+        """Work on ``offset`` begins; False, and nothing changes, where it has begun already.
+
+        Around a rebalance the same record can come twice, and one that was fetched ahead before an earlier one.
+
+        >>> acks = OrderedAcks()
+        >>> [acks.start(offset, offset) for offset in (7, 7, 6)], list(acks.finish(7)), list(acks.finish(6))
+        ([True, False, True], [], [6, 7])
+        """
+        if offset in self._started:
+            return False
+        if self._order and offset < self._order[-1]:
+            insort(self._order, offset)
+        else:
+            self._order.append(offset)
         self._started[offset] = acknowledgement
+        return True
 
     def finish(self, offset: int) -> Iterator[T]:
         """Work on ``offset`` has ended; yields what may be acknowledged now, in order."""

@@ -98,7 +98,7 @@ def decide(record: DecisionRecord, plan: Plan, request: Request, outcome: Outcom
             problems = (*problems, Problem(Code.RESULT_FAILED, f"rule {plan.rule.spec.name}: {error}"))
     tasks = tuple(replace(task, result=outcome.results[task.name]) for task in record.tasks)
     outputs = {task.name: _output(task) for task in tasks}
-    return _close(replace(record, tasks=tasks), status, outputs, result, problems, now_ms)
+    return _close(record, status, outputs, result, problems, now_ms, tasks)
 
 
 def _result(plan: Plan, request: Request, results: Mapping[str, TaskResult]) -> dict[str, Any]:
@@ -137,6 +137,7 @@ def _close(
     result: Mapping[str, Any],
     problems: tuple[Problem, ...],
     now_ms: int,
+    tasks: tuple[TaskRecord, ...] | None = None,
 ) -> DecisionRecord:
     reply = orjson.dumps(
         {
@@ -153,7 +154,14 @@ def _close(
             "latency_ms": max(0, now_ms - record.received_ms),
         }
     )
-    return replace(record, status=status, decided_ms=now_ms, problems=problems, reply=reply)
+    return replace(
+        record,
+        tasks=record.tasks if tasks is None else tasks,
+        status=status,
+        decided_ms=now_ms,
+        problems=problems,
+        reply=reply,
+    )
 
 
 def shrink(record: DecisionRecord, limit: int, now_ms: int) -> DecisionRecord:

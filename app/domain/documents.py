@@ -119,17 +119,17 @@ class FeatureContract(_Document):
     max_age: DurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
     type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The part before the dot: a view, or ``inputs``, ``entities``, ``metadata``."""
         return self.ref.partition(".")[0]
 
-    @property
+    @cached_property
     def feature(self) -> str:
         """The part after the dot."""
         return self.ref.partition(".")[2]
 
-    @property
+    @cached_property
     def column(self) -> str:
         """The model's name of it."""
         return self.name or self.feature
@@ -237,7 +237,12 @@ class FeatureViewSpec(_Document):
     source: RedisSource
 
     @cached_property
-    def types(self) -> Mapping[str, str]:
+    def sorted_entities(self) -> tuple[EntitySpec, ...]:
+        """The join keys by name: the order in which a row's key holds them."""
+        return tuple(sorted(self.entities, key=lambda entity: entity.name))
+
+    @cached_property
+    def types(self) -> Mapping[str, ValueType]:
         """Each feature's value type."""
         return {feature.name: feature.type for feature in self.features}
 

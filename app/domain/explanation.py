@@ -87,9 +87,7 @@ def explain(revision: Revision, request: Request, *, drawn: bool = True) -> Expl
     # Features see the placeholders as metadata, as they will when the request is decided.
     seen = replace(request, metadata=plan.metadata)
     served = [each for task in plan.tasks for each in _served(revision, task, drawn)]
-    needs, problems = needs_of(
-        (contract for _, version, _ in served for contract in version.features), revision.views, seen
-    )
+    needs, problems = needs_of(revision.wants(version for _, version, _ in served), revision.views, seen)
     tasks = tuple(
         TaskTrace(
             spec,

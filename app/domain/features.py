@@ -133,27 +133,42 @@ def inferred_type(value: Value) -> str:
     return "BYTES" if isinstance(value, bytes) else "STRING"
 
 
-def needs_of(
-    contracts: Iterable[FeatureContract], views: Mapping[str, FeatureViewSpec], request: Request
-) -> tuple[tuple[ViewNeed, ...], tuple[Problem, ...]]:
-    """What to fetch for all of ``contracts``, each view once; problems where the request names no usable entity."""
+@dataclass(frozen=True, slots=True)
+class ViewWant:
+    """What a set of model versions wants of one view, whoever it is about."""
+
+    view: str
+    features: tuple[str, ...]
+    types: tuple[ValueType, ...]
+
+
+def wants_of(contracts: Iterable[FeatureContract], views: Mapping[str, FeatureViewSpec]) -> tuple[ViewWant, ...]:
+    """What ``contracts`` want of stored features, each view and each feature once."""
     wanted: dict[str, dict[str, None]] = {}
     for contract in contracts:
         if contract.source not in REQUEST_SOURCES:
             wanted.setdefault(contract.source, {})[contract.feature] = None
+    return tuple(
+        ViewWant(view, tuple(features), tuple(views[view].types[feature] for feature in features))
+        for view, features in wanted.items()
+    )
+
+
+def needs_of(
+    wants: Iterable[ViewWant], views: Mapping[str, FeatureViewSpec], request: Request
+) -> tuple[tuple[ViewNeed, ...], tuple[Problem, ...]]:
+    """What to fetch for ``request``; problems where it names no usable entity."""
     needs: list[ViewNeed] = []
     problems: list[Problem] = []
-    for view, features in wanted.items():
-        spec = views[view]
-        key = _entity_key(spec, request, problems)
+    for want in wants:
+        key = _entity_key(views[want.view], request, problems)
         if key is not None:
-            types = {feature.name: feature.type for feature in spec.features}
-            needs.append(ViewNeed(view, key, tuple(features), tuple(types[feature] for feature in features)))
+            needs.append(ViewNeed(want.view, key, want.features, want.types))
     return tuple(needs), tuple(dict.fromkeys(problems))
 
 
 def _entity_key(spec: FeatureViewSpec, request: Request, problems: list[Problem]) -> EntityKey | None:
-    entities = sorted(spec.entities, key=lambda entity: entity.name)
+    entities = spec.sorted_entities
     values: list[str | int] = []
     for entity in entities:
         given = request.entities.get(entity.name)

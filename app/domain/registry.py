@@ -36,7 +36,7 @@ from app.domain.documents import (
 )
 from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
 from app.domain.expressions import Expression, compile_expression
-from app.domain.features import REQUEST_SOURCES, coerce
+from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
 from app.domain.paths import PathTree, placeholders_of
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
@@ -84,6 +84,18 @@ class Revision:
     versions: Mapping[tuple[str, str], ModelVersionSpec]
     views: Mapping[str, FeatureViewSpec]
     paths: PathTree[CompiledRoute] = field(repr=False, compare=False)
+    _wants: dict[tuple[tuple[str, str], ...], tuple[ViewWant, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def wants(self, versions: Iterable[ModelVersionSpec]) -> tuple[ViewWant, ...]:
+        """What ``versions`` together want of stored features; worked out once for each set that meets."""
+        chosen = tuple(versions)
+        key = tuple((version.model, version.version) for version in chosen)
+        wants = self._wants.get(key)
+        if wants is None:
+            wants = self._wants[key] = wants_of((c for version in chosen for c in version.features), self.views)
+        return wants
 
 
 def read_revision(sources: Iterable[Source], *, today: datetime.date | None = None) -> Revision:

@@ -236,6 +236,10 @@ def read_request(envelope: Envelope, body: Mapping[str, Any], record: InboundRec
     own_id = body.get("request_id")
     if own_id is not None and not isinstance(own_id, str):
         raise RequestRefused(Problem(Code.REQUEST_INVALID, "request_id is not text: send a string"))
+    try:
+        digest = digest_of(path, sections)
+    except TypeError as error:
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, f"the body has no JSON form: {error}; nest less")) from error
     request_id = envelope.request_id or (checked_id(own_id) if own_id is not None else positional_id(record))
     return Request(
         request_id,
@@ -247,7 +251,7 @@ def read_request(envelope: Envelope, body: Mapping[str, Any], record: InboundRec
         envelope.traceparent,
         envelope.priority,
         envelope.content_type,
-        digest_of(path, sections),
+        digest,
     )
 
 
