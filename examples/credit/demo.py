@@ -40,7 +40,7 @@ from app.settings import Settings
 from examples.credit import features
 from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
 from examples.credit.artifacts import read_digests, read_manifest
-from examples.credit.callers import Answer, ask_all, asks
+from examples.credit.callers import PATH, Answer, ask_all, asks
 from examples.credit.documents import write_documents
 from examples.credit.evidence import Evidence, gather_evidence
 from examples.credit.report import Report
@@ -50,6 +50,7 @@ POOL = "default"
 FEATURES_WITHIN_S = 60.0
 FETCH_TIMEOUT_MS = 5_000
 POLL_S = 0.2
+FAULTS_SHOWN = 5
 ROOT = Path(__file__).resolve().parents[2]
 
 BROKER = {
@@ -105,34 +106,37 @@ def run(*, requests: int, json_file: str | None, keep: bool, state_dir: Path) ->
 def _run(console: Console, *, requests: int, json_file: str | None, keep: bool, state_dir: Path) -> int:
     began = time.monotonic()
     directory = _directory(keep, state_dir)
-    settled = False
+    logs_matter = True
     try:
-        report = _demonstrate(Steps(console), directory, requests=requests, keep=keep)
-        settled = True
+        report, stack = _demonstrate(Steps(console), directory, requests=requests, keep=keep)
+        logs_matter = not report.sound
+    except KeyboardInterrupt:
+        logs_matter = False
+        raise
     finally:
-        if not keep and settled:
+        if logs_matter:
+            console.print(f"The logs are in {directory}.", highlight=False, soft_wrap=True)
+        elif not keep:
             shutil.rmtree(directory, ignore_errors=True)
-        elif not settled:
-            console.print(f"Logs are in {directory}.", highlight=False, soft_wrap=True)
     console.print()
     console.print(report.tables())
-    for fault in [answer.fault for answer in report.answers if answer.fault][:5]:
+    for fault in [answer.fault for answer in report.answers if answer.fault][:FAULTS_SHOWN]:
         console.print(f"unanswered: {fault}", style="red", markup=False, soft_wrap=True)
-    for fault in report.evidence.audit.faults[:5]:
+    for fault in report.evidence.audit.faults[:FAULTS_SHOWN]:
         console.print(f"audit: {fault}", style="red", markup=False, soft_wrap=True)
     if json_file is not None:
         _write_json(report, json_file)
-    seconds = f"{time.monotonic() - began:.0f} s"
     if report.sound:
-        console.print(
-            f"[green]Every request was answered once and its record proven.[/green] All of it took {seconds}."
-        )
+        verdict = "[green]Every request was answered, decided once, and its record proven.[/green]"
     else:
-        console.print(f"[red]Something was lost, doubled or left unproven: see above.[/red] All of it took {seconds}.")
+        verdict = "[red]Something was lost, doubled or left unproven: see above.[/red]"
+    console.print(f"{verdict} All of it took {time.monotonic() - began:.0f} s.")
+    if keep:
+        _tell_kept(console, stack)
     return 0 if report.sound else 1
 
 
-def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) -> Report:
+def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) -> tuple[Report, Stack]:
     models = directory.resolve() / "models"
     variables = {MODELS_DIR: str(models), "BROKER_DATA_DIR": str(directory.resolve() / "workers")}
     with contextlib.ExitStack() as cleanup:
@@ -172,8 +176,7 @@ def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) ->
         report = Report(answers, seconds, evidence, frozenset(read_manifest(models)["holdout"]))
         if keep:
             cleanup.pop_all()
-            _tell_kept(steps.console, stack)
-        return report
+        return report, stack
 
 
 def _prepare(steps: Steps, directory: Path, models: Path, *, keep: bool) -> Stack:
@@ -280,19 +283,23 @@ def _stop(steps: Steps, stack: Stack) -> None:
 
 
 def _tell_kept(console: Console, stack: Stack) -> None:
-    console.print("\nEverything keeps running:")
-    for state in stack.status():
-        console.print(
-            f"  {state.name:<10}{state.address:<40}process {state.pid}, {state.log}", highlight=False, soft_wrap=True
-        )
+    asked = {"entities": {"applicant_id": 17}, "inputs": dict(applicants()[16].inputs)}
+    entities, inputs = (orjson.dumps(part).decode() for part in asked.values())
+    body = orjson.dumps({"path": PATH, **asked}).decode()
+    lines = [f"  {state.name:<9} {state.address:<32} {state.log}" for state in stack.status()]
     console.print(
-        f"Use it:  set -a; . {stack.env_file}; set +a",
-        "         model-broker request /credit/card --entities applicant_id=17 --inputs credit_amount=5000 \\",
-        "           --inputs duration_in_month=24 --inputs purpose='car (new)'",
-        f"Ask it:  curl -s {stack.service('gateway').address}/v1/decisions -H 'content-type: application/json' -d …",
-        f"End it:  model-broker dev down --state-dir {stack.state_dir}",
+        "",
+        "Everything keeps running: what, where, and its log",
+        *lines,
+        "Ask it, with this environment or over HTTP:",
+        f"  set -a; . {stack.env_file}; set +a",
+        f"  model-broker request {PATH} --entities '{entities}' --inputs '{inputs}'",
+        f"  curl {stack.service('gateway').address}/v1/decisions --json '{body}'",
+        "End it:",
+        f"  model-broker dev down --state-dir {stack.state_dir}",
         sep="\n",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

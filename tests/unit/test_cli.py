@@ -1,0 +1,71 @@
+"""The command line: it names every command, and loads only what the one that is asked for needs."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import COMMANDS, app
+
+ALWAYS_HEAVY = ("faust", "aiobotocore", "fastapi", "sklearn", "aiokafka")
+
+
+def modules_after(program: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded when the program is through."""
+    program += "\nimport sys\nprint('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_there(name: str) -> None:
+    """Every command that the help names can be loaded, explains itself, and ends its help with an example."""
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+    assert "Example" in result.output or "Commands:" in result.output
+
+
+def test_the_help_names_them_all() -> None:
+    """`model-broker --help` lists each command with its line."""
+    shown = " ".join(CliRunner().invoke(app, ["--help"]).output.split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.help}" in shown
+
+
+def test_an_unknown_command_is_refused() -> None:
+    """A word that is no command ends in exit code 2 and names the word."""
+    result = CliRunner().invoke(app, ["decide"])
+    assert result.exit_code == 2
+    assert "decide" in result.output
+
+
+def test_the_help_loads_no_command() -> None:
+    """Asking what there is takes a moment, not the seconds that the whole broker takes to load."""
+    loaded = modules_after(
+        "from typer.testing import CliRunner; from app.cli import app; CliRunner().invoke(app, ['--help'])"
+    )
+    assert not {name for name in loaded if name.startswith("app.commands.")}
+    assert loaded.isdisjoint((*ALWAYS_HEAVY, "pydantic_settings"))
+
+
+@pytest.mark.parametrize(
+    ("role", "foreign"),
+    [
+        ("decide", ("aiobotocore", "fastapi", "sklearn", "app.adapters.s3")),
+        ("features", ("aiobotocore", "fastapi", "sklearn", "app.agents.decider")),
+        ("pool", ("aiobotocore", "fastapi", "redis", "app.agents.decider")),
+        ("audit", ("redis", "fastapi", "sklearn", "app.agents.decider")),
+    ],
+)
+def test_a_worker_loads_its_own_parts(role: str, foreign: tuple[str, ...]) -> None:
+    """A worker's process imports what its role needs and nothing of the others'."""
+    program = f"""
+import inspect, textwrap
+import app.commands.worker
+from app import main
+source = inspect.getsource(main.run_{role}).splitlines()
+exec("\\n".join(line.strip() for line in source if line.strip().startswith("from app.")))
+"""
+    assert modules_after(program).isdisjoint(foreign)
