@@ -1,9 +1,13 @@
 """The Faust application of a worker, with every setting that loses data or time by default set on purpose."""
 
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import faust
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types import TP, AppT
 
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
@@ -15,6 +19,15 @@ aiokafka has one fetch under way a broker, for those partitions whose records it
 until it returns. Faust sets 1,500 ms, which is what a busy worker's requests then waited.
 """
 
+_COMMIT_AFTER_SEEK_S: Final = 1.0
+"""For a moment after a rebalance, what was fetched before the seek may overtake what comes after it."""
+_COMMITTABLE: Final["WeakKeyDictionary[AppT, dict[TP, int]]"] = WeakKeyDictionary()
+
+
+def committable(app: AppT) -> MutableMapping[TP, int]:
+    """The offsets up to which the app's consumer commits each partition; whoever handles events keeps them."""
+    return _COMMITTABLE.setdefault(app, {})
+
 
 class _ConsumerThread(AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Transport) -> Any:
@@ -24,6 +37,41 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
 
 class _Consumer(Consumer):
+    """Commits what ``committable`` says, and nothing else.
+
+    Faust's own account cannot be kept: it acknowledges events that its streams skip, as they do with all that is
+    buffered when the app stops or rebalances, and would commit past them; and it forgets a commit that failed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._confirmed: dict[TP, int] = {}
+        self._commit_from_s = 0.0
+
+    def ack(self, message: Any) -> bool:
+        self._unacked_messages.discard(message)
+        return False
+
+    async def perform_seek(self) -> None:
+        self._commit_from_s = time.monotonic() + _COMMIT_AFTER_SEEK_S
+        await super().perform_seek()
+        self._commit_from_s = time.monotonic() + _COMMIT_AFTER_SEEK_S
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return iter(tuple(committable(self.app)))
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return committable(self.app).get(tp) if time.monotonic() >= self._commit_from_s else None
+
+    def _should_commit(self, tp: TP, offset: int) -> bool:
+        return self._confirmed.get(tp) != offset
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        done = await super()._commit(offsets)
+        if done:
+            self._confirmed.update(offsets)
+        return done
+
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 

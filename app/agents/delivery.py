@@ -1,9 +1,9 @@
 """Delivery: events of a Faust stream in, each handled once here and acknowledged only after it is done.
 
 Faust by itself commits past unfinished events and skips events whose handler raises. So every agent reads its stream
-through an ``Intake``: a bounded fan-out of our own tasks, and per partition an ordered acknowledgement. A rebalance
-starts a new generation: what the old one had unfinished comes again, to us or to the new owner, and its late
-acknowledgements mean nothing.
+through an ``Intake``: a bounded fan-out of our own tasks, and per partition an ordered account of what is finished,
+which alone is committed (``faust_app.committable``). A rebalance starts a new generation: what the old one had
+unfinished comes again, to us or to the new owner, and what is finished late for it means nothing.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import structlog
 from faust.types import TP, EventT
 from prometheus_client import Counter, Gauge
 
+from app.adapters.faust_app import committable
 from app.domain.acks import OrderedAcks
 from app.domain.errors import NotOwner
 from app.domain.requests import InboundRecord
@@ -29,8 +30,8 @@ def inbound(event: EventT[Any]) -> InboundRecord:
     """The record that a Faust event carries, bytes as they came."""
     message = event.message
     headers = message.headers
-    # Faust types header names as text or bytes; Kafka's are text.
-    pairs = cast(Iterable[tuple[str, bytes]], headers.items() if isinstance(headers, dict) else headers or ())
+    # Faust types header names as text or bytes; Kafka's are text. One without a value counts as empty.
+    pairs = cast(Iterable[tuple[str, bytes | None]], headers.items() if isinstance(headers, dict) else headers or ())
     return InboundRecord(
         message.topic,
         message.partition,
@@ -38,7 +39,7 @@ def inbound(event: EventT[Any]) -> InboundRecord:
         int(message.timestamp * 1000),
         message.key,
         message.value,
-        tuple(pairs),
+        tuple((name, value or b"") for name, value in pairs),
     )
 
 
@@ -58,6 +59,7 @@ class Intake:
         self._idle = asyncio.Event()
         self.finished: dict[TP, int] = {}
         """The offset up to which each assigned partition may be committed."""
+        self._committable = committable(app)
         app.on_partitions_revoked.connect(self._on_revoked)
         app.on_partitions_assigned.connect(self._on_assigned)
 
@@ -65,6 +67,8 @@ class Intake:
         # A stream may still hand over an event of before; it comes again after the assignment, so it is left alone.
         self._between_assignments = True
         self._partitions.clear()
+        for tp in self.finished:
+            self._committable.pop(tp, None)
         self.finished.clear()
         self._idle.set()
 
@@ -167,17 +171,15 @@ class Intake:
         acks = self._partitions.get(tp)
         if acks is None:
             acks = self._partitions[tp] = OrderedAcks()
-            self.finished[tp] = event.message.offset
-        acks.start(event.message.offset, event)
-        return True
+        return acks.start(event.message.offset, event)
 
     def _finish(self, event: EventT[Any]) -> None:
         acks = self._partitions.get(event.message.tp)
         if acks is None or not self._is_current(event):
             return
         for done in acks.finish(event.message.offset):
-            done.ack()
-            self.finished[done.message.tp] = done.message.offset + 1
+            tp, end = done.message.tp, done.message.offset + 1
+            self.finished[tp] = self._committable[tp] = max(end, self.finished.get(tp, end))
         if not any(self._partitions.values()):
             self._idle.set()
 

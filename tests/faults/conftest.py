@@ -30,7 +30,9 @@ def cluster(standing_cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> Callable[[Verdict], None]:
+def tell(
+    record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> Callable[[Verdict], None]:
     """Prints a verdict and puts it into the test report."""
 
     def told(verdict: Verdict) -> None:

@@ -35,3 +35,18 @@ async def test_duplicates_that_wait_do_not_hold_up_the_end(cluster: Cluster, tel
     tell(verdict)
     assert verdict.statuses == {"completed": verdict.requests}
     assert verdict.longest_wait_s < SILENCE_MAX_S
+
+
+async def test_what_was_fetched_and_not_begun_is_left_to_others(
+    cluster: Cluster, tell: Callable[[Verdict], None]
+) -> None:
+    """A slow model takes every slot and much waits behind; what the leaving worker never began is not committed."""
+    cluster.models.switch("inline", "slow")
+    async with Load(cluster, total=1500, rate=1500, paths=("/inline",)) as load:
+        await load.replied(100)
+        await asyncio.to_thread(cluster["decide-0"].stop)
+        cluster.models.switch("inline", "ok")
+        verdict = await load.verdict()
+    tell(verdict)
+    assert verdict.statuses == {"completed": verdict.requests}
+    assert verdict.longest_wait_s < SILENCE_MAX_S

@@ -15,7 +15,7 @@ WAIT_MAX_S = 10.0
 async def test_requests_end_as_their_features_contracts_say(
     cluster: Cluster, stack: ServiceStack, tell: Callable[[Verdict], None]
 ) -> None:
-    """Meanwhile, required features fail requests as unavailable and others get defaults; afterwards all is as before."""
+    """Meanwhile required features fail requests as unavailable, others get defaults; afterwards all is as before."""
     async with Load(cluster, total=700, rate=60, paths=("/inline", "/soft", "/mixed")) as load:
         await load.replied(100)
         await asyncio.to_thread(stack.redis.pause)
@@ -30,7 +30,7 @@ async def test_requests_end_as_their_features_contracts_say(
         finally:
             await asyncio.to_thread(stack.redis.start)
         verdict = await load.verdict()
-        last = {asked.request_id for asked in load.asked[-60:]}
+        last = load.last(60)
         soft = {asked.request_id: asked for asked in load.asked if asked.path == "/soft"}
     tell(verdict)
     assert verdict.longest_wait_s < WAIT_MAX_S

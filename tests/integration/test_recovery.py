@@ -81,7 +81,7 @@ async def test_a_deadline_that_passes_while_no_worker_runs_is_kept(cluster: Clus
 
 
 async def test_a_result_that_came_in_time_and_was_read_late_is_late(cluster: Cluster) -> None:
-    """The result lies on its topic before the deadline; the worker that reads it comes after: expired, like any other."""
+    """The result lies on its topic before the deadline; the worker that reads it comes after: expired as well."""
     async with Caller(cluster) as caller:
         cluster.close_gate()
         headers = caller.spring()

@@ -9,11 +9,14 @@ from tests.support.cluster import Cluster
 from tests.support.cluster_documents import expected
 
 TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-REPLY_MEMBERS = ["request_id", "execution_id", "status", "path", "route", "rule", "revision", "outputs", "result", "errors", "latency_ms"]
+REPLY_MEMBERS = [
+    *("request_id", "execution_id", "status", "path", "route", "rule", "revision"),
+    *("outputs", "result", "errors", "latency_ms"),
+]
 
 
 async def test_spring_gets_its_reply_where_and_as_it_asked(cluster: Cluster) -> None:
-    """Sixteen raw bytes come back as they were sent, to the partition that four bytes name, whatever the type's name."""
+    """Sixteen raw bytes come back as they were sent, to the partition that four bytes name."""
     correlation = bytes([0x00, 0xFF, 0x0A, 0x80, *range(12)])
     body = request("/inline", 21.0)
     async with Caller(cluster) as caller:
@@ -66,7 +69,7 @@ async def test_spring_without_a_partition_and_with_text(cluster: Cluster) -> Non
 
 
 async def test_faststream_gets_its_own_names_back(cluster: Cluster) -> None:
-    """``correlation_id`` comes back under that name, to the topic in ``reply_to``, with the trace that it belongs to."""
+    """``correlation_id`` comes back under that name, to the topic in ``reply_to``, with its trace."""
     body = request("/mixed", 6.0)
     async with Caller(cluster) as caller:
         headers = (

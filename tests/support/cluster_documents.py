@@ -1,7 +1,7 @@
 """What a test cluster decides: arithmetic, so that every reply can be checked.
 
-Each model answers ``2 * x + score``, with ``x`` from the request and ``score`` from the feature store. Routes differ in
-how their tasks run: ``/inline`` over HTTP, ``/queued`` in a pool, ``/mixed`` both, ``/hanging`` one more that a test may
+Each model answers ``2 * x + score``: ``x`` is the request's, ``score`` the feature store's. Routes differ in how their
+tasks run: ``/inline`` over HTTP, ``/queued`` in a pool, ``/mixed`` both, ``/hanging`` one more that a test may
 hang. ``/soft`` has a default for the feature, the others require it; ``/brief`` is queued and has 3 s.
 """
 

@@ -13,6 +13,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -89,14 +90,14 @@ class Verdict:
     def __str__(self) -> str:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         return (
-            f"{self.requests} requests and {self.duplicates} duplicates: {statuses}; {self.replies} replies, longest wait "
-            f"{self.longest_wait_s:.1f} s, longest gap {self.longest_gap_s:.1f} s"
+            f"{self.requests} requests and {self.duplicates} duplicates: {statuses}; {self.replies} replies, "
+            f"longest wait {self.longest_wait_s:.1f} s, longest gap {self.longest_gap_s:.1f} s"
         )
 
 
 @dataclass(slots=True)
 class Load:
-    """``total`` requests at ``rate`` a second, over ``paths`` in turn. An async context manager: it sends while inside."""
+    """``total`` requests at ``rate`` a second, over ``paths`` in turn. An async context manager; it sends inside."""
 
     cluster: Cluster
     total: int
@@ -163,9 +164,7 @@ class Load:
             self.asked.append(first)
             if chance.random() < DUPLICATE_SHARE:
                 later = at_s + chance.uniform(0.0, DUPLICATE_WITHIN_S)
-                self.asked.append(
-                    Asked(uuid.uuid4().bytes, request_id, first.path, first.subject, first.x, later)
-                )
+                self.asked.append(Asked(uuid.uuid4().bytes, request_id, first.path, first.subject, first.x, later))
         self.asked.sort(key=lambda asked: asked.at_s)
 
     async def _send_all(self) -> None:
@@ -224,6 +223,10 @@ class Load:
                             )
                         )
                 self._moved.notify_all()
+
+    def last(self, count: int) -> set[str]:
+        """The ids of the ``count`` requests that are first asked last."""
+        return {f"{self.name}-{number}" for number in range(self.total - count, self.total)}
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -328,7 +331,7 @@ class Load:
             replies=len(self.replies),
             statuses=Counter(body["status"] for body in bodies.values()),
             longest_wait_s=max(waits.values()),
-            longest_gap_s=max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0),
+            longest_gap_s=max((b - a for a, b in pairwise(times)), default=0.0),
             by_path=by_path,
             wait_by_path_s=waits,
             bodies=bodies,
@@ -348,7 +351,10 @@ class Load:
             assert len(values) == 1, f"{request_id} has {len(values)} different records on the audit topic"
             assert codec.decode(next(iter(values)))["reply"] == reply
         settings = self.cluster.settings
-        async with S3ObjectStore(settings.audit_bucket) as objects, DynamoPointerTable(settings.audit_table) as pointers:
+        async with (
+            S3ObjectStore(settings.audit_bucket) as objects,
+            DynamoPointerTable(settings.audit_table) as pointers,
+        ):
             report = await AuditReader(objects, pointers).verify(replied)
             assert report.sound, f"missing {report.missing[:5]}, faults {report.faults[:5]}"
             assert report.items == len(replied)

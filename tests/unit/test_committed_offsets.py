@@ -1,0 +1,83 @@
+"""What a worker's consumer commits: our own account of what is finished, whatever Faust acknowledges beside it."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import faust
+import pytest
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from app.adapters import faust_app
+from app.adapters.faust_app import committable, create_app
+from app.settings import Settings
+
+REQUESTS = TP("requests", 3)
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> faust.App:
+    """An app that is not started."""
+    return create_app(Settings(data_dir=tmp_path), role="decide", instance="decide-0")
+
+
+def message(offset: int) -> ConsumerMessage:
+    """A record of the partition, as the consumer hands it to a stream."""
+    return ConsumerMessage(
+        REQUESTS.topic, REQUESTS.partition, offset, time.time(), 0, None, b"", b"", None, tp=REQUESTS
+    )
+
+
+def due(app: faust.App) -> Mapping[TP, int]:
+    """What the next commit would say."""
+    consumer: Any = app.consumer
+    offsets: Mapping[TP, int] = consumer._filter_committable_offsets(consumer._filter_tps_with_pending_acks())
+    return offsets
+
+
+async def test_what_a_stream_skips_is_not_committed(app: faust.App) -> None:
+    """Faust acknowledges events that it skips when it stops; the unfinished one before them stays uncommitted."""
+    consumer: Any = app.consumer
+    consumer._committed_offset[REQUESTS] = 287
+    skipped = message(288)
+    skipped.incref()
+    skipped.ack(consumer)
+    assert due(app) == {}
+    committable(app)[REQUESTS] = 287
+    assert due(app) == {REQUESTS: 287}
+
+
+async def test_a_commit_that_failed_is_tried_again(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a confirmed offset counts as committed."""
+    consumer: Any = app.consumer
+    outcomes = [False, True]
+
+    async def commit(_: object, offsets: Mapping[TP, int]) -> bool:
+        return outcomes.pop(0)
+
+    monkeypatch.setattr(faust_app.Consumer, "_commit", commit)
+    committable(app)[REQUESTS] = 300
+    for expected in ({REQUESTS: 300}, {REQUESTS: 300}, {}):
+        offsets = due(app)
+        assert offsets == expected
+        if offsets:
+            await consumer._commit(offsets)
+            consumer._committed_offset.update(offsets)
+
+
+async def test_nothing_is_committed_in_the_moment_after_a_seek(app: faust.App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched before the seek may be finished before what comes after it, and is lower, is even seen."""
+    consumer: Any = app.consumer
+
+    async def seek(_: object) -> None:
+        return None
+
+    monkeypatch.setattr(faust_app.Consumer, "perform_seek", seek)
+    committable(app)[REQUESTS] = 300
+    await consumer.perform_seek()
+    assert due(app) == {}
+    monkeypatch.setattr(faust_app, "_COMMIT_AFTER_SEEK_S", 0.0)
+    await consumer.perform_seek()
+    assert due(app) == {REQUESTS: 300}
