@@ -105,6 +105,7 @@ class DurableTable:
         self._owned: frozenset[int] = frozenset()
         self._listeners: list[Callable[[frozenset[int], frozenset[int]], None]] = []
         app.on_partitions_revoked.connect(self._on_revoked)
+        app.on_partitions_assigned.connect(self._on_assigned)
         app.on_rebalance_complete.connect(self._on_settled)
         _ENTRIES.set_function(lambda: sum(len(entries) for entries in self._store.partitions.values()))
 
@@ -120,6 +121,11 @@ class DurableTable:
 
     async def _on_revoked(self, *_: object, **__: object) -> None:
         self._settled.clear()
+
+    async def _on_assigned(self, *args: Any, **_: object) -> None:
+        # Another rebalance may come before this one settles: what was away in between counts as gained anew.
+        assigned: Iterable[TP] = args[-1]
+        self._owned &= {tp.partition for tp in assigned if tp.topic == self._topic}
 
     async def _on_settled(self, *_: object, **__: object) -> None:
         assigned = self._app.consumer.assignment()

@@ -53,8 +53,10 @@ _RETRY_S: Final = 0.2
 class Live:
     """One request while it is being decided here.
 
-    ``durable``: its pending join is in the table. ``outcome``: its join has decided. ``abandoned``: the partition went
-    away, and even if it came back, another Live stands for the request by now.
+    ``counted``: it takes a pending join's place. ``durable``: its pending join is in the table. ``outcome``: its join
+    has decided. ``concluding``: its decision is being written. ``abandoned``: the partition went away, and even if it
+    came back, another Live stands for the request by now. ``writing`` is held while its entry is written, for a write
+    that is tried again must not land on a later one.
     """
 
     record: DecisionRecord
@@ -63,10 +65,12 @@ class Live:
     join: Join | None = None
     inputs: Mapping[str, TaskInputs] = field(default_factory=dict)
     outcome: Outcome | None = None
+    counted: bool = False
     durable: bool = False
     dispatched: bool = False
     concluding: bool = False
     abandoned: bool = False
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     done: "asyncio.Future[DecisionRecord] | None" = None
 
     @property
@@ -113,6 +117,7 @@ class Decider:
         self._pending = 0
         self._room = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
+        self._gained_ms: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.timers = Timers(clock, self._on_due)
         _LIVE.set_function(lambda: len(self._live))
@@ -128,6 +133,17 @@ class Decider:
         arrival = await self._admit(record)
         if arrival.dead and arrival.problem is not None:
             await self._ledger.bury(record, arrival.problem.message, arrival.problem.code)
+        while True:
+            try:
+                await self._on_arrival(arrival)
+            except _BegunAnew:
+                # What it waited for was given up; if the partition is still ours, nobody else will take this record.
+                await self._ledger.owned(record.partition)
+            else:
+                return
+
+    async def _on_arrival(self, arrival: Arrival) -> None:
+        record = arrival.record
         known = self._live.get(arrival.request_id)
         if known is not None:
             await self._on_known(arrival, known)
@@ -174,13 +190,16 @@ class Decider:
         if live.outcome is not None:
             # Also for a result that came too late: the decision must stand before the result may be forgotten.
             await self._conclude(live)
-        elif live.durable and not isinstance(effect, Ignore):
+        elif live.counted:
+            # Also for a repeated one: what brought it first may not have written it yet.
             await self._pend(live)
 
     def on_ownership(self, owned: frozenset[int], gained: frozenset[int], entries: "Entries") -> None:
         """A rebalance has settled: forget what went away, set the timers of what came."""
-        lost = self._owned - owned
+        lost = self._owned - (owned - gained)
         self._owned = owned
+        now_ms = self._clock.now_ms()
+        self._gained_ms = {p: now_ms if p in gained else self._gained_ms.get(p, now_ms) for p in owned}
         self.timers.drop(lost)
         for request_id in [key for key, live in self._live.items() if live.partition in lost]:
             self._abandon(self._live[request_id])
@@ -218,7 +237,7 @@ class Decider:
         if arrival.body != live.record.body:
             await self._refuse_conflict(arrival)
             return
-        same = arrival.record.offset == live.record.source.offset
+        same = _same(arrival.record, live.record.source)
         if same and live.durable:
             # A redelivery of an acknowledged join, or one whose tasks may not be out: see to it that they are.
             await self._dispatch_queued(live)
@@ -238,10 +257,15 @@ class Decider:
         if decided is None:
             raise NotOwner(f"the entry of {request_id} went away while it was read")
         recipient = self._recipient(arrival)
-        if decided.source.offset == arrival.record.offset:
+        same = _same(arrival.record, decided.source)
+        if not same:
+            _DUPLICATES.labels("repeated").inc()
+            if header.state is EntryState.DECIDED:
+                # Whoever asked first is owed a reply, and this one its record.
+                await self._announce_decided(partition, request_id)
+        if same or not self._announced_here(decided):
             await self._ledger.announce_again(partition, request_id, [recipient])
         else:
-            _DUPLICATES.labels("repeated").inc()
             await self._ledger.reply(decided, recipient, fate="repeated")
         log.info("repeated", request_id=request_id, status=str(decided.status), position=arrival.record.position)
 
@@ -270,6 +294,8 @@ class Decider:
             self._abandon(live)
             raise
         except Exception as error:  # whatever it is, the caller gets an answer, and the bytes are kept
+            if live.abandoned:
+                raise
             log.exception("decision_failed", request_id=arrival.request_id)
             await self._ledger.bury(arrival.record, repr(error), type(error).__name__)
             problem = Problem(Code.INTERNAL, f"{type(error).__name__} while deciding; the request is kept aside")
@@ -325,7 +351,7 @@ class Decider:
     async def _gather_inputs(self, live: Live, plan: Plan, request: Request) -> bool:
         routed = replace(request, metadata=plan.metadata)
         views = plan.revision.views
-        needs, faults = needs_of((c for task in plan.tasks for c in task.version.features), views, routed)
+        needs, faults = needs_of(plan.revision.wants(task.version for task in plan.tasks), views, routed)
         if faults:
             await self._end(live, Status.REJECTED, faults)
             return False
@@ -426,25 +452,36 @@ class Decider:
             live.outcome = effect.outcome
 
     async def _pend(self, live: Live) -> bool:
-        """Make the join durable as it stands, and set its timer once; False where that ended the request."""
+        """Make the join durable as it stands, and set its timer once; False where the request has ended."""
         assert live.join is not None  # noqa: S101 - only joins wait
-        results = live.join.results
-        tasks = tuple(replace(task, result=results.get(task.name)) for task in live.record.tasks)
-        live.record = replace(live.record, tasks=tasks)
-        if not live.durable:
+        if not live.counted:
             while self._pending >= self._settings.joins_pending_max:
                 self._room.clear()
                 await self._room.wait()
-            live.durable = True
+            live.check()
+            live.counted = True
             self._pending += 1
-            self.timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
         try:
-            await self._ledger.pend(live.record, live.check)
+            async with live.writing:
+                if not live.concluding:
+                    results = live.join.results
+                    tasks = tuple(replace(task, result=results.get(task.name)) for task in live.record.tasks)
+                    live.record = replace(live.record, tasks=tasks)
+                    await self._ledger.pend(live.record, live.check)
+                    self._set_timer(live)
+                    return True
         except RecordTooLarge as error:
             problem = Problem(Code.RECORD_TOO_LARGE, f"{error}: send smaller inputs")
             await self._end(live, Status.FAILED, (problem,))
             return False
-        return True
+        await asyncio.shield(self._done(live))
+        return False
+
+    def _set_timer(self, live: Live) -> None:
+        # Only now: a timer that finds no entry has nothing to end.
+        if not live.durable:
+            live.durable = True
+            self.timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
 
     def _on_due(self, partition: int, request_id: str) -> None:
         if partition in self._owned:
@@ -457,28 +494,28 @@ class Decider:
             return
         if header.state is EntryState.PENDING:
             live = self._live.get(request_id) or await self._resume(partition, request_id)
-            if live is not None:
+            if live is not None and live.join is not None:
                 self._expire(live)
                 await self._conclude(live)
         elif header.time_ms + self._settings.dedupe_window <= self._clock.now_ms():
-            await self._ledger.forget(partition, request_id)
+            await self._ledger.forget(partition, request_id, header)
 
     async def _resume(self, partition: int, request_id: str) -> Live | None:
         """A pending join that this worker did not begin, or began before a rebalance, made live from its entry."""
         record = self._ledger.read(partition, request_id)
         if record is None or not record.pending:
             return None
-        revision = None if record.revision is None else self._registry.get(record.revision)
-        live = Live(record, durable=True)
-        try:
-            live.request = await self._admission.read(record.source)
-        except (RequestRefused, StoreUnavailable) as error:
-            log.warning("resume_failed", request_id=request_id, reason=str(error))
+        request = await self._read_again(record)
         if known := self._live.get(request_id):
             return known
+        record = self._ledger.read(partition, request_id)
+        if record is None or not record.pending:
+            return None
+        live = Live(record, request, counted=True, durable=True)
         self._pending += 1
-        plan = None if revision is None or live.request is None else route(revision, live.request)
         self._live[request_id] = live
+        revision = None if record.revision is None else self._registry.get(record.revision)
+        plan = None if revision is None or request is None else route(revision, request)
         if not isinstance(plan, Plan):
             said = "the revision that this request began under is gone: ask again with a new id"
             await self._end(live, Status.FAILED, (Problem(Code.INTERNAL, said),))
@@ -487,6 +524,22 @@ class Decider:
         live.join = _joined(plan, record)
         return live
 
+    async def _read_again(self, record: DecisionRecord) -> Request | None:
+        """The request of a pending join; None where it cannot be read, nor by the join's deadline."""
+        while True:
+            try:
+                return await self._admission.read(record.source)
+            except RequestRefused as error:
+                reason = str(error)
+            except StoreUnavailable as error:
+                reason = str(error)
+                if self._clock.now_ms() < record.deadline_ms:
+                    await asyncio.sleep(_RETRY_S)
+                    await self._ledger.owned(record.source.partition)
+                    continue
+            log.warning("resume_failed", request_id=record.request_id, reason=reason)
+            return None
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def _conclude(self, live: Live) -> None:
@@ -494,7 +547,6 @@ class Decider:
         if live.concluding:
             await asyncio.shield(self._done(live))
             return
-        live.concluding = True
         assert live.plan is not None  # noqa: S101 - a join has a plan
         assert live.request is not None  # noqa: S101 - a plan has a request
         assert live.outcome is not None  # noqa: S101 - what the caller saw
@@ -507,15 +559,20 @@ class Decider:
         await self._finish(live, refuse(live.record, status, problems, self._clock.now_ms()))
 
     async def _finish(self, live: Live, record: DecisionRecord) -> None:
-        """Make the decision durable and known; whoever waits for it goes on."""
+        """Make the decision durable and known; whoever waits for it goes on, and whoever comes second waits."""
         done = self._done(live)
+        if live.concluding:
+            await asyncio.shield(done)
+            return
+        live.concluding = True
         recipient = Recipient(
             read_address(record.source.headers) if self._may_reply(record) else None,
             next((value for name, value in record.source.headers if name == "traceparent"), None),
             record.source.key,
         )
         try:
-            record = await self._ledger.decide(record, [recipient], live.check, acknowledged=live.durable)
+            async with live.writing:
+                record = await self._ledger.decide(record, [recipient], live.check, acknowledged=live.durable)
         except BaseException:
             self._abandon(live)
             raise
@@ -538,6 +595,12 @@ class Decider:
             latency_ms=latency_ms,
             position=record.source.position,
         )
+
+    def _announced_here(self, decided: DecisionRecord) -> bool:
+        """Whether this process decided it since it owns the partition, so that its audit record is surely out."""
+        since_ms = self._gained_ms.get(decided.source.partition)
+        mine = decided.instance == self._instance and decided.decided_ms is not None
+        return since_ms is not None and mine and (decided.decided_ms or 0) >= since_ms
 
     def _may_reply(self, record: DecisionRecord) -> bool:
         return all(problem.code is not Code.REPLY_TOPIC_NOT_ALLOWED for problem in record.problems)
@@ -565,7 +628,8 @@ class Decider:
     def _forget(self, live: Live) -> None:
         if self._live.get(live.record.request_id) is live:
             del self._live[live.record.request_id]
-        if live.durable:
+        if live.counted:
+            live.counted = False
             self._pending -= 1
             self._room.set()
 
@@ -576,7 +640,7 @@ class Decider:
         live.abandoned = True
         self._forget(live)
         if live.done is not None and not live.done.done():
-            live.done.set_exception(NotOwner("the partition went to another worker"))
+            live.done.set_exception(_BegunAnew("the partition went to another worker"))
             live.done.exception()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -617,6 +681,14 @@ class Decider:
             inputs = recorded(task.version.features, live.plan.revision.views, features)
         traceparent = live.request.traceparent if live.request else None
         return Row(live.record.request_id, task.name, inputs.values, inputs.types, live.record.deadline_ms, traceparent)
+
+
+class _BegunAnew(NotOwner):
+    """The Live that was waited for was given up."""
+
+
+def _same(one: InboundRecord, other: InboundRecord) -> bool:
+    return (one.partition, one.offset) == (other.partition, other.offset)
 
 
 Entries = Callable[[int], Iterable[tuple[str, EntryHeader]]]

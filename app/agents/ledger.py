@@ -168,9 +168,15 @@ class Ledger:
         letter = dead_letter(record, reason, kind, self._group)
         await self._insist("dead_letter", record.partition, lambda: publish_dead_letters(self._replies, [letter]))
 
-    async def forget(self, partition: int, request_id: str) -> None:
-        """Delete an entry whose window has passed."""
-        await self._table.put(partition, request_id, None)
+    async def forget(self, partition: int, request_id: str, header: EntryHeader) -> None:
+        """Delete an entry whose window has passed, unless another one stands there by now."""
+
+        async def write() -> None:
+            await self._table.settled(partition)
+            if self.find(partition, request_id) == header:
+                await self._table.put(partition, request_id, None)
+
+        await self._insist("joins", partition, write)
 
     async def dispatch(self, partition: int, records: Sequence[OutboundRecord]) -> None:
         """Send tasks to their pools."""

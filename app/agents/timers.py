@@ -45,6 +45,8 @@ class Timers:
                 self._on_due(partition, request_id)
             wait_s = (self._heap[0][0] - now_ms) / 1000 if self._heap else None
             try:
-                await asyncio.wait_for(self._earlier.wait(), wait_s)
+                # Not wait_for, which may lose a cancellation that comes together with the event (CPython issue 86296).
+                async with asyncio.timeout(wait_s):
+                    await self._earlier.wait()
             except TimeoutError:
                 continue
