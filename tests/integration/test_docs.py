@@ -1,6 +1,7 @@
 """The examples of the documentation, run as they stand there, against a demo that was kept as the README says."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_requests_of_the_readme_are_decided(shell: Shell, gateway: str) -> None:
     curl, console = printed[1], printed[3]
     reply = orjson.loads(curl)
     assert (reply["request_id"], reply["status"]) == ("loan-0001", "completed")
-    assert console.startswith("kafka_correlationId:mine-1,request-id:loan-0002")
+    assert "kafka_correlationId:mine-1,request-id:loan-0002" in console
     shown = next(block.text for block in blocks_of(README) if block.language == "json")
     example = orjson.loads(shown)
     assert example.keys() == reply.keys()
@@ -175,5 +176,6 @@ def test_operations_commands_run(shell: Shell) -> None:
     assert "Nothing to publish" in changed
     assert '"route":"credit"' in changed
     assert f"{one}: redriven" in dead
-    assert "2 of inference.requests-dlt redriven, 0 not." in dead
+    # The one that was redriven alone dies again, and may be back by then.
+    assert re.search(r"^[23] of inference.requests-dlt redriven, 0 not.$", dead, re.M)
     assert "feature_missing" in shown or "rejected" in shown
