@@ -15,6 +15,8 @@ from examples.credit.callers import CALLERS, Answer
 from examples.credit.evidence import Evidence
 
 OUTCOMES = ("approve", "refer", "decline")
+MUST_BE_ZERO = ("lost", "duplicated", "audit_missing")
+MUST_NOT_BE = ("failed", "rejected")  # a machine may be too slow for a deadline; these say that something is wrong
 DECLINED_AT = 0.5
 """The probability from which a model is taken to say "bad", for its accuracy; the route's own rule is finer."""
 
@@ -49,12 +51,12 @@ class Report:
         return len(self.evidence.audit.missing) + len(self.evidence.audit.faults)
 
     @property
-    def sound(self) -> bool:
-        """Whether every request was answered and decided once, and every decision recorded and proven."""
-        document = self.as_json()
-        return document["replied"] == document["requests"] and not (
-            document["lost"] or document["duplicated"] or document["audit_missing"]
-        )
+    def misses(self) -> list[str]:
+        """What keeps the run from being sound, a line each: an answer that says "failed" is no decision either."""
+        figures = self.as_json()
+        found = [f"{figures[name]:,} {name.replace('_', ' ')}" for name in MUST_BE_ZERO if figures[name]]
+        found += [f"{figures['by_status'][each]:,} {each}" for each in MUST_NOT_BE if each in figures["by_status"]]
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The run for programs; times in milliseconds as the callers saw them."""
@@ -89,6 +91,9 @@ class Report:
         table.add_row("requests", f"{figures['requests']:,}, of which {figures['http_requests']:,} over HTTP")
         statuses = ", ".join(f"{count:,} {status}" for status, count in figures["by_status"].items())
         table.add_row("replied", f"{figures['replied']:,}: {statuses or 'none'}")
+        codes = _counted(error["code"] for _, reply in self.replied for error in reply.get("errors", ()))
+        if codes:
+            table.add_row("errors told", ", ".join(f"{count:,} {code}" for code, count in codes.items()))
         table.add_row("lost", _zero_is_good(figures["lost"]))
         table.add_row("decided twice", _zero_is_good(figures["duplicated"]))
         table.add_row("throughput", f"{figures['decisions_per_second']:,.0f} decisions a second, {CALLERS} callers")
