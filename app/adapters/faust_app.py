@@ -1,7 +1,6 @@
 """The Faust application of a worker, with every setting that loses data or time by default set on purpose."""
 
-import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,8 +18,6 @@ aiokafka has one fetch under way a broker, for those partitions whose records it
 until it returns. Faust sets 1,500 ms, which is what a busy worker's requests then waited.
 """
 
-_COMMIT_AFTER_SEEK_S: Final = 1.0
-"""For a moment after a rebalance, what was fetched before the seek may overtake what comes after it."""
 _COMMITTABLE: Final["WeakKeyDictionary[AppT, dict[TP, int]]"] = WeakKeyDictionary()
 
 
@@ -37,31 +34,30 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
 
 class _Consumer(Consumer):
-    """Commits what ``committable`` says, and nothing else.
+    """Commits what ``committable`` says, and nothing else; fetches nothing for streams before they may have it.
 
     Faust's own account cannot be kept: it acknowledges events that its streams skip, as they do with all that is
     buffered when the app stops or rebalances, and would commit past them; and it forgets a commit that failed.
+
+    Faust also lets partitions be fetched before it seeks them to what is committed. What comes by that is skipped by
+    streams that are not to run yet, and dropped as read already when it comes again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._confirmed: dict[TP, int] = {}
-        self._commit_from_s = 0.0
+        self._waiting: set[TP] = set()
+        self._sought = False
 
     def ack(self, message: Any) -> bool:
         self._unacked_messages.discard(message)
         return False
 
-    async def perform_seek(self) -> None:
-        self._commit_from_s = time.monotonic() + _COMMIT_AFTER_SEEK_S
-        await super().perform_seek()
-        self._commit_from_s = time.monotonic() + _COMMIT_AFTER_SEEK_S
-
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return iter(tuple(committable(self.app)))
 
     def _new_offset(self, tp: TP) -> int | None:
-        return committable(self.app).get(tp) if time.monotonic() >= self._commit_from_s else None
+        return committable(self.app).get(tp)
 
     def _should_commit(self, tp: TP, offset: int) -> bool:
         return self._confirmed.get(tp) != offset
@@ -71,6 +67,35 @@ class _Consumer(Consumer):
         if done:
             self._confirmed.update(offsets)
         return done
+
+    def pause_partitions(self, tps: Iterable[TP]) -> None:
+        # This begins a rebalance, and what an interrupted one was about to resume is not to be.
+        self._sought = False
+        self._waiting.clear()
+        super().pause_partitions(tps)
+
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        changelogs = self.app.tables.changelog_topics
+        streams = {tp for tp in tps if tp.topic not in changelogs}
+        self._waiting |= streams
+        super().resume_partitions(set(tps) - streams)
+
+    async def perform_seek(self) -> None:
+        await super().perform_seek()
+        self._sought = True
+
+    def resume_flow(self) -> None:
+        if self._sought and self._waiting:
+            super().resume_partitions(self._waiting)
+            self._waiting.clear()
+        super().resume_flow()
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        if self.app.rebalancing:
+            # A stream that empties its buffer must not wake a partition that is paused.
+            self._buffered_partitions.discard(tp)
+        else:
+            super().on_buffer_drop(tp)
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)

@@ -27,8 +27,8 @@ class ModelBackend(Protocol):
 class ModelRunner(Protocol):
     """Models that run inside a pool worker's own process, named on its command line as ``module:factory``.
 
-    The factory takes no arguments and returns a runner; it runs once, at start. ``predict`` runs in a thread, one call at
-    a time.
+    The factory takes no arguments and returns a runner; it runs once, at start. ``predict`` runs in a thread, one call
+    at a time.
     """
 
     def predict(self, model: str, version: str, columns: Mapping[str, Sequence[Value]]) -> Mapping[str, Sequence[Any]]:
