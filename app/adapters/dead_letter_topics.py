@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -59,6 +59,18 @@ SESSION_MS: Final = 10_000
 RETENTION_MINUTES: Final = 10_080
 """Kafka's own default of ``offsets.retention.minutes``, where the brokers do not tell."""
 RECORD_BYTES_MAX: Final = 2_000_000
+_POLL_S: Final = 0.1
+_MOVING: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,22 +396,22 @@ class DeadLetterTopics:
 
     def _state(self, reader: Consumer, topic: str, partition: int) -> PartitionState:
         place = TopicPartition(topic, partition)
-        first, end = reader.get_watermark_offsets(place, timeout=ANSWER_WITHIN_S)
+        first, end = _patient(lambda: reader.get_watermark_offsets(place, timeout=ANSWER_WITHIN_S))
         return PartitionState(partition, first, end, self._position(reader, topic, partition).from_at_least(first))
 
     def _position(self, reader: Consumer, topic: str, partition: int) -> Redriven:
         """What the group's commit says; without one, letters that a forgotten commit may cover count as redriven."""
         with self._answering(f"reading the position of {topic}/{partition}"):
-            (found,) = reader.committed([TopicPartition(topic, partition)], timeout=ANSWER_WITHIN_S)
+            (found,) = _patient(lambda: reader.committed([TopicPartition(topic, partition)], timeout=ANSWER_WITHIN_S))
             if found.offset != OFFSET_INVALID:
                 return Redriven.read(found.offset, found.metadata or "")
             known_from_ms = int(time.time() * 1000) - self._remembered_ms()
-            (young,) = reader.offsets_for_times(
-                [TopicPartition(topic, partition, known_from_ms)], timeout=ANSWER_WITHIN_S
-            )
+            known_from = TopicPartition(topic, partition, known_from_ms)
+            (young,) = _patient(lambda: reader.offsets_for_times([known_from], timeout=ANSWER_WITHIN_S))
             if young.offset >= 0:
                 return Redriven(young.offset)
-            _, end = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_WITHIN_S)
+            place = TopicPartition(topic, partition)
+            _, end = _patient(lambda: reader.get_watermark_offsets(place, timeout=ANSWER_WITHIN_S))
             return Redriven(end)
 
     def _remembered_ms(self) -> int:
@@ -446,6 +458,18 @@ class DeadLetterTopics:
             yield
         except KafkaException as error:
             raise StoreUnavailable(f"Kafka at {self._bootstrap}: {doing}: {error.args[0].str()}") from error
+
+
+def _patient(ask: Callable[[], _T]) -> _T:
+    """What Kafka answers; asked again, within a bound, while a partition's leader or the coordinator is moving."""
+    give_up_at = time.monotonic() + ANSWER_WITHIN_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _MOVING or time.monotonic() > give_up_at:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _batches(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
