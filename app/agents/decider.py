@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.adapters.record_codec import EntryHeader, EntryState, encode_record
+from app.adapters.record_codec import EntryHeader, EntryState
 from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.admission import Admission, Arrival
 from app.agents.ledger import Ledger, Recipient
@@ -280,7 +280,7 @@ class Decider:
         if arrival.request is not None:
             record = replace(record, path=arrival.request.path)
         record = refuse(record, Status.REJECTED, (problem,), moment)
-        await self._ledger.announce(record, encode_record(record), [self._recipient(arrival)])
+        await self._ledger.refuse(record, self._recipient(arrival))
         log.info("refused", request_id=arrival.request_id, code=str(problem.code), position=arrival.record.position)
 
     # --- a new request ------------------------------------------------------------------------------------------------

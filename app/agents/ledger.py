@@ -99,18 +99,27 @@ class Ledger:
         ``acknowledged`` says that the request's offset may be committed already, so nobody would redeliver it: the
         entry then stays DECIDED until record and reply are out, and a worker that finds it so sends them.
         """
-        encoded = encode_record(record)
-        if len(encoded) > self._entry_bytes_max:
-            record = shrink(record, self._entry_bytes_max, self._clock.now_ms())
-            encoded = encode_record(record)
+        record, encoded = self._fitted(record)
         state = EntryState.DECIDED if acknowledged else EntryState.COMPLETED
         await self._put(record, encode_entry(state, record, encoded), check)
-        await self.announce(record, encoded, recipients)
+        await self._announce(record, encoded, recipients)
         if acknowledged:
             await self._put(record, encode_entry(EntryState.COMPLETED, record, encoded))
         return record
 
-    async def announce(self, record: DecisionRecord, encoded: bytes, recipients: Sequence[Recipient]) -> None:
+    async def refuse(self, record: DecisionRecord, recipient: Recipient) -> None:
+        """Record and answer a request that was turned away beside the decision that has its id."""
+        record, encoded = self._fitted(record)
+        await self._announce(record, encoded, [recipient])
+
+    def _fitted(self, record: DecisionRecord) -> tuple[DecisionRecord, bytes]:
+        encoded = encode_record(record)
+        if len(encoded) > self._entry_bytes_max:
+            record = shrink(record, self._entry_bytes_max, self._clock.now_ms())
+            encoded = encode_record(record)
+        return record, encoded
+
+    async def _announce(self, record: DecisionRecord, encoded: bytes, recipients: Sequence[Recipient]) -> None:
         """Send the audit record, and once it is acknowledged, the replies."""
         await self.audit(record, encoded)
         for recipient in recipients:

@@ -8,7 +8,7 @@ finish it, and a duplicate gets the reply's very bytes.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -16,8 +16,10 @@ from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, ExpressionFailed, Problem
 from app.domain.features import FeatureValue
 from app.domain.join import Outcome, Status
-from app.domain.requests import InboundRecord, Request, RequestId
+from app.domain.requests import InboundRecord, Request, RequestId, address_headers
 from app.domain.routing import Plan
+
+_KEY_BYTES_KEPT: Final = 256
 
 
 class Kind(StrEnum):
@@ -165,11 +167,18 @@ def _close(
 
 
 def shrink(record: DecisionRecord, limit: int, now_ms: int) -> DecisionRecord:
-    """The record of a decision too large for Kafka: failed, with the sizes in place of what did not fit."""
+    """The record of a decision too large for Kafka, without the request's bytes, whose digest it keeps.
+
+    A refusal stays what it is; any other decision has failed, for what explains it did not fit either. The reply's
+    address stays, since whoever takes over must still find it.
+    """
     problem = Problem(
         Code.RECORD_TOO_LARGE,
         f"the decision's record exceeds {limit} bytes: send smaller inputs or ask for smaller outputs",
     )
-    source = replace(record.source, value=None, key=record.source.key and record.source.key[:256], headers=())
-    bare = replace(record, source=source, tasks=())
+    key = record.source.key and record.source.key[:_KEY_BYTES_KEPT]
+    source = replace(record.source, value=None, key=key, headers=address_headers(record.source.headers))
+    bare = replace(record, source=source, content_type=record.content_type[:_KEY_BYTES_KEPT], tasks=())
+    if record.status is Status.REJECTED and not record.tasks:
+        return bare
     return _close(bare, Status.FAILED, {}, {}, (problem,), now_ms)

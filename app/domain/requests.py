@@ -127,6 +127,20 @@ def read_address(headers: Headers) -> ReplyAddress | None:
     )
 
 
+def address_headers(headers: Headers, bytes_max: int = 4_096) -> Headers:
+    """The headers that make the reply address; none where they are too long to be kept.
+
+    >>> address_headers((("reply_to", b"r"), ("padding", b"x")))
+    (('reply_to', b'r'),)
+    """
+    kept = tuple(
+        (name, value)
+        for name, value in headers
+        if name in (*_CORRELATION_HEADERS, *_REPLY_TOPIC_HEADERS, "kafka_replyPartition")
+    )
+    return kept if sum(len(value) for _, value in kept) <= bytes_max else ()
+
+
 def read_envelope(record: InboundRecord) -> Envelope:
     """What the headers say.
 

@@ -45,6 +45,7 @@ REVISION = every_route()
 
 names = st.sampled_from(WORKERS)
 fates = st.lists(st.sampled_from(Fate), min_size=1, max_size=6)
+troubles = st.lists(st.sampled_from((Fate.WRITTEN, Fate.SLOW, Fate.LOST, Fate.UNACKNOWLEDGED)), min_size=5, max_size=20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,6 +104,15 @@ class Decide(RuleBasedStateMachine):
         self.world.answer(task, problem=Problem(Code.MODEL_ERROR, "no") if failed else None)
         self.step(0)
 
+    @precondition(lambda self: self.world.log.records(TASKS))
+    @rule(pause=st.sampled_from([0, 1, 2, 60]), backwards=st.booleans())
+    def answer_all(self, pause: int, backwards: bool) -> None:
+        """A pool answers everything there is, one task after the other."""
+        tasks = self.world.tasks()
+        for task in reversed(tasks) if backwards else tasks:
+            self.world.answer(task)
+            self.step(pause)
+
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     @rule(name=names, coming=fates)
@@ -110,11 +120,23 @@ class Decide(RuleBasedStateMachine):
         """A worker's next writes go as told."""
         self.world.processes[name].arm(*coming)
 
+    @rule(name=names, coming=troubles)
+    def trouble(self, name: str, coming: list[Fate]) -> None:
+        """A worker's broker is unwell for a while."""
+        self.world.processes[name].arm(*coming)
+
+    @precondition(lambda self: self.alive)
     @rule(name=names)
     def kill(self, name: str) -> None:
         """kill -9."""
         self.world.processes[name].kill()
         self.runner.run(self.world.processes[name].gone())
+
+    @precondition(lambda self: not self.alive)
+    @rule(name=names)
+    def start(self, name: str) -> None:
+        """Nobody is left, so somebody comes."""
+        self.runner.run(self._share(name, name, name))
 
     @rule(name=names, first=names, second=names)
     def share(self, name: str, first: str, second: str) -> None:

@@ -265,10 +265,10 @@ class World:
         return found[-1].record.value if found else None
 
     def _has_outcome(self, record: InboundRecord) -> bool:
-        for stored in self.log.topics[JOINS][record.partition]:
+        for stored in self.log.records(JOINS):
             if stored.record.value is not None:
                 held = held_by(stored.record.value)
-                if held.source.offset == record.offset:
+                if (held.source.partition, held.source.offset) == (record.partition, record.offset):
                     return True
                 # A duplicate's outcome is the one that its request has, once it is decided.
                 same = held.request_id.encode() in (value for name, value in record.headers if name == "request-id")
