@@ -333,14 +333,22 @@ class Decider:
             said = "no registry revision is published: run `model-broker apply`"
             await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
             return False
-        live.record = replace(live.record, path=request.path, revision=revision.id)
         plan = route(revision, request)
         if isinstance(plan, Refused):
-            live.record = replace(live.record, route=plan.route, rule=plan.rule)
+            live.record = replace(
+                live.record, path=request.path, revision=revision.id, route=plan.route, rule=plan.rule
+            )
             await self._end(live, Status.REJECTED, (plan.problem,))
             return False
         deadline_ms = deadline_of(request, plan.route.spec.deadline, live.record.source.timestamp_ms)
-        live.record = replace(live.record, route=plan.route.name, rule=plan.rule.spec.name, deadline_ms=deadline_ms)
+        live.record = replace(
+            live.record,
+            path=request.path,
+            revision=revision.id,
+            route=plan.route.name,
+            rule=plan.rule.spec.name,
+            deadline_ms=deadline_ms,
+        )
         if self._clock.now_ms() >= deadline_ms:
             said = "the deadline had passed when the request arrived: send it earlier, or give it longer"
             await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))

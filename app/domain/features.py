@@ -62,6 +62,9 @@ class Fetched:
     reason: str | None = None
 
 
+_MISSING: Final = Fetched(FeatureStatus.MISSING)
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureValue:
     """One input as a model was given it, with where it came from: what the audit keeps."""
@@ -213,22 +216,20 @@ def resolve(
     features: list[FeatureValue] = []
     problems: list[Problem] = []
     for contract in contracts:
-        source, feature = contract.source, contract.feature
+        source = contract.source
         if source in REQUEST_SOURCES:
-            found, type_ = _from_request(contract, request)
-            origin = "request"
+            found, type_, origin = _from_request(contract, request), contract.type, "request"
         else:
-            found = fetched.get((source, feature), Fetched(FeatureStatus.MISSING))
-            type_ = declared_type(contract, views)
-            origin = "redis"
-        value, broken = _under_contract(contract, found, now_ms)
-        if broken is not None:
-            problems.append(broken)
-        values[contract.column] = value.value
-        types[contract.column] = type_ or inferred_type(value.value)
-        features.append(
-            FeatureValue(contract.ref, value.status, value.value, value.event_time_ms, origin, value.reason)
-        )
+            found = fetched.get((source, contract.feature), _MISSING)
+            type_, origin = views[source].types[contract.feature], "redis"
+        if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
+            found, broken = _under_contract(contract, found, now_ms)
+            if broken is not None:
+                problems.append(broken)
+        column, value = contract.column, found.value
+        values[column] = value
+        types[column] = type_ or inferred_type(value)
+        features.append(FeatureValue(contract.ref, found.status, value, found.event_time_ms, origin, found.reason))
     return TaskInputs(values, types, tuple(features), tuple(problems))
 
 
@@ -248,18 +249,18 @@ def recorded(
     return TaskInputs(values, types, tuple(features), ())
 
 
-def _from_request(contract: FeatureContract, request: Request) -> tuple[Fetched, str | None]:
+def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     section: Mapping[str, Any] = getattr(request, contract.source)
     if contract.feature not in section:
-        return Fetched(FeatureStatus.MISSING), contract.type
+        return _MISSING
     given = section[contract.feature]
     if given is None:
-        return Fetched(FeatureStatus.NULL), contract.type
+        return Fetched(FeatureStatus.NULL)
     try:
         value = coerce(given, contract.type or inferred_type(given))
     except ValueError as error:
-        return Fetched(FeatureStatus.ERROR, reason=str(error)), contract.type
-    return Fetched(FeatureStatus.PRESENT, value), contract.type
+        return Fetched(FeatureStatus.ERROR, reason=str(error))
+    return Fetched(FeatureStatus.PRESENT, value)
 
 
 _BROKEN: Final = {
