@@ -1,10 +1,11 @@
 """The Faust application of a worker, with every setting that loses data or time by default set on purpose."""
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 import faust
+from faust.sensors import Monitor
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, AppT
 
@@ -26,7 +27,31 @@ def committable(app: AppT) -> MutableMapping[TP, int]:
     return _COMMITTABLE.setdefault(app, {})
 
 
+class _Active:
+    """Which partitions may be fetched, as they are when it is asked.
+
+    aiokafka takes an empty set for all partitions, and Faust's becomes empty while a fetch waits: records of paused
+    partitions would be handed over, passed by, and counted as consumed. This is never taken for empty.
+    """
+
+    def __init__(self, partitions: Container[TP] | None) -> None:
+        self._partitions = partitions
+
+    def __contains__(self, tp: TP) -> bool:
+        return self._partitions is None or tp in self._partitions
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):
+    async def _fetch_records(
+        self,
+        consumer: Any,
+        active_partitions: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
+        max_records: int | None = None,
+    ) -> Any:
+        asked = cast("set[TP]", _Active(active_partitions))  # all that aiokafka does with it is to look into it
+        return await super()._fetch_records(consumer, asked, timeout, max_records)
+
     def _create_worker_consumer(self, transport: Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = _FETCH_WAIT_MS
@@ -69,16 +94,21 @@ class _Consumer(Consumer):
         return done
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
-        # This begins a rebalance, and what an interrupted one was about to resume is not to be.
-        self._sought = False
-        self._waiting.clear()
-        super().pause_partitions(tps)
+        paused = set(tps)
+        if self._streams(paused):
+            # A rebalance begins: what an interrupted one was about to resume is not to be.
+            self._sought = False
+            self._waiting -= paused
+        super().pause_partitions(paused)
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        changelogs = self.app.tables.changelog_topics
-        streams = {tp for tp in tps if tp.topic not in changelogs}
+        streams = self._streams(tps)
         self._waiting |= streams
         super().resume_partitions(set(tps) - streams)
+
+    def _streams(self, tps: Iterable[TP]) -> set[TP]:
+        changelogs = self.app.tables.changelog_topics
+        return {tp for tp in tps if tp.topic not in changelogs}
 
     async def perform_seek(self) -> None:
         await super().perform_seek()
@@ -99,6 +129,25 @@ class _Consumer(Consumer):
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+
+class _QuietMonitor(Monitor):
+    """Keeps no account of single messages: that costs each of them, and the metrics here say what it would."""
+
+    def on_message_in(self, tp: TP, offset: int, message: Any) -> None:
+        """Nothing."""
+
+    def on_stream_event_in(self, tp: TP, offset: int, stream: Any, event: Any) -> None:
+        """Nothing."""
+
+    def on_stream_event_out(self, tp: TP, offset: int, stream: Any, event: Any, state: Any = None) -> None:
+        """Nothing."""
+
+    def on_message_out(self, tp: TP, offset: int, message: Any) -> None:
+        """Nothing."""
+
+    def track_tp_end_offset(self, tp: TP, offset: int) -> None:
+        """Nothing."""
 
 
 class _Transport(Transport):
@@ -141,6 +190,7 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
         web_tables_enabled=False,
         key_serializer="raw",
         value_serializer="raw",
+        Monitor=_QuietMonitor,
         loghandlers=[],
         logging_config=None,
     )

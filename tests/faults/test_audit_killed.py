@@ -14,7 +14,7 @@ async def test_a_killed_audit_worker_loses_and_doubles_nothing(
     cluster: Cluster, tell: Callable[[Verdict], None]
 ) -> None:
     """kill -9, twice, each time while it writes; the load does not notice, and the stores end complete."""
-    async with Load(cluster, total=600, rate=60) as load:
+    async with Load(cluster, total=480, rate=80) as load:
         for replied in (100, 250):
             await load.replied(replied)
             await asyncio.to_thread(cluster["audit-0"].kill)

@@ -14,12 +14,13 @@ async def test_a_worker_that_joins_and_leaves_disturbs_nothing(
 ) -> None:
     """A second worker joins the one that does all the work, takes its share with the table's, and is stopped again."""
     await asyncio.to_thread(cluster["decide-1"].stop)
-    async with Load(cluster, total=800, rate=50) as load:
+    async with Load(cluster, total=5000, rate=50) as load:
         await load.replied(100)
         await asyncio.to_thread(cluster.start, "decide-1")
         await asyncio.to_thread(cluster["decide-1"].await_logged, "partitions")
         await asyncio.to_thread(cluster["decide-1"].await_logged, "decided")
         await asyncio.to_thread(cluster["decide-1"].stop)
+        await load.enough()
         verdict = await load.verdict()
     tell(verdict)
     assert verdict.statuses == {"completed": verdict.requests}

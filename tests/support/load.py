@@ -108,6 +108,7 @@ class Load:
     asked: list[Asked] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     _sent: int = 0
+    _enough: bool = False
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
     _work: list[asyncio.Task[None]] = field(default_factory=list)
     _admin: AIOKafkaAdminClient = field(init=False)
@@ -169,9 +170,17 @@ class Load:
 
     async def _send_all(self) -> None:
         async with asyncio.TaskGroup() as sends:
-            for asked in self.asked:
+            for number, asked in enumerate(self.asked):
                 await asyncio.sleep(max(0.0, asked.at_s - time.time()))
+                if self._enough:
+                    del self.asked[number:]
+                    return
                 sends.create_task(self._send(asked))
+
+    async def enough(self) -> None:
+        """Send no more: what was to happen under load has happened."""
+        self._enough = True
+        await self._work[0]
 
     async def _send(self, asked: Asked) -> None:
         body = {
