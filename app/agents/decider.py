@@ -440,7 +440,7 @@ class Decider:
                 continue
             records.append(OutboundRecord(topic, value, live.record.request_id.encode()))
         if records:
-            await self._ledger.dispatch(live.partition, records)
+            await self._ledger.dispatch(live.partition, records, live.record.deadline_ms)
         live.dispatched = True
 
     # --- the join -----------------------------------------------------------------------------------------------------
@@ -467,6 +467,10 @@ class Decider:
                 self._room.clear()
                 await self._room.wait()
             live.check()
+            if live.concluding:
+                # Its results were faster than the room.
+                await asyncio.shield(self._done(live))
+                return False
             live.counted = True
             self._pending += 1
         try:

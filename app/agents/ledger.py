@@ -187,9 +187,14 @@ class Ledger:
 
         await self._insist("joins", partition, write)
 
-    async def dispatch(self, partition: int, records: Sequence[OutboundRecord]) -> None:
-        """Send tasks to their pools."""
-        await self._publish("task", partition, records)
+    async def dispatch(self, partition: int, records: Sequence[OutboundRecord], deadline_ms: int) -> None:
+        """Send tasks to their pools, unless Kafka takes them only after the deadline: nobody needs them then."""
+
+        async def write() -> None:
+            if self._clock.now_ms() < deadline_ms:
+                await self._replies.publish(records)
+
+        await self._insist("task", partition, write)
 
     async def _put(self, record: DecisionRecord, entry: bytes, check: Check | None = None) -> None:
         partition = record.source.partition

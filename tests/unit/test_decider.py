@@ -451,6 +451,39 @@ async def test_no_more_joins_wait_than_may() -> None:
 
 
 @in_virtual_time
+async def test_a_join_that_is_over_before_there_is_room_takes_none() -> None:
+    """Its results were faster; those that come after it still find the room that there is."""
+    made = await world({"joins_pending_max": 1})
+    made.send("first", "/queued", correlation="first")
+    await asyncio.sleep(0.01)
+    made.send("second", "/mixed", correlation="second")
+    await asyncio.sleep(0.02)
+    for queued in made.tasks():
+        if queued.row.request_id == "second":
+            made.answer(queued)
+    await asyncio.sleep(0.02)
+    assert made.reply("second")["status"] == "completed"
+    made.answer(made.tasks()[0])
+    await asyncio.sleep(0.02)
+    made.send("third", "/queued", correlation="third")
+    await asyncio.sleep(0.02)
+    made.answer(made.tasks()[-1])
+    await settled(made)
+    assert made.reply("first")["status"] == made.reply("third")["status"] == "completed"
+
+
+@in_virtual_time
+async def test_a_task_that_kafka_takes_too_late_is_not_sent() -> None:
+    """Expired work is never dispatched, not even by the writes that are tried again."""
+    made = await world()
+    made.processes["one"].arm(Fate.WRITTEN, *[Fate.LOST] * 4)
+    made.send("r", "/queued")
+    await settled(made, 5.0)
+    assert not made.tasks()
+    assert made.reply()["status"] == "expired"
+
+
+@in_virtual_time
 async def test_a_join_that_becomes_durable_after_its_deadline_is_decided() -> None:
     """Kafka takes longer for the pending entry than the request has: the timer must not have fired for nothing."""
     made = await world()
@@ -468,7 +501,7 @@ async def test_an_older_write_never_lands_on_a_newer_one() -> None:
     made.send("r", "/pair")
     await asyncio.sleep(0.05)
     first, second = made.tasks()
-    made.processes["one"].arm(Fate.LOST, Fate.LOST)
+    made.processes["one"].arm(Fate.LOST)
     made.answer(first)
     await asyncio.sleep(0.001)
     made.answer(second)

@@ -1,0 +1,268 @@
+"""Features: declared types, contracts and what is made of values that are missing, null, old or unusable."""
+
+from typing import Any
+
+import pytest
+
+from app.domain.documents import FeatureContract, FeatureViewSpec
+from app.domain.errors import Code, Problem
+from app.domain.features import (
+    UNAVAILABLE,
+    EntityKey,
+    FeatureStatus,
+    FeatureValue,
+    Fetched,
+    ViewNeed,
+    coerce,
+    inferred_type,
+    needs_of,
+    recorded,
+    resolve,
+    unavailable,
+    wants_of,
+)
+from app.domain.requests import Request
+from tests.support.registry_documents import request
+
+NOW_MS = 1_750_000_000_000
+DAY_MS = 86_400_000
+
+
+def view(**changes: Any) -> FeatureViewSpec:
+    """A view of one entity with an age, a history and a time."""
+    whole: dict[str, Any] = {
+        "entities": ({"name": "applicant_id", "type": "INT64"},),
+        "features": (
+            {"name": "age", "type": "INT64"},
+            {"name": "history", "type": "STRING"},
+            {"name": "since", "type": "UNIX_TIMESTAMP"},
+        ),
+        "source": {"type": "redis", "project": "credit"},
+    }
+    return FeatureViewSpec.model_validate(whole | changes)
+
+
+def needs(
+    contracts: list[FeatureContract], views: dict[str, FeatureViewSpec], asked: Request
+) -> tuple[tuple[ViewNeed, ...], tuple[Problem, ...]]:
+    """What contracts need of views for one request."""
+    return needs_of(wants_of(contracts, views), views, asked)
+
+
+def contract(ref: str, **changes: Any) -> FeatureContract:
+    """A contract about ``ref``."""
+    return FeatureContract.model_validate({"ref": ref, **changes})
+
+
+VIEWS = {"applicant": view()}
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "expected"),
+    [
+        (None, "INT64", None),
+        (True, "BOOL", True),
+        ("x", "STRING", "x"),
+        (b"x", "BYTES", b"x"),
+        (5, "DOUBLE", 5.0),
+        (5.5, "FLOAT", 5.5),
+        (5.0, "INT64", 5),
+        (2**31 - 1, "INT32", 2**31 - 1),
+        (-(2**63), "INT64", -(2**63)),
+        (1_700_000_000, "UNIX_TIMESTAMP", 1_700_000_000),
+        ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
+        ("2024-01-01T01:00:00+01:00", "UNIX_TIMESTAMP", 1_704_067_200),
+    ],
+)
+def test_values_become_their_declared_type(value: object, type_: str, expected: object) -> None:
+    """Where nothing is lost and nothing is guessed."""
+    found = coerce(value, type_)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        (1, "BOOL"),
+        ("true", "BOOL"),
+        (1, "STRING"),
+        ("x", "BYTES"),
+        (True, "DOUBLE"),
+        ("5", "DOUBLE"),
+        (float("nan"), "DOUBLE"),
+        (float("inf"), "FLOAT"),
+        (True, "INT64"),
+        (5.5, "INT64"),
+        (2**31, "INT32"),
+        (2**63, "INT64"),
+        (float("inf"), "INT64"),
+        ("yesterday", "UNIX_TIMESTAMP"),
+        ([1], "INT64"),
+        ({}, "STRING"),
+        ("x", "NO_SUCH_TYPE"),
+    ],
+)
+def test_what_would_be_a_guess_is_an_error(value: object, type_: str) -> None:
+    """The message names the value and the type."""
+    with pytest.raises(ValueError, match=r"is not|Invalid isoformat"):
+        coerce(value, type_)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, "BOOL"), (1, "INT64"), (1.5, "DOUBLE"), ("x", "STRING"), (b"x", "BYTES"), (None, "STRING")],
+)
+def test_undeclared_types_are_inferred(value: Any, expected: str) -> None:
+    """By the value alone."""
+    assert inferred_type(value) == expected
+
+
+def test_each_view_is_fetched_once_for_all_tasks() -> None:
+    """The union of the features that contracts name, with their types; the request's own values are not fetched."""
+    contracts = [contract("applicant.age"), contract("inputs.amount"), contract("applicant.history")]
+    asked = request(entities={"applicant_id": 17})
+    (need,), problems = needs([*contracts, contract("applicant.age")], VIEWS, asked)
+    assert not problems
+    assert need.key == EntityKey("credit", ("applicant_id",), (17,), ("INT64",))
+    assert (need.features, need.types) == (("age", "history"), ("INT64", "STRING"))
+
+
+@pytest.mark.parametrize(
+    ("entities", "code"),
+    [
+        ({}, Code.ENTITY_MISSING),
+        ({"applicant_id": None}, Code.ENTITY_MISSING),
+        ({"applicant_id": "17"}, Code.ENTITY_INVALID),
+        ({"applicant_id": 17.0}, Code.ENTITY_INVALID),
+        ({"applicant_id": True}, Code.ENTITY_INVALID),
+        ({"applicant_id": 2**63}, Code.ENTITY_INVALID),
+    ],
+)
+def test_entities_that_name_nobody(entities: dict[str, Any], code: Code) -> None:
+    """Named once, however many views need it."""
+    views = {"applicant": view(), "other": view()}
+    found, problems = needs([contract("applicant.age"), contract("other.age")], views, request(entities=entities))
+    assert not found
+    assert [problem.code for problem in problems] == [code]
+    assert "entities.applicant_id" in problems[0].message
+
+
+def test_keys_of_several_entities_are_sorted_by_name() -> None:
+    """As Feast sorts them; each that is missing is named."""
+    entities = ({"name": "shop", "type": "STRING"}, {"name": "applicant_id", "type": "INT32"})
+    views = {"applicant": view(entities=entities)}
+    given = request(entities={"shop": "s", "applicant_id": 1})
+    ((need,), _) = needs([contract("applicant.age")], views, given)
+    assert need.key == EntityKey("credit", ("applicant_id", "shop"), (1, "s"), ("INT32", "STRING"))
+    _, problems = needs([contract("applicant.age")], views, request())
+    assert len(problems) == 2
+
+
+def one(contract_: FeatureContract, fetched: Fetched | None = None, **sections: Any) -> tuple[FeatureValue, list[Code]]:
+    """A contract's value and problems; ``fetched`` is what the store has of it."""
+    found = {} if fetched is None else {(contract_.source, contract_.feature): fetched}
+    inputs = resolve([contract_], VIEWS, request(**sections), found, NOW_MS)
+    assert inputs.values == {contract_.column: inputs.features[0].value}
+    return inputs.features[0], [problem.code for problem in inputs.problems]
+
+
+def present(value: Any, age_ms: int = 0) -> Fetched:
+    """A stored value of some age."""
+    return Fetched(FeatureStatus.PRESENT, value, NOW_MS - age_ms)
+
+
+@pytest.mark.parametrize(
+    ("fetched", "changes", "status", "value", "codes"),
+    [
+        (present(41), {}, FeatureStatus.PRESENT, 41, []),
+        (present(41, DAY_MS), {"maxAge": "1d"}, FeatureStatus.PRESENT, 41, []),
+        (present(41, DAY_MS + 1), {"maxAge": "1d"}, FeatureStatus.DEFAULTED, None, []),
+        (present(41, DAY_MS + 1), {"maxAge": "1d", "default": 35}, FeatureStatus.DEFAULTED, 35, []),
+        (present(41, DAY_MS + 1), {"maxAge": "1d", "required": True}, FeatureStatus.STALE, 41, [Code.FEATURE_STALE]),
+        (None, {}, FeatureStatus.DEFAULTED, None, []),
+        (None, {"default": 35}, FeatureStatus.DEFAULTED, 35, []),
+        (None, {"required": True}, FeatureStatus.MISSING, None, [Code.FEATURE_MISSING]),
+        (Fetched(FeatureStatus.NULL), {"default": 35}, FeatureStatus.DEFAULTED, 35, []),
+        (Fetched(FeatureStatus.NULL), {"required": True}, FeatureStatus.NULL, None, [Code.FEATURE_MISSING]),
+        (Fetched(FeatureStatus.ERROR, reason="no"), {"default": 35}, FeatureStatus.DEFAULTED, 35, []),
+        (
+            Fetched(FeatureStatus.ERROR, reason="no"),
+            {"required": True},
+            FeatureStatus.ERROR,
+            None,
+            [Code.FEATURE_INVALID],
+        ),
+        (Fetched(FeatureStatus.ERROR), {"required": True}, FeatureStatus.ERROR, None, [Code.FEATURE_INVALID]),
+        (
+            Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE),
+            {"required": True},
+            FeatureStatus.ERROR,
+            None,
+            [Code.FEATURES_UNAVAILABLE],
+        ),
+        (Fetched(FeatureStatus.PRESENT, 41), {"maxAge": "1d"}, FeatureStatus.PRESENT, 41, []),
+    ],
+)
+def test_a_views_value_under_its_contract(
+    fetched: Fetched | None, changes: dict[str, Any], status: FeatureStatus, value: object, codes: list[Code]
+) -> None:
+    """Required: it must be there and young enough. Else: its default, and the record says why."""
+    found, problems = one(contract("applicant.age", **changes), fetched)
+    assert (found.status, found.value, problems) == (status, value, codes)
+    assert found.source == "redis"
+    if status is FeatureStatus.DEFAULTED:
+        assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes", "status", "value", "codes"),
+    [
+        ({"inputs": {"amount": 5}}, {"type": "DOUBLE"}, FeatureStatus.PRESENT, 5.0, []),
+        ({"inputs": {"amount": 5}}, {}, FeatureStatus.PRESENT, 5, []),
+        ({"inputs": {"amount": "x"}}, {"type": "DOUBLE", "required": True}, FeatureStatus.ERROR, None, ["invalid"]),
+        ({"inputs": {"amount": [1]}}, {"required": True}, FeatureStatus.ERROR, None, ["invalid"]),
+        ({"inputs": {"amount": None}}, {"required": True}, FeatureStatus.NULL, None, ["missing"]),
+        ({}, {"required": True}, FeatureStatus.MISSING, None, ["missing"]),
+        ({}, {"default": 1.5}, FeatureStatus.DEFAULTED, 1.5, []),
+    ],
+)
+def test_the_requests_own_values(
+    sections: dict[str, Any], changes: dict[str, Any], status: FeatureStatus, value: object, codes: list[str]
+) -> None:
+    """The same rules, without a store."""
+    found, problems = one(contract("inputs.amount", **changes), **sections)
+    assert (found.status, found.value, found.source) == (status, value, "request")
+    assert problems == [Code(f"feature_{code}") for code in codes]
+
+
+def test_problems_name_their_feature() -> None:
+    """A program finds it in ``feature``, a person in the message."""
+    inputs = resolve([contract("applicant.age", required=True)], VIEWS, request(), {}, NOW_MS)
+    said = "required feature applicant.age is missing"
+    assert inputs.problems == (Problem(Code.FEATURE_MISSING, said, feature="applicant.age"),)
+
+
+def test_columns_and_types_are_the_models() -> None:
+    """A contract may rename; declared types win over what the value looks like."""
+    contracts = [contract("applicant.age", name="years"), contract("inputs.amount", type="DOUBLE", default=1)]
+    inputs = resolve(contracts, VIEWS, request(inputs={"amount": 2}), {("applicant", "age"): present(41)}, NOW_MS)
+    assert inputs.values == {"years": 41, "amount": 2.0}
+    assert inputs.types == {"years": "INT64", "amount": "DOUBLE"}
+
+
+def test_recorded_inputs_are_what_was_found_before() -> None:
+    """Another worker sends the same row, whatever the store holds by now."""
+    contracts = [contract("applicant.age", name="years"), contract("inputs.amount")]
+    first = resolve(contracts, VIEWS, request(inputs={"amount": 2}), {("applicant", "age"): present(41)}, NOW_MS)
+    again = recorded(contracts, VIEWS, first.features)
+    assert (again.values, again.types, again.features) == (first.values, first.types, first.features)
+
+
+def test_what_is_known_while_the_store_is_away() -> None:
+    """Nothing of any value, and that is not the same as missing."""
+    given = request(entities={"applicant_id": 1})
+    wanted, _ = needs([contract("applicant.age"), contract("applicant.since")], VIEWS, given)
+    known = unavailable(wanted)
+    assert set(known) == {("applicant", "age"), ("applicant", "since")}
+    assert {fetched.status for fetched in known.values()} == {FeatureStatus.ERROR}
