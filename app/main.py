@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from app.adapters.clock import SystemClock
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
 
@@ -118,6 +119,7 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
         store = RedisFeatureStore(settings.redis_url)
         stack.push_async_callback(store.close)
         await store.ping()
+        await _require_topics(publisher, settings, "features.updates", "features.updates-dlt")
         app = create_app(settings, role="features", instance=instance)
         intake = features.attach(
             app,
@@ -155,6 +157,7 @@ async def run_audit(settings: Settings, *, instance: str, http_port: int) -> int
         pointers = await stack.enter_async_context(DynamoPointerTable(settings.audit_table))
         await objects.ping()
         await pointers.ping()
+        await _require_topics(publisher, settings, "inference.audit", "inference.audit-dlt")
         app = create_app(settings, role="audit", instance=instance)
         intake = audit.attach(
             app,
@@ -188,10 +191,12 @@ async def run_pool(settings: Settings, *, instance: str, http_port: int, name: s
     models = pool.load_runner(runner)
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        tasks = pool_topic(name)
+        await _require_topics(publisher, settings, tasks, f"{tasks}-dlt", "inference.results")
         app = create_app(settings, role=f"pool-{name}", instance=instance)
         intake = pool.attach(
             app,
-            topic=settings.topic(pool_topic(name)),
+            topic=settings.topic(tasks),
             results_topic=settings.topic("inference.results"),
             runner=models,
             publisher=publisher,
@@ -210,6 +215,13 @@ async def run_pool(settings: Settings, *, instance: str, http_port: int, name: s
             ready_checks={},
         )
         return await worker.run()
+
+
+async def _require_topics(publisher: "KafkaPublisher", settings: Settings, *names: str) -> None:
+    """ConfigurationError where a topic is not there: a consumer of nothing looks as if it worked."""
+    absent = [settings.topic(name) for name in names if not await publisher.has_partition(settings.topic(name), None)]
+    if absent:
+        raise ConfigurationError(f"no topic {', '.join(absent)}: create with `model-broker topics apply`")
 
 
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:
