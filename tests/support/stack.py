@@ -233,13 +233,18 @@ class ContainerService:
 
 
 def kafka_environment(address: str) -> dict[str, str]:
-    """A KRaft node as the image reads it, reachable from outside by its host port."""
+    """A KRaft node as the image reads it, reachable from outside by its host port.
+
+    What the node asks of itself goes over its loopback: inside the container nothing listens on the host's port, and
+    without that way transactions never end.
+    """
     node = {
         "node.id": "1",
         "process.roles": "broker,controller",
-        "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
-        "advertised.listeners": f"PLAINTEXT://{address}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": "OUTSIDE://:9092,CONTROLLER://:9093,INSIDE://127.0.0.1:9094",
+        "advertised.listeners": f"OUTSIDE://{address},INSIDE://127.0.0.1:9094",
+        "listener.security.protocol.map": "OUTSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT,INSIDE:PLAINTEXT",
+        "inter.broker.listener.name": "INSIDE",
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": "1@localhost:9093",
         **SMALL_NODE,
