@@ -1,5 +1,6 @@
 """The command line. It names every command and loads only the one that is asked for, so that each starts at once."""
 
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -78,6 +79,12 @@ def _version(
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if any(name.upper().startswith("BROKER_") for name in os.environ):
+        from app.settings import unknown_names  # noqa: PLC0415 - costs what a version or a help need not wait for
+
+        if unknown := unknown_names(os.environ):
+            said = f"no such setting: {', '.join(unknown)}; docs/operations.md lists those that there are"
+            typer.echo(f"warning: settings: {said}", err=True)
 
 
 def main() -> None:

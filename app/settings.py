@@ -4,14 +4,17 @@ Each bound says its unit and its reason. AWS is configured by its own standard v
 ``AWS_REGION``, ...), which boto3 and aiobotocore read themselves.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.durations import DurationMs
+
+_PREFIX: Final = "BROKER_"
 
 
 def _comma_separated(value: object) -> object:
@@ -21,7 +24,7 @@ def _comma_separated(value: object) -> object:
 class Settings(BaseSettings):
     """One process's settings; the same names serve every role."""
 
-    model_config = SettingsConfigDict(env_prefix="BROKER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
@@ -86,6 +89,33 @@ class Settings(BaseSettings):
     log_level: str = Field("info", description="debug, info, warning or error")
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal")
 
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        level = value.lower()
+        if level not in ("debug", "info", "warning", "error"):
+            raise ValueError(f"{value!r} is no level: write debug, info, warning or error")
+        return level
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        scheme, _, place = value.partition("://")
+        if scheme not in ("redis", "rediss", "unix") or not place:
+            # The text is not repeated: it can hold a password.
+            raise ValueError("not a URL of Redis: write redis://host:port/database; rediss:// and unix:// work too")
+        return value
+
     def topic(self, name: str) -> str:
         """A topic's full name: prefix and contract name."""
         return f"{self.topic_prefix}{name}"
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Which of these environment names look like settings and are none; such a setting has no effect.
+
+    >>> unknown_names(["PATH", "BROKER_TOPIC_PREFX", "broker_topic_prefix"])
+    ['BROKER_TOPIC_PREFX']
+    """
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in names if name.upper().startswith(_PREFIX) and name.upper() not in known)

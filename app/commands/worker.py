@@ -39,7 +39,8 @@ def worker(
 ) -> None:
     """Run one worker until SIGTERM; start more, with other instance names, to share the load."""
     name = instance or f"{socket.gethostname()}-{role}"
-    if (role is Role.POOL) != (pool is not None and runner is not None):
+    given = [option is not None for option in (pool, runner)]
+    if any(given) if role is not Role.POOL else not all(given):
         raise typer.BadParameter("--pool and --runner go with role pool, both of them, and with no other role")
 
     async def run() -> int:

@@ -1,5 +1,6 @@
 """The command line: it names every command, and loads only what the one that is asked for needs."""
 
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,58 @@ source = inspect.getsource(main.run_{role}).splitlines()
 exec("\\n".join(line.strip() for line in source if line.strip().startswith("from app.")))
 """
     assert modules_after(program).isdisjoint(foreign)
+
+
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, run in a process of its own with these settings."""
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BROKER_LOG_LEVEL", "loud", "'loud' is no level: write debug, info, warning or error"),
+        ("BROKER_REDIS_URL", "foo", "not a URL of Redis: write redis://"),
+        ("BROKER_PARTITIONS", "many", "integer"),
+    ],
+)
+def test_a_setting_that_cannot_be(name: str, value: str, said: str) -> None:
+    """It is one line that names the variable, and exit code 2."""
+    done = command_line("topics", "check", **{name: value})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: settings: {name}: ")
+    assert said in line
+
+
+def test_settings_that_are_none_are_named() -> None:
+    """A misspelt variable has no effect, and one line says so; what is spelt well is not mentioned."""
+    environment = {"BROKER_TOPIC_PREFX": "a.", "BROKER_LOG_LEVEL": "INFO"}
+    done = command_line("explain", "/a", "-f", "nowhere", **environment)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+    assert "BROKER_TOPIC_PREFX" in line
+    assert "BROKER_LOG_LEVEL" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("decide", "--pool", "default"),
+        ("audit", "--runner", "a:b"),
+        ("features", "--pool", "default", "--runner", "a:b"),
+        ("pool",),
+        ("pool", "--pool", "default"),
+    ],
+)
+def test_options_of_another_role_are_refused(arguments: tuple[str, ...]) -> None:
+    """`worker` does not run with an option that it would not heed, or without one that its role needs."""
+    result = CliRunner().invoke(app, ["worker", *arguments])
+    assert result.exit_code == 2
+    assert "--runner go with role pool" in " ".join(result.output.split())
