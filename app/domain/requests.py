@@ -109,6 +109,8 @@ def _text(value: bytes | None, header: str) -> str | None:
 def read_address(headers: Headers) -> ReplyAddress | None:
     """The reply address, or None where none can be read; never raises.
 
+    A partition that is not four bytes is none here, and the envelope refuses it: the refusal goes to the topic.
+
     >>> read_address((("kafka_replyTopic", b"r"), ("kafka_correlationId", b"1"))).topic
     'r'
     """
@@ -162,6 +164,14 @@ def read_envelope(record: InboundRecord) -> Envelope:
         raise RequestRefused(
             Problem(Code.REQUEST_INVALID, f"header priority is {priority[:40]!r}: send high, normal or low")
         )
+    partition = _first(headers, ("kafka_replyPartition",))
+    if partition is not None and len(partition) != 4:
+        raise RequestRefused(
+            Problem(
+                Code.REQUEST_INVALID,
+                f"header kafka_replyPartition has {len(partition)} bytes: send 4, big-endian, or no such header",
+            )
+        )
     content_type = _text(_first(headers, _CONTENT_TYPE_HEADERS), "content-type") or JSON
     return Envelope(
         None if request_id is None else checked_id(request_id),
@@ -194,11 +204,16 @@ def positional_id(record: InboundRecord) -> RequestId:
     return RequestId(str(uuid.uuid5(_ID_NAMESPACE, record.position)))
 
 
-def identify(record: InboundRecord) -> RequestId:
-    """The id under which a request that cannot be read is answered and recorded; never raises."""
+def identify(record: InboundRecord, body: Mapping[str, Any] | None = None) -> RequestId:
+    """The id under which a request that is refused is answered and recorded; never raises.
+
+    The header's, else the body's where the body could be read. A header that cannot serve as an id yields to nothing
+    in the body: its sender may have meant another request.
+    """
     try:
         text = _first(record.headers, ("request-id",))
-        return checked_id(text.decode()) if text is not None else positional_id(record)
+        own_id = text.decode() if text is not None else (body or {}).get("request_id")
+        return checked_id(own_id) if isinstance(own_id, str) else positional_id(record)
     except (UnicodeDecodeError, RequestRefused):
         return positional_id(record)
 

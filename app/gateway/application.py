@@ -112,6 +112,8 @@ class Gateway:
 
     async def show(self, request_id: str) -> Answer:
         """``GET /v1/decisions/{request_id}``."""
+        if not request_id:
+            return problem(404, GatewayCode.NOT_FOUND, "no request id: write it behind /v1/decisions/")
         structlog.contextvars.bind_contextvars(request_id=request_id[:128])
         try:
             async with asyncio.timeout(self.settings.default_deadline / 1_000):

@@ -298,12 +298,16 @@ async def test_decision_not_found(http: httpx.AsyncClient, reader: FakeDecisionR
     assert response.status_code == 404
     assert problem_of(response)["request_id"] == "none"
     assert (await http.get("/v1/decisions/" + "x" * 200)).status_code == 404
+    nameless = problem_of(await http.get("/v1/decisions/"))
+    assert (nameless["status"], nameless["errors"][0]["code"]) == (404, "not_found")
+    assert "request id" in nameless["detail"]
     reader.down = StoreUnavailable("S3 does not answer")
     response = await http.get("/v1/decisions/none")
     assert response.status_code == 503
     assert response.headers["retry-after"]
     reader.down = EvidenceDamaged("not what was written")
-    assert problem_of(await http.get("/v1/decisions/none"))["errors"][0]["code"] == "audit_damaged"
+    damaged = problem_of(await http.get("/v1/decisions/none"))
+    assert (damaged["status"], damaged["errors"][0]["code"]) == (500, "audit_damaged")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,9 @@ def test_an_envelope_without_headers() -> None:
         ("deadline-ms", "٣".encode(), "epoch milliseconds"),
         ("deadline-ms", b"1" * 17, "epoch milliseconds"),
         ("priority", b"urgent", "send high, normal or low"),
+        ("kafka_replyPartition", b"", "has 0 bytes: send 4, big-endian"),
+        ("kafka_replyPartition", b"0", "has 1 bytes: send 4, big-endian"),
+        ("kafka_replyPartition", bytes(8), "has 8 bytes: send 4, big-endian"),
         ("request-id", b"\xff", "not UTF-8"),
         ("traceparent", b"\xff", "not UTF-8"),
         ("request-id", b"", "1 to 128 printable"),
@@ -121,6 +124,24 @@ def test_what_cannot_be_read_has_an_id_too(headers: Headers, expected: str | Non
     """The header's where it can be, else one made of the position, the same at every delivery."""
     assert identify(record(headers)) == (expected or positional_id(record()))
     assert positional_id(record()) != positional_id(record(offset=18))
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        ((), {"request_id": "body", "path": 5}, "body"),
+        ((("request-id", b"header"),), {"request_id": "body"}, "header"),
+        ((("request-id", b"\xff"),), {"request_id": "body"}, None),
+        ((), {"request_id": 7}, None),
+        ((), {"request_id": ""}, None),
+        ((), {}, None),
+    ],
+)
+def test_a_refused_body_is_answered_under_its_id(
+    headers: Headers, body: dict[str, object], expected: str | None
+) -> None:
+    """A caller finds the refusal by the id that it sent, if that can serve as one."""
+    assert identify(record(headers), body) == (expected or positional_id(record()))
 
 
 def test_the_headers_id_wins() -> None:
