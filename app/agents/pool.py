@@ -417,6 +417,6 @@ def attach(
     async def pool(stream: StreamT[Any]) -> None:
         await intake.each(cast(faust.Stream[bytes], stream), worker.handle)
 
-    channel = app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+    channel = app.topic(topic, key_type=bytes, value_type=bytes, allow_empty=True)
     app.agent(channel, name="pool")(pool)
     return intake
