@@ -361,7 +361,24 @@ class _Check:
             for name, text in rule.result.items()
             if (expression := compiled(f"result.{name}", text, RESULT_ROOTS)) is not None
         }
+        served = {task.name: self._served(task) for task in rule.tasks}
+        for name, expression in result.items():
+            for message in _result_faults(expression, served):
+                self._add(origin, document, f"{at}.result.{name}", message)
         return Rule(rule, when, result)
+
+    def _served(self, task: TaskSpec) -> tuple[ModelVersionSpec, ...] | None:
+        """The versions that can serve ``task``; None where one of them is not known, which is a fault by itself."""
+        select, model = task.select, self.models.get(task.model)
+        labels = [arm.version for arm in select.split or () if arm.weight > 0]
+        if select.version is not None:
+            labels.append(select.version)
+        if select.alias is not None:
+            if model is None or select.alias not in model.aliases:
+                return None
+            labels.append(model.aliases[select.alias])
+        versions = tuple(spec for label in labels if (spec := self.versions.get((task.model, label))) is not None)
+        return versions if len(versions) == len(labels) else None
 
     def _task_faults(self, task: TaskSpec) -> list[tuple[str, str]]:
         select, model = task.select, self.models.get(task.model)
@@ -402,6 +419,50 @@ class _Check:
                 same = f"Route {seen[shape]} has the same path; merge their rules"
                 self.faults.append(Fault(origin, f"Route {route.name}", "spec.path", same))
             seen.setdefault(shape, route.name)
+
+
+def _result_faults(expression: Expression, served: Mapping[str, tuple[ModelVersionSpec, ...] | None]) -> list[str]:
+    """Why ``expression`` fails for every answer that the tasks' versions can give, or for every one of some version.
+
+    Only what the documents prove is a fault: members named by a computed key and types of requests are not known.
+    """
+    named = expression.members("outputs")
+    asked = {path for path, tested in named if tested}
+    faults = []
+    for path in dict.fromkeys(path for path, _ in named):
+        task, output = path[0], path[1] if len(path) > 1 else None
+        if task not in served:
+            faults.append(f"outputs.{task}: there is no task {task} (there is: {', '.join(served)})")
+            continue
+        versions = served[task]
+        if output is None or versions is None:
+            continue
+        lacking = [each for each in versions if all(contract.name != output for contract in each.outputs)]
+        if len(lacking) == len(versions):
+            have = ", ".join(dict.fromkeys(contract.name for each in versions for contract in each.outputs))
+            faults.append(f"outputs.{task}.{output}: task {task} has no output {output} (there is: {have})")
+        elif lacking and path[:2] not in asked and " in " not in expression.text:
+            without = ", ".join(f"{each.model} {each.version}" for each in lacking)
+            faults.append(
+                f"outputs.{task}.{output}: {without} has no such output; ask has(outputs.{task}.{output}) first"
+            )
+    if faults or not set(expression.roots) <= {"outputs", "path"} or None in served.values():
+        return faults
+    known = {task: versions for task, versions in served.items() if versions}
+    for turn in range(max(map(len, known.values()), default=0)):
+        outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
+        said = expression.mistyped({"outputs": outputs, "path": "/"})
+        if said is not None:
+            return [said]
+    return []
+
+
+_SAMPLES: Final[Mapping[str, Any]] = {"BOOL": True, "BYTES": "", "FP32": 0.5, "FP64": 0.5}
+
+
+def _sample(version: ModelVersionSpec) -> dict[str, Any]:
+    """An answer of the types that ``version`` declares."""
+    return {output.name: _SAMPLES.get(output.datatype, 1) for output in version.outputs}
 
 
 def _name_in(content: Mapping[str, Any]) -> str:

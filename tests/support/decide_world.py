@@ -62,7 +62,7 @@ def documents() -> list[dict[str, Any]]:
             {"probability": "outputs.pd.probability"},
         ),
         "unserved": ([task(**nowhere)], {}),
-        "broken": ([task(**here)], {"impossible": "outputs.pd.probability + 'x'"}),
+        "broken": ([task(**here)], {"impossible": "outputs.pd.probability + inputs.absent"}),
     }
     return [
         document("Model", "credit-pd", {"owner": "risk"}),
@@ -214,7 +214,14 @@ class World:
         """A pool worker's answer to a task."""
         outputs = None if problem is not None else {"probability": probability(next(self.numbers))}
         answer = Answer(outputs, problem, (Attempt("pool", self.clock.now_ms(), 1.0, "ok"),), b"")
-        value = encode_result(queued.row.request_id, task or queued.row.task, answer, latency_ms=1.0, instance="pool")
+        value = encode_result(
+            queued.row.request_id,
+            task or queued.row.task,
+            answer,
+            latency_ms=1.0,
+            instance="pool",
+            execution_id=queued.row.execution_id,
+        )
         key = queued.row.request_id.encode()
         return self.log.append(OutboundRecord(RESULTS, value, key, queued.results_partition))
 
@@ -257,6 +264,8 @@ class World:
             if entry is None or read_entry_header(entry).state is not EntryState.PENDING:
                 return
             held = held_by(entry)
+            if held.execution_id != result.execution_id:
+                return
             if any(task.name == result.task and task.result is None for task in held.tasks):
                 self.faults.append(f"{record.position} was acknowledged, and its join does not hold it")
 

@@ -144,6 +144,58 @@ def test_one_fault_is_refused(name: str, path: str, value: object, field: str, s
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("outputs.nope.probability", "there is no task nope (there is: pd)"),
+        ("has(outputs.nope) ? 1 : 2", "there is no task nope"),
+        ("outputs['nope'].probability", "there is no task nope"),
+        ("outputs.pd.prob", "task pd has no output prob (there is: probability)"),
+        ("has(outputs.pd.prob) ? outputs.pd.prob : 0.0", "task pd has no output prob"),
+        ("outputs . pd // the first\n . prob", "task pd has no output prob"),
+        ("nofn(outputs.pd.probability)", "unknown function nofn (there is: bytes, contains"),
+        ("outputs.pd.probability * 100", "float * int"),
+        ("outputs.pd.probability.score", "No such overload"),
+    ],
+)
+def test_a_result_that_can_never_evaluate(text: str, said: str) -> None:
+    """A result that names no task, output or function there is, or mixes the outputs' types, fails every request."""
+    (fault,) = refused(changed(sound(), "credit", "spec.rules.0.result", {"decision": text}))
+    assert fault.field == f"{RULE}.result.decision"
+    assert said in fault.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "outputs.pd.probability * 100.0",
+        "has(outputs.pd) && 'probability' in outputs.pd",
+        "has(outputs.pd.probability) ? outputs['pd']['probability'] : 0.0",
+        "outputs[metadata.task].score",
+        "'outputs.nope.score' + r'\\' + path",
+        "path == '/' // outputs.nope.score",
+        "[{'nope': 1}].map(outputs, outputs.nope)",
+        "inputs.outputs.nope == 1",
+        "outputs.pd.all(name, outputs.pd[name] > 0.5)",
+        "inputs.amount * outputs.pd.probability",
+        "1 / size(path)",
+    ],
+)
+def test_a_result_that_may_evaluate_is_not_refused(text: str) -> None:
+    """Texts, comments, computed keys and what a request holds prove nothing."""
+    assert revision(changed(sound(), "credit", "spec.rules.0.result", {"decision": text}))
+
+
+def test_an_output_of_one_arm_only() -> None:
+    """What some versions of a split lack is asked for first, for any of them may be drawn."""
+    more = {"name": "margin", "datatype": "FP64"}
+    documents = changed(sound(), "credit-pd-2", "spec.outputs", [sound()[2]["spec"]["outputs"][0], more])
+    (fault,) = refused(changed(documents, "credit", "spec.rules.0.result", {"m": "outputs.pd.margin"}))
+    assert "credit-pd 1 has no such output; ask has(outputs.pd.margin) first" in fault.message
+    asked = "has(outputs.pd.margin) ? outputs.pd.margin : 0.0"
+    assert revision(changed(documents, "credit", "spec.rules.0.result", {"m": asked}))
+
+
+@pytest.mark.parametrize(
     ("name", "path", "value", "field"),
     [
         ("credit", "spec.rules.0.tasks.0.shadow", [{"version": "2", "percent": 100}], f"{TASK}.shadow"),
