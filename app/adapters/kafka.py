@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from app.domain.errors import ConfigurationError, PublishFailed, RecordTooLarge
+from app.domain.errors import ConfigurationError, PublisherBroken, PublishFailed, RecordTooLarge
 from app.ports.log import OutboundRecord
 from app.settings import Settings
 
@@ -30,7 +30,7 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 _FULL_WAIT_S: Final = 0.01
 _TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
-Delivery = tuple["asyncio.Future[int]", int | PublishFailed | RecordTooLarge]
+Delivery = tuple["asyncio.Future[int]", int | PublishFailed | RecordTooLarge | PublisherBroken]
 
 
 class KafkaPublisher:
@@ -107,7 +107,7 @@ class KafkaPublisher:
         topic = record.topic
 
         def delivered(error: KafkaError | None, message: Any) -> None:
-            outcome: int | PublishFailed | RecordTooLarge
+            outcome: int | PublishFailed | RecordTooLarge | PublisherBroken
             outcome = message.offset() if error is None else _failure(topic, error)
             self._delivered.append((delivery, outcome))
 
@@ -166,13 +166,18 @@ class KafkaPublisher:
     def _partition_count(self, topic: str) -> int:
         try:
             found = self._producer.list_topics(topic, timeout=_LOOKUP_TIMEOUT_S).topics.get(topic)
+        except (ValueError, RuntimeError):
+            # librdkafka takes no such name.
+            return 0
         except KafkaException:
             # Not knowing is no reason to refuse: the write itself will say.
             return self._looked_up.get(topic, (2**31 - 1, 0.0))[0]
         return 0 if found is None or found.error is not None else len(found.partitions)
 
 
-def _failure(topic: str, error: KafkaError) -> PublishFailed | RecordTooLarge:
+def _failure(topic: str, error: KafkaError) -> PublishFailed | RecordTooLarge | PublisherBroken:
+    if error.fatal():
+        return PublisherBroken(f"the producer cannot go on: {error.str()}; restart this process")
     if error.code() in _TOO_LARGE:
         return RecordTooLarge(f"Kafka refuses a record of {topic}: {error.str()}")
     return PublishFailed(f"Kafka did not acknowledge a record for {topic}: {error.str()}")

@@ -45,6 +45,7 @@ class QueuedResult:
     answer: Answer
     latency_ms: float
     instance: str
+    execution_id: str = ""
 
 
 def encode_values(values: Mapping[str, Value]) -> bytes:
@@ -92,6 +93,7 @@ def encode_task(row: Row, version: ModelVersionSpec, results_partition: int, now
     """
     record = {
         "request_id": row.request_id,
+        "execution_id": row.execution_id,
         "task": row.task,
         "model": version.model,
         "version": version.version,
@@ -122,6 +124,7 @@ def decode_task(data: bytes) -> QueuedTask:
         types,
         record["deadline_ms"],
         record["traceparent"],
+        record["execution_id"],
     )
     return QueuedTask(
         row,
@@ -133,7 +136,9 @@ def decode_task(data: bytes) -> QueuedTask:
     )
 
 
-def encode_result(request_id: str, task: str, answer: Answer, *, latency_ms: float, instance: str) -> bytes:
+def encode_result(
+    request_id: str, task: str, answer: Answer, *, latency_ms: float, instance: str, execution_id: str = ""
+) -> bytes:
     """The result that carries ``answer``.
 
     Raises:
@@ -146,6 +151,7 @@ def encode_result(request_id: str, task: str, answer: Answer, *, latency_ms: flo
         raise ValueError(f"outputs cannot be written as JSON: {error}") from error
     record = {
         "request_id": request_id,
+        "execution_id": execution_id,
         "task": task,
         "outputs": outputs,
         "problem": None if problem is None else {"code": str(problem.code), "message": problem.message},
@@ -180,7 +186,9 @@ def decode_result(data: bytes) -> QueuedResult:
         ),
         record["sent"],
     )
-    return QueuedResult(RequestId(record["request_id"]), task, answer, record["latency_ms"], record["instance"])
+    return QueuedResult(
+        RequestId(record["request_id"]), task, answer, record["latency_ms"], record["instance"], record["execution_id"]
+    )
 
 
 def _code(text: str) -> Code:

@@ -4,9 +4,10 @@ Nothing is left without an answer: whatever the bytes are, there is an id to ans
 read before anything that can fail.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from app.domain.errors import Code, Problem, RequestRefused, Undecodable
 from app.domain.requests import (
@@ -24,6 +25,20 @@ from app.domain.requests import (
 from app.ports.log import Replies
 from app.settings import Settings
 
+_TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_OWN_TOPICS: Final = frozenset(
+    {
+        "broker.registry",
+        "decide-joins-changelog",
+        "features.updates",
+        "inference.audit",
+        "inference.requests",
+        "inference.results",
+    }
+)
+"""A reply there would be read as a request, a revision, a decision: no setting opens these."""
+_OWN_PREFIXES: Final = ("inference.tasks.",)
+
 
 class Decoder(Protocol):
     """Turns a request's bytes into its members."""
@@ -37,7 +52,8 @@ class Decoder(Protocol):
 class Arrival:
     """A record as it was admitted: ``request`` or, where there is none, the problem. ``dead`` bytes are kept aside.
 
-    ``address`` is None where no reply can or may be sent.
+    ``address`` is None where no reply can or may be sent. ``unaddressable``: the reply topic that it names cannot be
+    used, so it is turned away and may be sent again, under the same id, with one that can.
     """
 
     record: InboundRecord
@@ -49,6 +65,7 @@ class Arrival:
     request: Request | None = None
     problem: Problem | None = None
     dead: bool = False
+    unaddressable: bool = False
 
 
 class Admission:
@@ -61,24 +78,49 @@ class Admission:
 
     async def admit(self, record: InboundRecord) -> Arrival:
         """What ``record`` asks for. Raises StoreUnavailable where that cannot be known yet."""
-        address, problem = await self._address(record)
+        address, unusable = await self._address(record)
         traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
         try:
-            if problem is not None:
-                raise RequestRefused(problem)
             size = len(record.value or b"")
             if size > self._settings.request_bytes_max:
                 said = f"the request has {size} bytes; {self._settings.request_bytes_max} are allowed"
                 raise RequestRefused(Problem(Code.REQUEST_TOO_LARGE, said))
             request = await self.read(record)
         except RequestRefused as refused:
-            dead = isinstance(refused, Undecodable)
             body = digest_of_bytes(record.value)
-            content_type = content_type_of(record.headers)
             return Arrival(
-                record, identify(record), body, content_type, address, traceparent, None, refused.problem, dead
+                record,
+                identify(record),
+                body,
+                content_type_of(record.headers),
+                address,
+                traceparent,
+                None,
+                unusable or refused.problem,
+                isinstance(refused, Undecodable),
+                unusable is not None,
             )
-        return Arrival(record, request.request_id, request.body, request.content_type, address, traceparent, request)
+        return Arrival(
+            record,
+            request.request_id,
+            request.body,
+            request.content_type,
+            address,
+            traceparent,
+            None if unusable else request,
+            unusable,
+            False,
+            unusable is not None,
+        )
+
+    def unreadable(self, record: InboundRecord, reason: str) -> Arrival:
+        """What becomes of a record that could not be read for a reason of ours; its bytes are kept aside."""
+        address = read_address(record.headers)
+        if address is not None and self._refusal_of(address) is not None:
+            address = None
+        problem = Problem(Code.INTERNAL, f"the request is kept aside: {reason}")
+        body, content_type = digest_of_bytes(record.value), content_type_of(record.headers)
+        return Arrival(record, identify(record), body, content_type, address, None, None, problem, dead=True)
 
     async def read(self, record: InboundRecord) -> Request:
         """The request in ``record``. Raises RequestRefused, Undecodable, StoreUnavailable."""
@@ -89,14 +131,25 @@ class Admission:
         address = read_address(record.headers)
         if address is None:
             return None, None
-        if not address.allowed_by(self._settings.reply_topics_allowed, self._settings.topic_prefix):
-            said = f"reply topic {address.topic[:200]} is not allowed: BROKER_REPLY_TOPICS_ALLOWED names those that are"
-        elif not await self._replies.has_partition(address.topic, address.partition):
-            which = address.topic[:200] if address.partition is None else f"{address.topic[:200]}/{address.partition}"
+        said = self._refusal_of(address)
+        if said is None and not await self._replies.has_partition(address.topic, address.partition):
+            which = address.topic if address.partition is None else f"{address.topic}/{address.partition}"
             said = f"reply topic {which} does not exist: create it, or name one that does"
-        else:
+        if said is None:
             return address, None
         return None, Problem(Code.REPLY_TOPIC_NOT_ALLOWED, said)
+
+    def _refusal_of(self, address: ReplyAddress) -> str | None:
+        """Why replies are not written there, whatever exists; None where they may be."""
+        topic = address.topic
+        if not _TOPIC_NAME.fullmatch(topic) or topic in (".", ".."):
+            return f"reply topic {topic[:80]!r} is no topic's name: 1 to 249 of A-Z, a-z, 0-9, dot, - and _"
+        if not address.allowed_by(self._settings.reply_topics_allowed, self._settings.topic_prefix):
+            return f"reply topic {topic} is not allowed: BROKER_REPLY_TOPICS_ALLOWED names those that are"
+        own = topic.removeprefix(self._settings.topic_prefix)
+        if own in _OWN_TOPICS or own.startswith(_OWN_PREFIXES) or own.endswith("-dlt") or topic.startswith("__"):
+            return f"reply topic {topic} is not allowed: the broker keeps its own records there"
+        return None
 
 
 def content_type_of(headers: Headers) -> str:

@@ -47,6 +47,7 @@ _RESULTS = Counter("broker_results", "Queued results by fate: joined, late, repe
 _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for queued tasks")
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
+_AGAIN_MS: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -131,6 +132,9 @@ class Decider:
             NotOwner: the partition went away; the record is another worker's.
         """
         arrival = await self._admit(record)
+        if arrival.unaddressable and arrival.problem is not None:
+            await self._turn_away(arrival, arrival.problem)
+            return
         if arrival.dead and arrival.problem is not None:
             await self._ledger.bury(record, arrival.problem.message, arrival.problem.code)
         while True:
@@ -182,10 +186,18 @@ class Decider:
         if task is None:
             _RESULTS.labels("unknown").inc()
             return
+        if result.execution_id != live.record.execution_id:
+            # Of a decision that was begun before a crash, or of an id used again: another version's, perhaps.
+            _RESULTS.labels("unknown").inc()
+            return
         if self._clock.now_ms() >= live.record.deadline_ms:
             # Read late, as after a time without a worker: the deadline's timer must not have to win a race.
             self._expire(live)
-        effect = self._join(live, judge(task.name, task.version, result.answer, result.latency_ms))
+        answer = result.answer
+        if answer.problem is not None and answer.problem.code is Code.DEADLINE_EXCEEDED:
+            # The task's own, which its version's policy sets: the request's has not come.
+            answer = replace(answer, problem=replace(answer.problem, code=Code.MODEL_TIMEOUT))
+        effect = self._join(live, judge(task.name, task.version, answer, result.latency_ms))
         _RESULTS.labels(effect.reason if isinstance(effect, Ignore) else "joined").inc()
         if live.outcome is not None:
             # Also for a result that came too late: the decision must stand before the result may be forgotten.
@@ -224,13 +236,20 @@ class Decider:
     # --- admission ----------------------------------------------------------------------------------------------------
 
     async def _admit(self, record: InboundRecord) -> Arrival:
+        """What the record asks for; whatever goes wrong with that, it is answered, and the bytes are kept."""
+        give_up_ms = record.timestamp_ms + self._settings.default_deadline
         while True:
             try:
                 return await self._admission.admit(record)
             except StoreUnavailable as error:
+                if self._clock.now_ms() >= give_up_ms:
+                    return self._admission.unreadable(record, f"it could not be read in time: {error}")
                 log.warning("admission_retried", position=record.position, reason=str(error))
                 await asyncio.sleep(_RETRY_S)
                 await self._ledger.owned(record.partition)
+            except Exception as error:
+                log.exception("admission_failed", position=record.position)
+                return self._admission.unreadable(record, f"{type(error).__name__} while reading it")
 
     async def _on_known(self, arrival: Arrival, live: Live) -> None:
         """Its id is being decided here: wait for that decision, which stands for this record too."""
@@ -241,6 +260,8 @@ class Decider:
         if same and live.durable:
             # A redelivery of an acknowledged join, or one whose tasks may not be out: see to it that they are.
             await self._dispatch_queued(live)
+            if live.outcome is not None:
+                await self._conclude(live)
             return
         decided = await asyncio.shield(self._done(live))
         if not same:
@@ -270,10 +291,13 @@ class Decider:
         log.info("repeated", request_id=request_id, status=str(decided.status), position=arrival.record.position)
 
     async def _refuse_conflict(self, arrival: Arrival) -> None:
-        """The id stands for another question: turn this one away. Its record is the same at every delivery."""
+        """The id stands for another question."""
         _DUPLICATES.labels("conflict").inc()
         said = f"request id {arrival.request_id} was used for another request: use a new id"
-        problem = Problem(Code.REQUEST_ID_CONFLICT, said)
+        await self._turn_away(arrival, Problem(Code.REQUEST_ID_CONFLICT, said))
+
+    async def _turn_away(self, arrival: Arrival, problem: Problem) -> None:
+        """Refuse without deciding: the id stays as it is. The refusal's record is the same at every delivery."""
         moment = arrival.record.timestamp_ms
         execution_id = str(uuid5(_REFUSALS, arrival.record.position))
         record = replace(self._new_record(arrival, moment), kind=Kind.REFUSAL, execution_id=execution_id, instance="")
@@ -304,7 +328,8 @@ class Decider:
     async def _decide_new(self, live: Live, arrival: Arrival) -> None:
         if arrival.request is None:
             assert arrival.problem is not None  # noqa: S101 - an arrival has a request or a problem
-            await self._end(live, Status.REJECTED, (arrival.problem,))
+            ours = arrival.problem.code is Code.INTERNAL
+            await self._end(live, Status.FAILED if ours else Status.REJECTED, (arrival.problem,))
             return
         if not await self._plan(live, arrival.request):
             return
@@ -434,13 +459,17 @@ class Decider:
                 self._join(live, _failed(task.name, Problem(Code.MODEL_UNAVAILABLE, said, task.name)))
                 continue
             try:
-                value = encode_task(self._row(live, task), task.version, live.partition, now_ms)
+                row = self._row(live, task)
+                row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + task.version.policy.timeout))
+                value = encode_task(row, task.version, live.partition, now_ms)
             except ValueError as error:
                 self._join(live, _failed(task.name, Problem(Code.MODEL_ERROR, str(error), task.name)))
                 continue
-            records.append(OutboundRecord(topic, value, live.record.request_id.encode()))
-        if records:
-            await self._ledger.dispatch(live.partition, records, live.record.deadline_ms)
+            records.append((OutboundRecord(topic, value, live.record.request_id.encode()), row.deadline_ms))
+        if len(records) == 1:
+            await self._ledger.dispatch(live.partition, *records[0])
+        elif records:
+            await asyncio.gather(*(self._ledger.dispatch(live.partition, *each) for each in records))
         live.dispatched = True
 
     # --- the join -----------------------------------------------------------------------------------------------------
@@ -463,10 +492,11 @@ class Decider:
         """Make the join durable as it stands, and set its timer once; False where the request has ended."""
         assert live.join is not None  # noqa: S101 - only joins wait
         if not live.counted:
-            while self._pending >= self._settings.joins_pending_max:
-                self._room.clear()
-                await self._room.wait()
+            await self._await_room(live)
             live.check()
+            if live.outcome is not None and not live.concluding:
+                await self._conclude(live)
+                return False
             if live.concluding:
                 # Its results were faster than the room.
                 await asyncio.shield(self._done(live))
@@ -489,6 +519,17 @@ class Decider:
         await asyncio.shield(self._done(live))
         return False
 
+    async def _await_room(self, live: Live) -> None:
+        """Wait until another join may wait; at its deadline the request ends instead."""
+        while self._pending >= self._settings.joins_pending_max:
+            self._room.clear()
+            wait_s = (live.record.deadline_ms - self._clock.now_ms()) / 1000
+            try:
+                await asyncio.wait_for(self._room.wait(), max(0.0, wait_s))
+            except TimeoutError:
+                self._expire(live)
+                return
+
     def _set_timer(self, live: Live) -> None:
         # Only now: a timer that finds no entry has nothing to end.
         if not live.durable:
@@ -497,7 +538,14 @@ class Decider:
 
     def _on_due(self, partition: int, request_id: str) -> None:
         if partition in self._owned:
-            self._spawn(self._due(partition, request_id))
+            self._spawn(self._due_or_again(partition, request_id))
+
+    async def _due_or_again(self, partition: int, request_id: str) -> None:
+        try:
+            await self._due(partition, request_id)
+        except NotOwner:
+            # Should the partition stay ours after all, nothing else would set this timer again.
+            self.timers.at(self._clock.now_ms() + _AGAIN_MS, partition, request_id)
 
     async def _due(self, partition: int, request_id: str) -> None:
         """A timer fired: a join's deadline, or the end of a decision's window."""
@@ -505,6 +553,10 @@ class Decider:
         if header is None:
             return
         if header.state is EntryState.PENDING:
+            if header.time_ms > self._clock.now_ms():
+                # A timer of an earlier join under this id.
+                self.timers.at(header.time_ms, partition, request_id)
+                return
             live = self._live.get(request_id) or await self._resume(partition, request_id)
             if live is not None and live.join is not None:
                 self._expire(live)
@@ -577,11 +629,7 @@ class Decider:
             await asyncio.shield(done)
             return
         live.concluding = True
-        recipient = Recipient(
-            read_address(record.source.headers) if self._may_reply(record) else None,
-            next((value for name, value in record.source.headers if name == "traceparent"), None),
-            record.source.key,
-        )
+        recipient = _first_recipient(record)
         try:
             async with live.writing:
                 record = await self._ledger.decide(record, [recipient], live.check, acknowledged=live.durable)
@@ -614,9 +662,6 @@ class Decider:
         mine = decided.instance == self._instance and decided.decided_ms is not None
         return since_ms is not None and mine and (decided.decided_ms or 0) >= since_ms
 
-    def _may_reply(self, record: DecisionRecord) -> bool:
-        return all(problem.code is not Code.REPLY_TOPIC_NOT_ALLOWED for problem in record.problems)
-
     async def _announce_decided(self, partition: int, request_id: str) -> None:
         """A decision whose announcement a worker did not live to finish."""
         if request_id in self._live:
@@ -624,10 +669,7 @@ class Decider:
         record = self._ledger.read(partition, request_id)
         if record is None or record.decided_ms is None:
             return
-        recipient = Recipient(
-            read_address(record.source.headers) if self._may_reply(record) else None, None, record.source.key
-        )
-        await self._ledger.announce_again(partition, request_id, [recipient])
+        await self._ledger.announce_again(partition, request_id, [_first_recipient(record)])
         self.timers.at(record.decided_ms + self._settings.dedupe_window, partition, request_id)
 
     # --- small things -------------------------------------------------------------------------------------------------
@@ -692,7 +734,15 @@ class Decider:
             features = next(entry.features for entry in live.record.tasks if entry.name == task.name)
             inputs = recorded(task.version.features, live.plan.revision.views, features)
         traceparent = live.request.traceparent if live.request else None
-        return Row(live.record.request_id, task.name, inputs.values, inputs.types, live.record.deadline_ms, traceparent)
+        return Row(
+            live.record.request_id,
+            task.name,
+            inputs.values,
+            inputs.types,
+            live.record.deadline_ms,
+            traceparent,
+            live.record.execution_id,
+        )
 
 
 class _BegunAnew(NotOwner):
@@ -722,6 +772,13 @@ def _task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:
         inputs.features,
         None,
     )
+
+
+def _first_recipient(record: DecisionRecord) -> Recipient:
+    """Whoever asked first. A request whose reply topic cannot be used is never decided, so its address is sound."""
+    headers = record.source.headers
+    traceparent = next((value for name, value in headers if name == "traceparent"), None)
+    return Recipient(read_address(headers), traceparent, record.source.key)
 
 
 def _skipped(task: str, problem: Problem) -> TaskResult:

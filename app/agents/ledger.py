@@ -36,6 +36,7 @@ log = structlog.get_logger()
 _REPLIES = Counter("broker_replies", "Replies by fate: sent, repeated, undeliverable", ["fate"])
 _RETRIES = Counter("broker_publish_retries", "Writes that Kafka did not acknowledge at once", ["what"])
 _RETRY_DELAYS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_KEY_BYTES_MAX: Final = 10_000
 _T = TypeVar("_T")
 Check = Callable[[], None]
 """Raises NotOwner where whoever writes has lost the right to, though the partition may be back by now."""
@@ -164,7 +165,9 @@ class Ledger:
         ]
         if recipient.traceparent is not None:
             headers.append(("traceparent", recipient.traceparent))
-        out = OutboundRecord(address.topic, record.reply, recipient.key, address.partition, tuple(headers))
+        # A key is the caller's, of any size; the reply must go out whatever it is.
+        key = recipient.key if recipient.key is None or len(recipient.key) <= _KEY_BYTES_MAX else None
+        out = OutboundRecord(address.topic, record.reply, key, address.partition, tuple(headers))
         try:
             await self._publish("reply", record.source.partition, [out], deliverable=address)
         except (PublishFailed, RecordTooLarge) as error:
@@ -187,12 +190,12 @@ class Ledger:
 
         await self._insist("joins", partition, write)
 
-    async def dispatch(self, partition: int, records: Sequence[OutboundRecord], deadline_ms: int) -> None:
-        """Send tasks to their pools, unless Kafka takes them only after the deadline: nobody needs them then."""
+    async def dispatch(self, partition: int, record: OutboundRecord, deadline_ms: int) -> None:
+        """Send a task to its pool, unless Kafka takes it only after the task's deadline: nobody needs it then."""
 
         async def write() -> None:
             if self._clock.now_ms() < deadline_ms:
-                await self._replies.publish(records)
+                await self._replies.publish([record])
 
         await self._insist("task", partition, write)
 

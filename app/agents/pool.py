@@ -371,7 +371,14 @@ class PoolWorker:
 
     def _result(self, task: QueuedTask, answer: Answer, latency_ms: float) -> OutboundRecord:
         request_id: RequestId = task.row.request_id
-        value = encode_result(request_id, task.row.task, answer, latency_ms=latency_ms, instance=self._instance)
+        value = encode_result(
+            request_id,
+            task.row.task,
+            answer,
+            latency_ms=latency_ms,
+            instance=self._instance,
+            execution_id=task.row.execution_id,
+        )
         return OutboundRecord(self._results_topic, value, request_id.encode(), task.results_partition)
 
     async def _publish(self, record: OutboundRecord) -> None:

@@ -39,7 +39,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One task's inputs for one model call. ``types`` are Feast value types, by column."""
+    """One task's inputs for one model call. ``types`` are Feast value types, by column.
+
+    ``execution_id`` names the decision that asks, so that an answer to an earlier one is not taken for its own.
+    """
 
     request_id: RequestId
     task: str
@@ -47,6 +50,7 @@ class Row:
     types: Mapping[str, str]
     deadline_ms: int
     traceparent: str | None
+    execution_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ for what stops the work at hand::
     ├── LetterUnknown       there is no such dead letter: name one that is there
     ├── RedriveRefused      a dead letter is not sent back: the message says why and what to do
     ├── PublishFailed       Kafka did not acknowledge a record: retry while the partition is ours
+    ├── PublisherBroken     the producer itself is beyond repair (crash)
     ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
     └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
 """
@@ -153,6 +154,10 @@ class RedriveRefused(BrokerError):
 
 class PublishFailed(BrokerError):
     """Kafka did not acknowledge a record within the producer's own retries."""
+
+
+class PublisherBroken(BrokerError):
+    """The idempotent producer has lost its place for good; only a new process has one again."""
 
 
 class RecordTooLarge(BrokerError):
