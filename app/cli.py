@@ -11,7 +11,8 @@ from pydantic_core import ValidationError
 from typer.core import TyperGroup
 
 from app import __version__
-from app.domain.errors import BrokerError, ConfigurationError
+from app.commands.failures import exit_code
+from app.domain.errors import BrokerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def main() -> None:
         raise SystemExit(2) from error
     except BrokerError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from error
+        raise SystemExit(exit_code(error)) from error
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rich.text import Text
 from app.adapters.audit_reader import AuditReader
 from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.s3 import S3ObjectStore
+from app.commands.failures import failed
 from app.domain.audit import DECISION, Pointer
 from app.domain.audit_view import readable
 from app.domain.errors import BrokerError
@@ -45,8 +46,7 @@ def show(
     try:
         record, pointers = asyncio.run(_find(Settings(), request_id))
     except BrokerError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     if as_json and (record is not None or pointers):
         document = {"record": record, "items": [_item(pointer) for pointer in pointers]}
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())

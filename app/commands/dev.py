@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from app.commands.failures import failed
 from app.devstack.process import StackError
 from app.devstack.stack import ALL, ServiceState, Stack
 from app.domain.errors import BrokerError
@@ -99,7 +100,7 @@ def prepare(as_json: Json = False) -> None:
     try:
         created = asyncio.run(create_stores(Settings()))
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         _print_json({"created": created})
         return
@@ -137,7 +138,7 @@ def _table(states: list[ServiceState]) -> Table:
     return table
 
 
-def _failed(error: StackError | BrokerError) -> typer.Exit:
+def _failed(error: StackError) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(1)
 

@@ -9,10 +9,12 @@ import orjson
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from app.adapters.dead_letter_topics import DeadLetter, DeadLetterTopics, Redrive
+from app.commands.failures import failed
 from app.domain.errors import BrokerError
 from app.settings import Settings
 
@@ -25,6 +27,7 @@ dlt_app = typer.Typer(
 )
 
 _SHOWN_BYTES_MAX: Final = 4_096
+_REASON_LENGTH_MAX: Final = 300
 _PRINTABLE: Final = frozenset(string.printable) - frozenset("\x0b\x0c\r")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -48,7 +51,7 @@ def list_letters(
             count, waiting = sum(each.end - each.first for each in states), sum(each.waiting for each in states)
             found.append((name, count, waiting, letters.latest(name, partitions, latest) if count else ()))
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         documents = [
             {"topic": name, "letters": count, "waiting": waiting, "latest": [_summary(each) for each in newest]}
@@ -64,7 +67,7 @@ def list_letters(
     for name, count, _, newest in found:
         if newest:
             console.print(Text(f"{name}: the latest {len(newest)} of {count}", style="bold"))
-            console.print(_letters_table(newest))
+            print_letters(console, newest)
 
 
 @dlt_app.command(epilog="Example: model-broker dlt show inference.requests-dlt/3/41")
@@ -79,7 +82,7 @@ def show(
     try:
         letter = DeadLetterTopics(Settings()).read(topic, partition, offset)
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         document = _summary(letter) | {
             "group": letter.group,
@@ -130,7 +133,7 @@ def redrive(
         else:
             result = topics.redrive_all(name, partitions)
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         typer.echo(
             orjson.dumps(
@@ -181,20 +184,21 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _letters_table(letters: Sequence[DeadLetter]) -> Table:
-    table = Table("partition/offset", "time", "original", "kind", "reason", "state", box=SIMPLE_HEAD)
+def print_letters(console: Console, letters: Sequence[DeadLetter]) -> None:
+    """Two lines a letter, for reasons are sentences: what it is, and under it where it came from and why."""
+    rows = []
     for letter in letters:
         told = _summary(letter)
+        place = f"{letter.record.partition}/{letter.record.offset}"
         reason = " ".join((told["reason"] or "-").split())
-        table.add_row(
-            f"{letter.record.partition}/{letter.record.offset}",
-            told["time"][:19],
-            Text(told["original"] or "-", overflow="fold"),
-            told["kind"] or "-",
-            Text(reason if len(reason) <= 80 else f"{reason[:79]}…"),
-            told["state"],
-        )
-    return table
+        reason = reason if len(reason) <= _REASON_LENGTH_MAX else f"{reason[: _REASON_LENGTH_MAX - 1]}…"
+        rows.append(((place, told["time"][:19], told["kind"] or "-", told["state"]), told["original"], reason))
+    widths = [max(len(row[column]) for row, _, _ in rows) for column in range(4)]
+    for row, original, reason in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        console.print(Text(line, overflow="fold"))
+        origin = f"of {original}: " if original else ""
+        console.print(Padding(Text(f"{origin}{reason}", overflow="fold"), (0, 0, 0, 4), expand=False))
 
 
 def _readable(value: bytes | None) -> dict[str, str] | None:
@@ -221,8 +225,3 @@ def _text(value: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if all(character in _PRINTABLE or character.isprintable() for character in text) else None
-
-
-def _failed(error: BrokerError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)

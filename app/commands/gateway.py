@@ -10,6 +10,7 @@ import uvloop
 from app.adapters.audit_reader import AuditReader
 from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.s3 import S3ObjectStore
+from app.commands.failures import failed
 from app.domain.errors import BrokerError
 from app.gateway.server import run
 from app.observability import configure_logging
@@ -33,8 +34,7 @@ def gateway(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, instance or f"{socket.gethostname()}-gateway", host, http_port))
     except BrokerError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
 
 
 async def _serve(settings: Settings, instance: str, host: str, port: int) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import datetime
+import re
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -12,11 +14,14 @@ import typer
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from app.adapters.documents_yaml import read_directory
 from app.adapters.registry_topic import Head, publish_revision, read_head, read_published
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
+from app.commands.failures import exit_code
 from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RequestRefused
 from app.domain.explanation import Explanation, explain
@@ -35,6 +40,7 @@ KINDS: Final = {
 """What `get` understands, beside plurals and capitals."""
 
 _VALUE_LENGTH_MAX: Final = 60
+_DIGEST: Final = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 registry_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -73,7 +79,7 @@ def apply(
             "published": False,
         }
         if not as_json:
-            _print_changes(changes, head, revision)
+            print_changes(changes, head, revision)
         if not dry_run and not unchanged:
             if not yes:
                 _confirm()
@@ -111,7 +117,8 @@ def _confirm() -> None:
             "no terminal to confirm on, and nothing was published: pass --yes, or --dry-run to look"
         )
     if not typer.confirm("Publish this revision?"):
-        raise ConfigurationError("not confirmed: nothing was published")
+        typer.echo("Not confirmed: nothing was published.", err=True)
+        raise typer.Exit(1)
 
 
 def _create_pool_topics(settings: Settings, revision: Revision) -> None:
@@ -123,7 +130,7 @@ def _create_pool_topics(settings: Settings, revision: Revision) -> None:
         admin.apply([topic for topic in wanted if topic.name.removesuffix("-dlt") in absent])
 
 
-def _print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -> None:
+def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -> None:
     console = Console(stderr=True)
     if head.faults:
         console.print("The current revision is refused, and will be replaced whole:", style="bold red")
@@ -131,23 +138,25 @@ def _print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) 
             console.print(f"  {fault}", markup=False, highlight=False)
     if not changes:
         return
-    table = Table("document", "field", "before", "after", box=SIMPLE_HEAD)
-    for column in table.columns:
-        column.overflow = "fold"
-    for change in changes:
-        if change.field:
-            table.add_row(change.document, change.field, _short(change.before), _short(change.after))
-        else:
-            table.add_row(change.document, "", *(("-", "new") if change.kind == "added" else ("there", "removed")))
-    Console().print(table)
+    out = Console(highlight=False)
+    for document, own in groupby(changes, key=lambda change: change.document):
+        for number, change in enumerate(own):
+            if not change.field:
+                out.print(Text.assemble((document, "bold"), f": {'new' if change.kind == 'added' else 'removed'}"))
+                continue
+            if number == 0:
+                out.print(Text(document, style="bold"))
+            said = f"{change.field}: {_short(change.before)} → {_short(change.after)}"
+            out.print(Padding(Text(said, overflow="fold"), (0, 0, 0, 2), expand=False))
     counts = {kind: sum(change.kind == kind for change in changes) for kind in ("added", "changed", "removed")}
-    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {revision.id}")
+    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {_short(revision.id)}")
 
 
 def _short(value: object) -> str:
     if value is None:
         return "-"
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = _DIGEST.sub(r"\1…", text)
     return text if len(text) <= _VALUE_LENGTH_MAX else f"{text[: _VALUE_LENGTH_MAX - 1]}…"
 
 
@@ -188,30 +197,13 @@ def get(
             raise ConfigurationError(f"no {wanted} {name} in {published.revision.id}; there is {names[:500]}")
     except BrokerError as error:
         _fail(error, as_json=as_json)
-    contents = [_written(document) for document in documents]
+    contents = [content_of(document) for document in documents]
     if as_json or output == "json":
         typer.echo(orjson.dumps({"revision": published.revision.id, "documents": contents}))
     elif output == "yaml":
         typer.echo(yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True), nl=False)
     else:
         Console().print(_documents_table(wanted, documents, published.revision))
-
-
-_DURATIONS: Final = frozenset({"deadline", "timeout", "maxAge"})
-
-
-def _written(document: Document) -> dict[str, Any]:
-    """The document as a person would write it: durations with their unit."""
-
-    def written(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {name: written(member, name) for name, member in value.items()}
-        if isinstance(value, list):
-            return [written(item) for item in value]
-        return format_duration(value) if key in _DURATIONS and isinstance(value, int) else value
-
-    content: dict[str, Any] = written(content_of(document))
-    return content
 
 
 def _documents_table(kind: str, documents: list[Document], revision: Revision) -> Table:
@@ -404,4 +396,4 @@ def _fail(error: BrokerError, *, as_json: bool) -> NoReturn:
         typer.echo(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: nothing was published.", err=True)
     else:
         typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(1) from error
+    raise typer.Exit(exit_code(error)) from error

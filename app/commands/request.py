@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.adapters.request_reply import RequestReplyClient
+from app.commands.failures import failed
 from app.domain.errors import BrokerError, RequestRefused
 from app.domain.join import Status
 from app.domain.requests import Headers, checked_id
@@ -73,8 +74,7 @@ def request(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     except BrokerError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise failed(error) from error
     if as_json:
         typer.echo(reply.value)
     else:

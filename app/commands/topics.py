@@ -10,6 +10,7 @@ from rich.table import Table
 
 from app.adapters.registry_topic import read_head
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
+from app.commands.failures import failed
 from app.domain.errors import BrokerError
 from app.domain.registry import pools_of
 from app.settings import Settings
@@ -38,7 +39,7 @@ def apply(pool: Pool = None, as_json: Json = False) -> None:
         topics = wanted_topics(read_documents(), settings, _pools(settings, admin, pool))
         applied = admin.apply(topics)
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         document = {
             "created": applied.created,
@@ -67,7 +68,7 @@ def check(pool: Pool = None, as_json: Json = False) -> None:
         topics = wanted_topics(read_documents(), settings, _pools(settings, admin, pool))
         differences = admin.differences(topics)
     except BrokerError as error:
-        raise _failed(error) from error
+        raise failed(error) from error
     if as_json:
         listed = [
             {"topic": each.topic, "what": each.what, "wanted": each.wanted, "found": each.found} for each in differences
@@ -92,8 +93,3 @@ def _pools(settings: Settings, admin: TopicAdmin, named: list[str] | None) -> se
         if published is not None:
             pools |= pools_of(published.revision)
     return pools
-
-
-def _failed(error: BrokerError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)

@@ -142,7 +142,7 @@ async def test_topics_missing(environment: dict[str, str], topic_prefix: str) ->
     """A gateway without its topics ends non-zero with one line that says what to run."""
     process = await start("gateway", environment | {"BROKER_TOPIC_PREFIX": f"{topic_prefix}not."}, "--http-port", "0")
     _, log = await ended(process)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "topics apply" in log
     assert "Traceback" not in log
 
@@ -152,7 +152,7 @@ async def test_port_taken(environment: dict[str, str]) -> None:
     async with gateway(environment) as (_, http):
         process = await start("gateway", environment, "--http-port", str(http.base_url.port))
         _, log = await ended(process)
-        assert process.returncode == 1
+        assert process.returncode == 2
         assert "--http-port" in log
 
 

@@ -1,0 +1,24 @@
+"""How a command ends that could not do what it was asked: one line on standard error, and an exit code that tells why.
+
+1: it was done, and the answer is no, or something that it needs failed meanwhile. 2: it could not be asked this way:
+options, settings, topics or a dependency are wrong.
+"""
+
+import typer
+
+from app.domain.errors import BrokerError, ConfigurationError
+
+
+def failed(error: BrokerError) -> typer.Exit:
+    """The exit of a command that ``error`` ends, once its line is written."""
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(exit_code(error))
+
+
+def exit_code(error: BrokerError) -> int:
+    """2 where the configuration is wrong, else 1.
+
+    >>> exit_code(ConfigurationError("no topic")), exit_code(BrokerError("no answer"))
+    (2, 1)
+    """
+    return 2 if isinstance(error, ConfigurationError) else 1
