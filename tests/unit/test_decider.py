@@ -213,6 +213,18 @@ def test_a_reply_topic_that_may_not_be_written_to(reply_to: str) -> None:
 
 
 @in_virtual_time
+async def test_a_reply_partition_that_is_none() -> None:
+    """Not four bytes: rejected, no model is asked, and the reply goes to the topic without a partition."""
+    made = await world()
+    made.send("r", headers=(("kafka_replyPartition", b"0"),))
+    await settled(made)
+    assert made.reply()["status"] == "rejected"
+    assert codes(made.reply()) == ["request_invalid"]
+    assert "kafka_replyPartition" in made.reply()["errors"][0]["message"]
+    assert {reply.record.partition for reply in made.replies()} == {None}
+
+
+@in_virtual_time
 async def test_without_an_address_a_request_is_decided_all_the_same() -> None:
     """No reply is due, the record is."""
     made = await world()
