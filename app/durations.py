@@ -1,9 +1,10 @@
 """Durations as people write them: ``80ms``, ``2s``, ``15m``, ``1h``, ``30d``; inside, whole milliseconds."""
 
 import re
+from fractions import Fraction
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -18,7 +19,7 @@ def parse_duration_ms(text: object) -> int:
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write a number and a unit, as 80ms, 2s, 15m, 1h or 30d")
-    return round(float(match[1]) * _UNITS_MS[match[2]])
+    return round(Fraction(match[1]) * _UNITS_MS[match[2]])
 
 
 def format_duration(milliseconds: int) -> str:
@@ -34,11 +35,27 @@ def format_duration(milliseconds: int) -> str:
 
 
 def _duration_or_ms(value: object) -> int:
-    # A whole number is what a revision read back from the registry topic holds.
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return parse_duration_ms(value)
 
 
 DurationMs = Annotated[int, BeforeValidator(_duration_or_ms)]
-"""A pydantic field: a duration's text in, milliseconds held."""
+"""A setting: a duration's text in from the environment, whole milliseconds from code; milliseconds held."""
+
+WrittenDurationMs = Annotated[
+    int, BeforeValidator(parse_duration_ms), PlainSerializer(format_duration, return_type=str, when_used="json")
+]
+"""A document's field: a duration's text in and, in its shortest form, out; milliseconds held. A number has no unit."""
+
+
+def within(least: str, most: str) -> AfterValidator:
+    """The bounds of a ``WrittenDurationMs``, both included."""
+    least_ms, most_ms = parse_duration_ms(least), parse_duration_ms(most)
+
+    def checked(milliseconds: int) -> int:
+        if not least_ms <= milliseconds <= most_ms:
+            raise ValueError(f"a duration from {least} to {most} is allowed here")
+        return milliseconds
+
+    return AfterValidator(checked)

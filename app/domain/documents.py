@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from app.durations import DurationMs
+from app.durations import WrittenDurationMs, within
 
 API_VERSION: Final = "modelbroker.dev/v1alpha1"
 
@@ -28,6 +28,9 @@ ValueType = Literal[
 """Feast's scalar value types."""
 Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 """Open Inference Protocol v2's tensor datatypes that a feature can be sent as."""
+
+CallDurationMs = Annotated[WrittenDurationMs, within("1ms", "1h")]
+"""How long callers and models are waited for."""
 
 Scalar = str | int | float | bool | None
 
@@ -116,7 +119,7 @@ class FeatureContract(_Document):
     name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
     required: bool = False
     default: Scalar = None
-    max_age: DurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
+    max_age: WrittenDurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
     type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
 
     @cached_property
@@ -160,7 +163,7 @@ class OutputContract(_Document):
 class CallPolicy(_Document):
     """How a version is called."""
 
-    timeout: DurationMs = Field(1_000, gt=0, description="one attempt, within the request's deadline")
+    timeout: CallDurationMs = Field(1_000, description="one attempt, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
 
@@ -312,7 +315,7 @@ class RouteSpec(_Document):
     """A path that callers name, and its rules in order: the first match wins."""
 
     path: Annotated[str, StringConstraints(pattern=r"^/[^\s?#]{0,255}$")]
-    deadline: DurationMs = Field(gt=0, le=3_600_000)
+    deadline: CallDurationMs
     rules: tuple[RuleSpec, ...] = Field(min_length=1, max_length=100)
 
 

@@ -139,7 +139,7 @@ def canonical(documents: Iterable[Document]) -> bytes:
 
 
 def content_of(document: Document) -> dict[str, Any]:
-    """What a document says, as JSON-like values: durations in milliseconds, what was not written left out."""
+    """What a document says, as JSON-like values: durations in their shortest text, what was not written left out."""
     return document.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 

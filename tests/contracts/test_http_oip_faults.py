@@ -260,7 +260,7 @@ async def test_a_slow_body_is_a_timeout(backend: HttpOipBackend) -> None:
             await asyncio.sleep(0.01)
 
     async with scripted(drip) as url:
-        answer = await ask(backend, version_of(url, policy={"timeout": 60}))
+        answer = await ask(backend, version_of(url, policy={"timeout": "60ms"}))
     assert code_of(answer) is Code.MODEL_TIMEOUT
     assert [attempt.outcome for attempt in answer.attempts] == ["timeout", "timeout"]
     assert all(attempt.latency_ms < 1_000 for attempt in answer.attempts)
@@ -273,7 +273,7 @@ async def test_no_retry_past_the_deadline(backend: HttpOipBackend) -> None:
         await reader.read()
 
     async with scripted(silent) as url:
-        version = version_of(url, policy={"timeout": 100})
+        version = version_of(url, policy={"timeout": "100ms"})
         cut = await ask(backend, version, row_of(within_ms=150))
         alone = await ask(backend, version, row_of(within_ms=60))
     assert [attempt.outcome for attempt in cut.attempts] == ["timeout", "deadline"]
@@ -374,7 +374,7 @@ async def test_cancelled_calls_free_their_slot(backend: HttpOipBackend) -> None:
         return await doubled(request, body)
 
     async with serving(handler) as server:
-        version = version_of(server.url, policy={"concurrency": 1, "timeout": 60_000})
+        version = version_of(server.url, policy={"concurrency": 1, "timeout": "60000ms"})
         abandoned = asyncio.create_task(ask(backend, version))
         async with asyncio.timeout(5):
             await called.wait()

@@ -130,7 +130,7 @@ async def test_too_few_answers(rig: Rig) -> None:
 async def test_hanging_model_is_a_timeout(rig: Rig) -> None:
     """A model that does not answer costs its policy's timeout."""
     rig.behave(_hang)
-    version = version_of(rig.endpoint, policy={"timeout": 50, "retries": 0})
+    version = version_of(rig.endpoint, policy={"timeout": "50ms", "retries": 0})
     async with asyncio.timeout(5):
         (answer,) = await rig.backend.infer(version, (row_of(),))
     assert answer.problem is not None
@@ -140,7 +140,7 @@ async def test_hanging_model_is_a_timeout(rig: Rig) -> None:
 async def test_deadline_bounds_a_call(rig: Rig) -> None:
     """A deadline nearer than the policy's timeout ends the call, and the problem names the deadline."""
     rig.behave(_hang)
-    version = version_of(rig.endpoint, policy={"timeout": 60_000})
+    version = version_of(rig.endpoint, policy={"timeout": "60000ms"})
     async with asyncio.timeout(5):
         (answer,) = await rig.backend.infer(version, (row_of(within_ms=80),))
     assert answer.problem is not None
@@ -163,7 +163,7 @@ async def test_concurrency_is_bounded(rig: Rig) -> None:
         return "ok"
 
     rig.behave(behaviour)
-    version = version_of(rig.endpoint, policy={"concurrency": 2, "timeout": 5_000})
+    version = version_of(rig.endpoint, policy={"concurrency": 2, "timeout": "5000ms"})
     patient = [asyncio.create_task(_one(rig, version, row_of())) for _ in range(6)]
     async with asyncio.timeout(5):
         await full.wait()

@@ -52,8 +52,11 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit", "metadata.name", "Not A Name", "metadata.name", "pattern"),
         ("credit", "apiVersion", "v2", "apiVersion", "modelbroker.dev/v1alpha1"),
         ("credit", "spec.deadline", "250", "spec.deadline", "not a duration"),
-        ("credit", "spec.deadline", "0ms", "spec.deadline", "greater than 0"),
-        ("credit", "spec.deadline", "2h", "spec.deadline", "less than or equal"),
+        ("credit", "spec.deadline", 2, "spec.deadline", "2 is not a duration: write a number and a unit"),
+        ("credit", "spec.deadline", "0ms", "spec.deadline", "from 1ms to 1h is allowed here (given: '0ms')"),
+        ("credit", "spec.deadline", "2h", "spec.deadline", "from 1ms to 1h is allowed here (given: '2h')"),
+        ("credit-pd-1", "spec.policy.timeout", 80, "spec.policy.timeout", "not a duration"),
+        ("credit-pd-1", "spec.features.1.maxAge", 30, "spec.features[applicant.age].maxAge", "not a duration"),
         ("credit", "spec.path", ..., "spec.path", "is missing"),
         ("credit", "spec.path", "credit", "spec.path", "pattern"),
         ("credit", "spec.rules", [], "spec.rules", "at least 1"),
@@ -349,6 +352,18 @@ def test_a_published_revision_is_not_believed(content: bytes) -> None:
         load_revision(revision_id(content), content)
     with pytest.raises(DocumentsRefused, match="hashes to"):
         load_revision("sha256:0", content)
+
+
+def test_durations_keep_their_unit_in_a_revision() -> None:
+    """However a duration was written, a revision holds its shortest text, so equal durations are one revision."""
+    whole = revision(changed(sound(), "credit", "spec.deadline", "0.25s"))
+    assert whole.id == revision().id
+    content = canonical(whole.documents)
+    assert b'"deadline":"250ms"' in content
+    assert load_revision(whole.id, content).routes[0].spec.deadline == 250
+    bare = content.replace(b'"deadline":"250ms"', b'"deadline":250')
+    with pytest.raises(DocumentsRefused, match="250 is not a duration"):
+        load_revision(revision_id(bare), bare)
 
 
 def test_a_revision_that_is_not_canonical_is_refused() -> None:
