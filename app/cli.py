@@ -94,7 +94,8 @@ def main() -> None:
         app()
     except ValidationError as error:
         said = "; ".join(
-            f"BROKER_{'.'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}"
+            f"BROKER_{'.'.join(str(part) for part in detail['loc']).upper()}: "
+            + detail["msg"].removeprefix("Value error, ")
             for detail in error.errors()
         )
         print(f"error: settings: {said}", file=sys.stderr)

@@ -47,7 +47,7 @@ def test_the_help_loads_no_command() -> None:
     loaded = modules_after(
         "from typer.testing import CliRunner; from app.cli import app; CliRunner().invoke(app, ['--help'])"
     )
-    assert not {name for name in loaded if name.startswith("app.commands.")}
+    assert loaded.isdisjoint(f"app.commands.{command.place.partition(':')[0]}" for command in COMMANDS.values())
     assert loaded.isdisjoint((*ALWAYS_HEAVY, "pydantic_settings"))
 
 
@@ -98,6 +98,7 @@ def test_a_setting_that_cannot_be(name: str, value: str, said: str) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: settings: {name}: ")
+    assert "Value error" not in line
     assert said in line
 
 
