@@ -22,7 +22,7 @@ from app.adapters.documents_yaml import read_directory
 from app.adapters.registry_topic import Head, publish_revision, read_head, read_published
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
-from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
+from app.domain.documents import Document, HttpBackend, Model, ModelVersion, ModelVersionSpec, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RequestRefused
 from app.domain.explanation import Explanation, explain
 from app.domain.registry import Revision, content_of, pools_of, read_revision
@@ -331,8 +331,7 @@ def _explanation_json(explanation: Explanation) -> dict[str, Any]:
                 "default": task.spec.default,
                 "backend": task.backend,
                 "timeout_ms": task.version.policy.timeout,
-                "retries": task.version.policy.retries,
-                "concurrency": task.version.policy.concurrency,
+                **_calls(task.version),
                 "features": [dataclasses.asdict(feature) for feature in task.features],
                 "problems": [problem.as_json() for problem in task.problems],
             }
@@ -346,6 +345,13 @@ def _explanation_json(explanation: Explanation) -> dict[str, Any]:
         "problems": [problem.as_json() for problem in explanation.problems],
         "rejected": explanation.refused.as_json() if explanation.refused else None,
     }
+
+
+def _calls(version: ModelVersionSpec) -> dict[str, int]:
+    """What applies to calls of ``version`` from here; a queued one is called by its pool's workers."""
+    if isinstance(version.backend, HttpBackend):
+        return {"retries": version.policy.retries, "concurrency": version.policy.concurrency}
+    return {}
 
 
 def _print_explanation(explanation: Explanation) -> None:
@@ -363,10 +369,8 @@ def _print_explanation(explanation: Explanation) -> None:
         need = task.spec.need if task.spec.default is None else f"default {_short(dict(task.spec.default))}"
         policy = task.version.policy
         console.print(f"          need: {need}; {task.backend}")
-        console.print(
-            f"          timeout {format_duration(policy.timeout)}, retries {policy.retries}, "
-            f"concurrency {policy.concurrency}"
-        )
+        calls = "".join(f", {name} {value}" for name, value in _calls(task.version).items())
+        console.print(f"          timeout {format_duration(policy.timeout)}{calls}")
         for feature in task.features:
             age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
             console.print(f"          {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}")

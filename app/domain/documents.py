@@ -161,9 +161,9 @@ class OutputContract(_Document):
 
 
 class CallPolicy(_Document):
-    """How a version is called."""
+    """How a version is called; of a queued one, only how long its answer is waited for."""
 
-    timeout: CallDurationMs = Field(1_000, description="one attempt, within the request's deadline")
+    timeout: CallDurationMs = Field(1_000, description="one attempt, or a queued task, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
 

@@ -44,6 +44,7 @@ RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
 REVISION_BYTES_MAX: Final = 16 * 1024 * 1024
 
 _SHOWN_LENGTH_MAX: Final = 80
+_NOT_QUEUED: Final = "not supported yet for backend type kafka (its pool's workers take tasks as they can); remove it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +297,10 @@ class _Check:
         ended = spec.governance.last_day if spec.governance else None
         if self.today is not None and ended is not None and ended < self.today:
             self._add(origin, document, "spec.governance.validUntil", f"ended on {ended}; have it validated again")
+        if isinstance(spec.backend, KafkaBackend):
+            for field_ in ("retries", "concurrency"):
+                if field_ in spec.policy.model_fields_set:
+                    self._add(origin, document, f"spec.policy.{field_}", _NOT_QUEUED)
         self._add_repeated(origin, document, "spec.features", (contract.column for contract in spec.features))
         self._add_repeated(origin, document, "spec.outputs", (output.name for output in spec.outputs))
         for contract in spec.features:

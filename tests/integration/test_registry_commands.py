@@ -99,6 +99,8 @@ def test_from_nothing_to_an_explained_request(settings: Settings, tmp_path: Path
     text = run("explain", "/credit/card", *REQUEST)
     assert text.exit_code == 0
     assert "fetch     applicant of applicant_id=17" in text.stdout
+    assert "timeout 80ms, retries 1, concurrency 64" in text.stdout
+    assert "timeout 80ms\n" in text.stdout, "a queued version has no more"
     assert run_json("explain", "/other", code=1)["rejected"]["code"] == "path_unknown"
     assert "entity_missing" in run("explain", "/credit/card").stdout
     assert run("explain", "/credit/card", "--inputs", "amount").exit_code == 2

@@ -30,7 +30,10 @@ def model_version(version: str, model: str = "credit-pd", **spec: Any) -> dict[s
         "policy": {"timeout": "80ms", "retries": 1},
         "governance": {"approvedBy": "model-risk", "validUntil": "2027-06-30"},
     }
-    return document("ModelVersion", f"{model}-{version}", whole | spec)
+    whole |= spec
+    if whole["backend"].get("type") == "kafka" and "policy" not in spec:
+        whole["policy"] = {"timeout": "80ms"}
+    return document("ModelVersion", f"{model}-{version}", whole)
 
 
 def task(**changes: Any) -> dict[str, Any]:

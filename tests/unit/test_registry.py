@@ -270,6 +270,15 @@ def test_a_version_needs_its_model() -> None:
     assert fault.message == "there is no Model credit-lgd"
 
 
+@pytest.mark.parametrize("field", ["retries", "concurrency"])
+def test_a_queued_version_is_not_called_from_here(field: str) -> None:
+    """A queued version has a timeout; what only direct calls have is refused by name."""
+    (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", 1))
+    assert fault.field == f"spec.policy.{field}"
+    assert fault.message.startswith("not supported yet for backend type kafka")
+    assert revision(changed(sound(), "credit-pd-2", "spec.policy", {"timeout": "1s"}))
+
+
 def test_default_must_name_the_outputs() -> None:
     """A default stands in for a whole answer, so it names each output of every version that can be drawn."""
     faulty = task(need="default", default={"score": 0.5})
