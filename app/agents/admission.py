@@ -80,17 +80,20 @@ class Admission:
         """What ``record`` asks for. Raises StoreUnavailable where that cannot be known yet."""
         address, unusable = await self._address(record)
         traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
+        members: Mapping[str, Any] | None = None
         try:
             size = len(record.value or b"")
             if size > self._settings.request_bytes_max:
                 said = f"the request has {size} bytes; {self._settings.request_bytes_max} are allowed"
                 raise RequestRefused(Problem(Code.REQUEST_TOO_LARGE, said))
-            request = await self.read(record)
+            envelope = read_envelope(record)
+            members = await self._decoder.decode(envelope.content_type, record.value)
+            request = read_request(envelope, members, record)
         except RequestRefused as refused:
             body = digest_of_bytes(record.value)
             return Arrival(
                 record,
-                identify(record),
+                identify(record, members),
                 body,
                 content_type_of(record.headers),
                 address,

@@ -151,18 +151,14 @@ async def test_malformed_bytes(cluster: Cluster, value: bytes, message: str) -> 
     ],
 )
 async def test_a_body_that_is_no_request(cluster: Cluster, change: dict[str, Any], code: str, message: str) -> None:
-    """Rejected under the position's id, for the body is not trusted with one; no dead letter, for it could be read."""
+    """Rejected under the id that the body names; no dead letter, for it could be read."""
     async with Caller(cluster) as caller:
         headers = caller.spring()
-        text = (
-            "{"
-            + ",".join(f'"{name}":{nested(value)}' for name, value in {**request("/inline", 1.0), **change}.items())
-            + "}"
-        )
+        body = {**request("/inline", 1.0), **change}
+        text = "{" + ",".join(f'"{name}":{nested(value)}' for name, value in body.items()) + "}"
         sent = await caller.send(text.encode(), headers)
         reply = await caller.reply(headers)
-        at = InboundRecord(sent.topic, sent.partition, sent.offset, 0, None, None, ())
-        assert told(reply) == rejected(positional_id(at), code, message)
+        assert told(reply) == rejected(body["request_id"], code, message)
         assert (await audited(cluster, sent)).reply == reply.value
         await goes_on(caller)
 
