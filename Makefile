@@ -29,7 +29,13 @@ check: $(VENV)/.with-dev ## Lint, formatting, types, layers
 	$(BIN)/lint-imports
 
 test: $(VENV)/.with-dev ## Every test, on real services; the core's branches covered to 95 % at least
-	$(BIN)/pytest --cov=app/domain --cov-branch --cov-report= $(ARGS)
+	@# The tests of the core want a processor, those of the services mostly wait: both at once, in less time than in turn.
+	@$(BIN)/pytest tests/unit tests/properties --cov=app/domain --cov-branch --cov-report= $(ARGS) >.core-tests.log 2>&1 & \
+	core=$$!; \
+	$(BIN)/pytest tests/contracts tests/integration tests/faults $(ARGS); services=$$?; \
+	wait $$core; core=$$?; \
+	cat .core-tests.log; rm -f .core-tests.log; \
+	exit $$((core + services))
 	$(BIN)/python .ci/branch_coverage.py --least 95
 
 bench: $(VENV)/.with-dev ## Measure the broker against a hand-written loop, as ratios, into bench/out/latest.json
