@@ -12,7 +12,7 @@ from typing import Any
 
 from app.domain.documents import ModelVersionSpec, OutputContract, Scalar
 from app.domain.errors import Code, Problem
-from app.domain.features import FeatureValue, Value
+from app.domain.features import Value
 from app.domain.requests import RequestId, is_finite
 
 
@@ -78,14 +78,6 @@ class TaskResult:
     latency_ms: float
     attempts: tuple[Attempt, ...]
     sent: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatched:
-    """A task as it was dispatched: the inputs it was given, each with its status."""
-
-    task: str
-    features: tuple[FeatureValue, ...]
 
 
 def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:
