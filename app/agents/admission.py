@@ -11,6 +11,8 @@ from typing import Any, Final, Protocol
 
 from app.domain.errors import Code, Problem, RequestRefused, Undecodable
 from app.domain.requests import (
+    JSON,
+    Envelope,
     Headers,
     InboundRecord,
     ReplyAddress,
@@ -52,8 +54,8 @@ class Decoder(Protocol):
 class Arrival:
     """A record as it was admitted: ``request`` or, where there is none, the problem. ``dead`` bytes are kept aside.
 
-    ``address`` is None where no reply can or may be sent. ``unaddressable``: the reply topic that it names cannot be
-    used, so it is turned away and may be sent again, under the same id, with one that can.
+    ``address`` is None where no reply can or may be sent. ``mendable``: its headers are at fault and not what it asks,
+    so it is turned away, and may be sent again under the same id with headers that can be used.
     """
 
     record: InboundRecord
@@ -65,7 +67,7 @@ class Arrival:
     request: Request | None = None
     problem: Problem | None = None
     dead: bool = False
-    unaddressable: bool = False
+    mendable: bool = False
 
 
 class Admission:
@@ -78,42 +80,42 @@ class Admission:
 
     async def admit(self, record: InboundRecord) -> Arrival:
         """What ``record`` asks for. Raises StoreUnavailable where that cannot be known yet."""
-        address, unusable = await self._address(record)
+        address, fault = await self._address(record)
         traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
+        envelope: Envelope | None = None
         members: Mapping[str, Any] | None = None
+        try:
+            envelope = read_envelope(record)
+        except RequestRefused as refused:
+            fault = fault or refused.problem
         try:
             size = len(record.value or b"")
             if size > self._settings.request_bytes_max:
                 said = f"the request has {size} bytes; {self._settings.request_bytes_max} are allowed"
                 raise RequestRefused(Problem(Code.REQUEST_TOO_LARGE, said))
-            envelope = read_envelope(record)
-            members = await self._decoder.decode(envelope.content_type, record.value)
-            request = read_request(envelope, members, record)
+            # Also behind headers at fault: the body may hold the id under which to say so.
+            members = await self._decoder.decode(JSON if envelope is None else envelope.content_type, record.value)
+            if envelope is not None and fault is None:
+                request = read_request(envelope, members, record)
+                return Arrival(
+                    record, request.request_id, request.body, request.content_type, address, traceparent, request
+                )
         except RequestRefused as refused:
-            body = digest_of_bytes(record.value)
-            return Arrival(
-                record,
-                identify(record, members),
-                body,
-                content_type_of(record.headers),
-                address,
-                traceparent,
-                None,
-                unusable or refused.problem,
-                isinstance(refused, Undecodable),
-                unusable is not None,
-            )
+            problem, dead = fault or refused.problem, isinstance(refused, Undecodable)
+        else:
+            assert fault is not None  # noqa: S101 - else it has returned its request
+            problem, dead = fault, False
         return Arrival(
             record,
-            request.request_id,
-            request.body,
-            request.content_type,
+            identify(record, members),
+            digest_of_bytes(record.value),
+            content_type_of(record.headers),
             address,
             traceparent,
-            None if unusable else request,
-            unusable,
-            False,
-            unusable is not None,
+            None,
+            problem,
+            dead,
+            mendable=fault is not None,
         )
 
     def unreadable(self, record: InboundRecord, reason: str) -> Arrival:

@@ -132,7 +132,7 @@ class Decider:
             NotOwner: the partition went away; the record is another worker's.
         """
         arrival = await self._admit(record)
-        if arrival.unaddressable and arrival.problem is not None:
+        if arrival.mendable and arrival.problem is not None:
             await self._turn_away(arrival, arrival.problem)
             return
         if arrival.dead and arrival.problem is not None:
