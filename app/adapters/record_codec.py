@@ -81,6 +81,8 @@ def encode_record(record: DecisionRecord) -> bytes:
             "tasks": [_task(task) for task in record.tasks],
             "problems": orjson.dumps([problem.as_json() for problem in record.problems]),
             "reply": record.reply,
+            "decision": record.decision,
+            "evidence": record.evidence,
         }
     )
 
@@ -125,6 +127,8 @@ def _task(task: TaskRecord) -> dict[str, Any]:
                 ],
             },
         ),
+        "experiment": task.experiment,
+        "earlier": [_task(each) for each in task.earlier],
     }
 
 
@@ -166,6 +170,8 @@ def decode_record(data: bytes) -> DecisionRecord:
             fields["decided_ms"],
             tuple(_read_problem(problem) for problem in orjson.loads(fields["problems"])),
             fields["reply"],
+            fields["decision"],
+            fields["evidence"],
         )
     except (KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise ValueError(f"damaged AuditRecord: {error!r}") from error
@@ -197,6 +203,8 @@ def _read_task(fields: Mapping[str, Any]) -> TaskRecord:
             tuple(Attempt(**attempt) for attempt in result["attempts"]),
             result["sent"],
         ),
+        fields["experiment"],
+        tuple(_read_task(each) for each in fields["earlier"]),
     )
 
 

@@ -23,15 +23,21 @@ _KEY_BYTES_KEPT: Final = 256
 
 
 class Kind(StrEnum):
-    """What a record tells of: a request's decision, or a message that was turned away beside it."""
+    """What a record tells of: a decision, a message turned away beside one, a shadow of one, or a rollout's step."""
 
     DECISION = "decision"
     REFUSAL = "refusal"
+    SHADOW = "shadow"
+    ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """One task: what was chosen, given, sent, tried and answered. ``result`` is None while it is out."""
+    """One task: what was chosen, given, sent, tried and answered. ``result`` is None while it is out.
+
+    ``experiment``: the version was drawn in it, as an arm. ``earlier``: the versions that failed before this one stood
+    in, each with its result, the first of them first.
+    """
 
     name: str
     model: str
@@ -43,13 +49,16 @@ class TaskRecord:
     governance: Mapping[str, Any] | None
     features: tuple[FeatureValue, ...]
     result: TaskResult | None
+    experiment: str | None = None
+    earlier: tuple["TaskRecord", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """All that is known of one request. ``status`` and ``reply`` are None while its join is pending.
 
-    ``body`` is the digest of what was asked (SHA-256, hex); times are epoch milliseconds.
+    ``body`` is the digest of what was asked (SHA-256, hex); times are epoch milliseconds. ``decision`` is the execution
+    id of the decision that a shadow ran beside. ``evidence`` is JSON: how a shadow compares, why a rollout moved.
     """
 
     kind: Kind
@@ -70,6 +79,8 @@ class DecisionRecord:
     decided_ms: int | None = None
     problems: tuple[Problem, ...] = ()
     reply: bytes | None = None
+    decision: str | None = None
+    evidence: bytes | None = None
 
     @property
     def pending(self) -> bool:

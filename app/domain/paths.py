@@ -1,7 +1,8 @@
 """Paths: which route a request's path belongs to, found segment by segment in a tree.
 
-A literal segment is tried before a placeholder at each place, so the most specific path wins, and a request costs as
-many steps as its path has segments, however many routes there are.
+At each place a literal segment is tried first, then a placeholder, then a prefix (``/credit/*``: whatever follows, one
+segment at least), so the most specific path wins, and a request costs a few steps a segment, however many routes there
+are.
 """
 
 import re
@@ -17,17 +18,18 @@ def placeholders_of(path: str) -> tuple[str, ...]:
     """The names of a route's placeholders, in order; each is one whole segment.
 
     Raises:
-        ValueError: a placeholder is not a whole segment, or is named twice.
+        ValueError: a placeholder is not a whole segment, or is named twice; a ``*`` is not the whole last segment.
 
     >>> placeholders_of("/credit/{product}")
     ('product',)
     """
     names: list[str] = []
-    for segment in path.split("/"):
+    segments = path.split("/")
+    for place, segment in enumerate(segments, 1):
         placeholder = _PLACEHOLDER.fullmatch(segment)
         if placeholder is None:
-            if "*" in segment:
-                raise ValueError(f"segment {segment!r}: prefixes are not supported yet")
+            if "*" in segment and (segment != "*" or place < len(segments)):
+                raise ValueError(f"segment {segment!r}: a * is the whole last segment, as in /credit/*")
             if "{" in segment or "}" in segment:
                 raise ValueError(f"segment {segment!r}: a placeholder is a whole segment, as in /credit/{{product}}")
         elif placeholder[1] in names:
@@ -40,23 +42,31 @@ def placeholders_of(path: str) -> tuple[str, ...]:
 class PathTree(Generic[T]):
     """What belongs to each path; built once, then only read.
 
-    >>> tree = PathTree([("/credit/{product}", "any"), ("/credit/card", "card")])
+    >>> tree = PathTree([("/credit/{product}", "any"), ("/credit/card", "card"), ("/credit/*", "rest")])
     >>> tree.match("/credit/card"), tree.match("/credit/loan"), tree.match("/credit")
     (('card', ()), ('any', ('loan',)), None)
+    >>> tree.match("/credit/loan/car")
+    ('rest', ())
     """
 
-    __slots__ = ("_end", "_literals", "_placeholder")
+    __slots__ = ("_end", "_literals", "_placeholder", "_prefix")
 
     def __init__(self, entries: Iterable[tuple[str, T]] = ()) -> None:
         self._literals: dict[str, PathTree[T]] = {}
         self._placeholder: PathTree[T] | None = None
+        # Lists of none or one: None is a value that may belong to a path.
         self._end: list[T] = []
+        self._prefix: list[T] = []
         for path, value in entries:
             node = self
-            for segment in path.split("/"):
+            parent, _, last = path.rpartition("/")
+            for segment in (parent if last == "*" else path).split("/"):
                 node = node._child(segment)
             # Of two equal paths the first counts; the registry refuses the second.
-            node._end = node._end or [value]
+            if last == "*":
+                node._prefix = node._prefix or [value]
+            else:
+                node._end = node._end or [value]
 
     def _child(self, segment: str) -> "PathTree[T]":
         if not _PLACEHOLDER.fullmatch(segment):
@@ -77,4 +87,6 @@ class PathTree(Generic[T]):
         found = literal._match(segments, at + 1, bound) if literal is not None else None
         if found is None and self._placeholder is not None and segment:
             found = self._placeholder._match(segments, at + 1, (*bound, segment))
+        if found is None and self._prefix and any(segments[at:]):
+            found = self._prefix[0], bound
         return found

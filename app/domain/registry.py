@@ -8,7 +8,7 @@ ids wherever it was applied from.
 import datetime
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,19 +28,23 @@ from app.domain.documents import (
     ModelSpec,
     ModelVersion,
     ModelVersionSpec,
+    Rollout,
+    RolloutStatus,
     Route,
     RouteSpec,
+    RouteStatus,
     RuleSpec,
     TaskSpec,
     item_label,
 )
 from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
-from app.domain.expressions import Expression, compile_expression
+from app.domain.expressions import Activation, Expression, compile_expression
 from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
 from app.domain.paths import PathTree, placeholders_of
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
+REASON_ROOTS: Final = ("result", *RESULT_ROOTS)
 REVISION_BYTES_MAX: Final = 16 * 1024 * 1024
 
 _SHOWN_LENGTH_MAX: Final = 80
@@ -56,22 +60,44 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledTask:
+    """A task, compiled. ``experiment`` salts its draws; ``arms`` are what is drawn from, none where nothing is.
+
+    ``segments`` stand for its shadows' segments, in their order.
+    """
+
+    spec: TaskSpec
+    experiment: str
+    arms: tuple[tuple[str, int], ...]
+    condition: Expression | None
+    segments: tuple[Expression | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A rule, compiled."""
 
     spec: RuleSpec
     when: Expression | None
+    tasks: tuple[CompiledTask, ...]
     result: Mapping[str, Expression]
+    reasons: Mapping[str, Expression]
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRoute:
-    """A route, compiled; ``placeholders`` name the segments of its path that vary, in order."""
+    """A route, compiled; ``placeholders`` name the segments of its path that vary, in order.
+
+    ``roots`` and ``helpers`` are what its expressions need, together.
+    """
 
     name: str
     spec: RouteSpec
+    status: RouteStatus
     placeholders: tuple[str, ...]
     rules: tuple[Rule, ...]
+    roots: frozenset[str]
+    helpers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +110,8 @@ class Revision:
     models: Mapping[str, ModelSpec]
     versions: Mapping[tuple[str, str], ModelVersionSpec]
     views: Mapping[str, FeatureViewSpec]
+    expires_ms: Mapping[tuple[str, str], int]
+    """Until when versions may be used, of those that end: the first moment after."""
     paths: PathTree[CompiledRoute] = field(repr=False, compare=False)
     _wants: dict[tuple[tuple[str, str], ...], tuple[ViewWant, ...]] = field(
         default_factory=dict, repr=False, compare=False
@@ -239,7 +267,12 @@ class _Check:
             raise DocumentsRefused([Fault("", "", "", fault)])
         ordered = tuple(route for _, route in routes)
         tree = PathTree((route.spec.path, route) for route in ordered)
-        return Revision(revision_id(content), documents, ordered, self.models, self.versions, self.views, tree)
+        expires = {
+            identity: _end_of(spec.governance.last_day)
+            for identity, spec in self.versions.items()
+            if spec.governance is not None and spec.governance.last_day is not None
+        }
+        return Revision(revision_id(content), documents, ordered, self.models, self.versions, self.views, expires, tree)
 
     def _add(self, origin: str, document: Document, field: str, message: str) -> None:
         self.faults.append(Fault(origin, f"{document.kind} {document.metadata.name}", field, message))
@@ -344,7 +377,20 @@ class _Check:
             placeholders = placeholders_of(spec.path)
         except ValueError as error:
             self._add(origin, document, "spec.path", str(error))
-        return CompiledRoute(document.metadata.name, spec, placeholders, rules)
+        named = {task.name for rule in spec.rules for task in rule.tasks}
+        for task in spec.pinnable:
+            if task not in named:
+                self._add(origin, document, f"spec.pinnable[{task}]", f"there is no task {task}")
+        expressions = [expression for rule in rules for expression in _expressions_of(rule)]
+        return CompiledRoute(
+            document.metadata.name,
+            spec,
+            document.status or RouteStatus(),
+            placeholders,
+            rules,
+            frozenset(root for expression in expressions for root in expression.roots),
+            frozenset(helper for expression in expressions for helper in expression.helpers),
+        )
 
     def _compile_rule(self, origin: str, document: Route, rule: RuleSpec) -> Rule:
         at = f"spec.rules[{rule.name}]"
@@ -352,64 +398,124 @@ class _Check:
         for task in rule.tasks:
             for field_, message in self._task_faults(task):
                 self._add(origin, document, f"{at}.tasks[{task.name}].{field_}", message)
+        for field_, message in (*_order_faults(rule.tasks), *_join_faults(rule)):
+            self._add(origin, document, f"{at}.{field_}", message)
 
-        def compiled(field_: str, text: str, roots: tuple[str, ...]) -> Expression | None:
+        def compiled(field_: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
+            if text is None:
+                return None
             try:
                 return compile_expression(text, roots)
             except ExpressionFailed as error:
                 self._add(origin, document, f"{at}.{field_}", str(error))
                 return None
 
-        when = None if rule.when is None else compiled("when", rule.when, WHEN_ROOTS)
-        result = {
-            name: expression
-            for name, text in rule.result.items()
-            if (expression := compiled(f"result.{name}", text, RESULT_ROOTS)) is not None
-        }
+        def each(field_: str, texts: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, Expression]:
+            made = {name: compiled(f"{field_}.{name}", text, roots) for name, text in texts.items()}
+            return {name: expression for name, expression in made.items() if expression is not None}
+
+        when = compiled("when", rule.when, WHEN_ROOTS)
+        result, reasons = each("result", rule.result, RESULT_ROOTS), each("reasons", rule.reasons, REASON_ROOTS)
         served = {task.name: self._served(task) for task in rule.tasks}
-        for name, expression in result.items():
-            for message in _result_faults(expression, served):
-                self._add(origin, document, f"{at}.result.{name}", message)
-        return Rule(rule, when, result)
+        maybe_absent = _maybe_absent(rule)
+        for field_, expressions in (("result", result), ("reasons", reasons)):
+            for name, expression in expressions.items():
+                for message in _result_faults(expression, served, maybe_absent):
+                    self._add(origin, document, f"{at}.{field_}.{name}", message)
+        tasks = []
+        for task in rule.tasks:
+            condition = compiled(f"tasks[{task.name}].when", task.when, RESULT_ROOTS)
+            if condition is not None:
+                before = {name: served[name] for name in task.after if name in served}
+                for message in _result_faults(condition, before, maybe_absent):
+                    self._add(origin, document, f"{at}.tasks[{task.name}].when", message)
+            segments = tuple(
+                compiled(f"tasks[{task.name}].shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
+                for number, shadow in enumerate(task.shadow)
+            )
+            experiment = task.select.experiment or f"{document.metadata.name}/{task.name}"
+            tasks.append(CompiledTask(task, experiment, self._arms(document, rule, task), condition, segments))
+        return Rule(rule, when, tuple(tasks), result, reasons)
+
+    def _arms(self, document: Route, rule: RuleSpec, task: TaskSpec) -> tuple[tuple[str, int], ...]:
+        """What a version is drawn from: a split's arms, or a rollout's two as far as it is."""
+        select, rollout = task.select, task.rollout
+        if select.split is not None:
+            return tuple((arm.version, arm.weight) for arm in select.split)
+        base = self._label(task, select.version, select.alias)
+        if rollout is None or base is None:
+            return ()
+        status = (document.status or RouteStatus()).rollouts.get(f"{rule.name}/{task.name}")
+        begun = status is not None and status.of == rollout_digest(rule.name, task)
+        percent = rolled_out(rollout, status if begun else None)
+        return ((base, 100 - percent), (rollout.to, percent))
+
+    def _label(self, task: TaskSpec, version: str | None, alias: str | None) -> str | None:
+        """The version that is named by itself or by an alias; None where there is none."""
+        model = self.models.get(task.model)
+        return version if alias is None else None if model is None else model.aliases.get(alias)
 
     def _served(self, task: TaskSpec) -> tuple[ModelVersionSpec, ...] | None:
         """The versions that can serve ``task``; None where one of them is not known, which is a fault by itself."""
-        select, model = task.select, self.models.get(task.model)
-        labels = [arm.version for arm in select.split or () if arm.weight > 0]
-        if select.version is not None:
-            labels.append(select.version)
-        if select.alias is not None:
-            if model is None or select.alias not in model.aliases:
-                return None
-            labels.append(model.aliases[select.alias])
-        versions = tuple(spec for label in labels if (spec := self.versions.get((task.model, label))) is not None)
-        return versions if len(versions) == len(labels) else None
+        select = task.select
+        labels: list[str | None] = [arm.version for arm in select.split or () if arm.weight > 0]
+        if select.split is None:
+            labels.append(self._label(task, select.version, select.alias))
+        if task.rollout is not None:
+            labels.append(task.rollout.to)
+        labels += [self._label(task, each.version, each.alias) for each in task.fallback if each.default is None]
+        found = [self.versions.get((task.model, label)) if label is not None else None for label in labels]
+        versions = tuple(dict.fromkeys((spec.model, spec.version) for spec in found if spec is not None))
+        return None if None in found else tuple(self.versions[identity] for identity in versions)
 
     def _task_faults(self, task: TaskSpec) -> list[tuple[str, str]]:
         select, model = task.select, self.models.get(task.model)
         if model is None:
             return [] if self._model_exists(task.model) else [("model", f"there is no Model {task.model}")]
+        faults: list[tuple[str, str]] = []
         chosen: list[tuple[str, str]] = []
-        if select.alias is not None:
-            if select.alias not in model.aliases:
-                return [("select.alias", f"Model {task.model} has no alias {select.alias}")]
-            chosen.append(("select.alias", model.aliases[select.alias]))
-        if select.version is not None:
-            chosen.append(("select.version", select.version))
+
+        def choose(field_: str, version: str | None, alias: str | None) -> None:
+            label = version if alias is None else model.aliases.get(alias)
+            if label is not None:
+                chosen.append((f"{field_}.alias" if alias is not None else f"{field_}.version", label))
+            elif alias is not None:
+                faults.append((f"{field_}.alias", f"Model {task.model} has no alias {alias}"))
+
+        choose("select", select.version, select.alias)
+        for number, shadow in enumerate(task.shadow):
+            choose(f"shadow[{number}]", shadow.version, shadow.alias)
+        for number, fallback in enumerate(task.fallback):
+            choose(f"fallback[{number}]", fallback.version, fallback.alias)
         arms = Counter(arm.version for arm in select.split or ())
         chosen += [(f"select.split[{version}]", version) for version in arms]
-        faults = [
+        faults += [
             ("select.split", f"version {version} is named {count} times; keep one")
             for version, count in arms.items()
             if count > 1
+        ]
+        if task.rollout is not None:
+            chosen.append(("rollout.to", task.rollout.to))
+            if self._label(task, select.version, select.alias) == task.rollout.to:
+                faults.append(("rollout.to", f"version {task.rollout.to} is what the task selects already; remove it"))
+        fixed = [("default", task.default)] if task.default is not None else []
+        fixed += [
+            (f"fallback[{number}].default", each.default)
+            for number, each in enumerate(task.fallback)
+            if each.default is not None
         ]
         for field_, version in chosen:
             spec = self.versions.get((task.model, version))
             if spec is not None:
                 outputs = {output.name for output in spec.outputs}
-                if task.default is not None and set(task.default) != outputs:
-                    given, wanted = ", ".join(sorted(task.default)) or "nothing", ", ".join(sorted(outputs))
-                    faults.append(("default", f"names {given}, and version {version} answers {wanted}; name the same"))
+                for where, answer in fixed:
+                    if set(answer) != outputs:
+                        given, wanted = ", ".join(sorted(answer)) or "nothing", ", ".join(sorted(outputs))
+                        faults.append((where, f"names {given}, and version {version} answers {wanted}; name the same"))
+                if field_.startswith("shadow") and isinstance(spec.backend, KafkaBackend):
+                    faults.append(
+                        (field_, f"version {version} has backend type kafka: shadows of it are not supported yet")
+                    )
             elif not self._version_exists(task.model, version):
                 faults.append((field_, f"there is no version {version} of {task.model}"))
         return faults
@@ -426,7 +532,81 @@ class _Check:
             seen.setdefault(shape, route.name)
 
 
-def _result_faults(expression: Expression, served: Mapping[str, tuple[ModelVersionSpec, ...] | None]) -> list[str]:
+def rollout_digest(rule: str, task: TaskSpec) -> str:
+    """What a rollout's status is of: its rule, its task, and from where to where, how, it leads."""
+    content = task.model_dump(mode="json", by_alias=True, include={"name", "model", "select", "rollout"})
+    return hashlib.sha256(orjson.dumps([rule, content], option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def rolled_out(rollout: Rollout, status: RolloutStatus | None) -> int:
+    """The percent of subjects that a rollout's new version has."""
+    if status is None or status.state == "aborted":
+        return 0
+    return 100 if status.state == "promoted" else rollout.steps[min(status.step, len(rollout.steps) - 1)]
+
+
+def _end_of(day: datetime.date) -> int:
+    """The moment after ``day`` in UTC, epoch milliseconds."""
+    midnight = datetime.datetime.combine(day, datetime.time(), datetime.UTC) + datetime.timedelta(days=1)
+    return int(midnight.timestamp() * 1000)
+
+
+def _expressions_of(rule: Rule) -> Iterator[Expression]:
+    if rule.when is not None:
+        yield rule.when
+    for task in rule.tasks:
+        yield from (each for each in (task.condition, *task.segments) if each is not None)
+    yield from rule.result.values()
+    yield from rule.reasons.values()
+
+
+def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
+    """What is wrong with ``after``: names that are none, and circles (Kahn's algorithm finds who is left in one)."""
+    names = {task.name for task in tasks}
+    faults = [
+        (f"tasks[{task.name}].after", f"there is no task {name} in this rule")
+        for task in tasks
+        for name in task.after
+        if name not in names
+    ]
+    faults += [
+        (f"tasks[{task.name}].when", "needs after: the tasks whose outputs it may look at")
+        for task in tasks
+        if task.when is not None and not task.after
+    ]
+    left = {task.name: set(task.after) & names for task in tasks}
+    while free := [name for name, before in left.items() if not before & left.keys()]:
+        for name in free:
+            del left[name]
+    if left:
+        faults.append(("tasks", f"{', '.join(sorted(left))} wait for one another by after; break the circle"))
+    return faults
+
+
+def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:
+    join = rule.join
+    if join.policy == "all":
+        return []
+    faults = [
+        (f"tasks[{task.name}].need", f"join policy {join.policy} says how many answers are needed; remove it")
+        for task in rule.tasks
+        if "need" in task.model_fields_set
+    ]
+    if join.n is not None and join.n > len(rule.tasks):
+        faults.append(("join.n", f"is {join.n}, and the rule has {len(rule.tasks)} tasks"))
+    return faults
+
+
+def _maybe_absent(rule: RuleSpec) -> frozenset[str]:
+    """The tasks that may have no output in a decision that has a result."""
+    if rule.join.policy != "all":
+        return frozenset(task.name for task in rule.tasks)
+    return frozenset(task.name for task in rule.tasks if task.need == "optional" or task.when is not None)
+
+
+def _result_faults(
+    expression: Expression, served: Mapping[str, tuple[ModelVersionSpec, ...] | None], maybe_absent: Collection[str]
+) -> list[str]:
     """Why ``expression`` fails for every answer that the tasks' versions can give, or for every one of some version.
 
     Only what the documents prove is a fault: members named by a computed key and types of requests are not known.
@@ -437,7 +617,7 @@ def _result_faults(expression: Expression, served: Mapping[str, tuple[ModelVersi
     for path in dict.fromkeys(path for path, _ in named):
         task, output = path[0], path[1] if len(path) > 1 else None
         if task not in served:
-            faults.append(f"outputs.{task}: there is no task {task} (there is: {', '.join(served)})")
+            faults.append(f"outputs.{task}: there is no task {task} (there is: {', '.join(served) or 'none'})")
             continue
         versions = served[task]
         if output is None or versions is None:
@@ -451,12 +631,13 @@ def _result_faults(expression: Expression, served: Mapping[str, tuple[ModelVersi
             faults.append(
                 f"outputs.{task}.{output}: {without} has no such output; ask has(outputs.{task}.{output}) first"
             )
-    if faults or not set(expression.roots) <= {"outputs", "path"} or None in served.values():
+    absent = {path[0] for path, _ in named} & set(maybe_absent)
+    if faults or absent or not set(expression.roots) <= {"outputs", "path"} or None in served.values():
         return faults
     known = {task: versions for task, versions in served.items() if versions}
     for turn in range(max(map(len, known.values()), default=0)):
         outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
-        said = expression.mistyped({"outputs": outputs, "path": "/"})
+        said = expression.mistyped(Activation({"outputs": outputs, "path": "/"}))
         if said is not None:
             return [said]
     return []

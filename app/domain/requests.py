@@ -76,6 +76,7 @@ class Request:
     priority: str
     content_type: str
     body: str
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,7 @@ def read_request(envelope: Envelope, body: Mapping[str, Any], record: InboundRec
         envelope.priority,
         envelope.content_type,
         digest,
+        record.headers,
     )
 
 

@@ -1,31 +1,55 @@
 """Routing: a request and a revision in, the plan of its decision out, or the problem that rejects it.
 
 The most specific path wins, then the first rule whose ``when`` holds. A ``when`` that cannot be evaluated rejects the
-request and says why: falling through to the next rule would decide by a rule that nobody meant. An arm of a weighted
-split is drawn by a hash of the request id, so a redelivered request meets the same versions.
+request and says why: falling through to the next rule would decide by a rule that nobody meant. An arm of a split is
+drawn for the request's subject, or for its id where it has none, so a redelivered request meets the same versions.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from app.domain.documents import ModelVersionSpec, TaskSpec
+from app.domain.assignment import assign, fraction, subject_text
+from app.domain.documents import ModelVersionSpec, Scalar, Selection, TaskSpec
 from app.domain.errors import Code, ExpressionFailed, Problem
-from app.domain.expressions import Expression
-from app.domain.registry import CompiledRoute, Revision, Rule
+from app.domain.expressions import Activation, Expression
+from app.domain.registry import CompiledRoute, CompiledTask, Revision, Rule
 from app.domain.requests import Request
 
-_HASH_RANGE: Final = 2**64
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """What stands in when a version fails: another version, or (without one) a fixed output."""
+
+    selected_by: str
+    version: ModelVersionSpec | None
+    output: Mapping[str, Scalar] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPlan:
+    """A version that runs beside a task's own, and how its comparison is segmented."""
+
+    version: ModelVersionSpec
+    segment: Expression | None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """One task of a decision: which version serves it, and how that was chosen."""
+    """One task of a decision: which version serves it, how that was chosen, and what stands in for it.
+
+    ``experiment``: what the version was drawn in, as the arm of its name; None where nothing was drawn. ``barred``: why
+    the version may not be used, so that the first standby serves.
+    """
 
     spec: TaskSpec
     version: ModelVersionSpec
     selected_by: str
+    experiment: str | None = None
+    condition: Expression | None = None
+    barred: Problem | None = None
+    standbys: tuple[Standby, ...] = ()
+    shadows: tuple[ShadowPlan, ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,16 +61,23 @@ class TaskPlan:
         """Whether a pool worker answers it, over Kafka."""
         return self.version.backend.type == "kafka"
 
+    @property
+    def versions(self) -> tuple[ModelVersionSpec, ...]:
+        """Every version that may be asked for this task: its own, those that stand in, and its shadows."""
+        standing = (standby.version for standby in self.standbys if standby.version is not None)
+        return (self.version, *standing, *(shadow.version for shadow in self.shadows))
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done for a request, under one revision."""
+    """What will be done for a request, under one revision. ``activation`` holds what expressions see of it."""
 
     revision: Revision
     route: CompiledRoute
     rule: Rule
     metadata: Mapping[str, Any]
     tasks: tuple[TaskPlan, ...]
+    activation: Activation = field(compare=False, repr=False)
 
     @property
     def result(self) -> Mapping[str, Expression]:
@@ -63,37 +94,64 @@ class Refused:
     rule: str | None = None
 
 
-def route(revision: Revision, request: Request) -> Plan | Refused:
-    """The plan for ``request`` under ``revision``."""
+def route(revision: Revision, request: Request, now_ms: int) -> Plan | Refused:
+    """The plan for ``request`` under ``revision``, with the versions that may be used at ``now_ms``."""
     found = revision.paths.match(request.path)
     if found is None:
         return Refused(Problem(Code.PATH_UNKNOWN, f"no route has the path {request.path[:200]}; see `get routes`"))
     matched, segments = found
-    context = context_of(request, matched, segments)
+    metadata, activation = seen_of(request, matched, segments)
     for rule in matched.rules:
-        holds = rule_holds(matched, rule, context)
+        holds = rule_holds(matched, rule, activation)
         if isinstance(holds, Refused):
             return holds
         if holds:
-            tasks = tuple(_select(revision, task, request) for task in rule.spec.tasks)
-            return Plan(revision, matched, rule, context["metadata"], tasks)
+            tasks = _plan_tasks(revision, matched, rule, request, metadata, now_ms)
+            if isinstance(tasks, Problem):
+                return Refused(tasks, matched.name, rule.spec.name)
+            return Plan(revision, matched, rule, metadata, tasks, activation)
     return Refused(
         Problem(Code.NO_RULE_MATCHED, f"route {matched.name} has no rule for this request; see `explain`"), matched.name
     )
 
 
-def context_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -> dict[str, Any]:
-    """What expressions see of a request; the path's placeholders are metadata, and win over the caller's own."""
+def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -> tuple[Mapping[str, Any], Activation]:
+    """The request's metadata, and what expressions see of the request.
+
+    The path's placeholders are metadata, and so are the headers, as ``metadata.headers`` by lower-case name; both win
+    over the caller's own. Headers that are no text are not seen.
+    """
     metadata = {**request.metadata, **dict(zip(matched.placeholders, segments, strict=True))}
-    return {"path": request.path, "entities": request.entities, "inputs": request.inputs, "metadata": metadata}
+    seen: dict[str, object] = {}
+    for root in matched.roots:
+        match root:
+            case "path":
+                seen[root] = request.path
+            case "entities":
+                seen[root] = request.entities
+            case "inputs":
+                seen[root] = request.inputs
+            case "metadata":
+                seen[root] = {**metadata, "headers": _texts(request.headers)}
+    return metadata, Activation(seen, matched.helpers)
 
 
-def rule_holds(matched: CompiledRoute, rule: Rule, context: Mapping[str, object]) -> bool | Refused:
-    """Whether ``rule`` is for the request of ``context``; Refused where that cannot be said."""
+def _texts(headers: Sequence[tuple[str, bytes]]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name, value in headers:
+        try:
+            texts.setdefault(name.lower(), value.decode())
+        except UnicodeDecodeError:
+            continue
+    return texts
+
+
+def rule_holds(matched: CompiledRoute, rule: Rule, activation: Activation) -> bool | Refused:
+    """Whether ``rule`` is for the request; Refused where that cannot be said."""
     if rule.when is None:
         return True
     try:
-        value = rule.when.evaluate(context)
+        value = rule.when.evaluate(activation)
         if isinstance(value, bool):
             return value
         reason = f"gives {type(value).__name__}, not a bool: {rule.when.text}"
@@ -103,30 +161,139 @@ def rule_holds(matched: CompiledRoute, rule: Rule, context: Mapping[str, object]
     return Refused(problem, matched.name, rule.spec.name)
 
 
-def _select(revision: Revision, task: TaskSpec, request: Request) -> TaskPlan:
-    select = task.select
-    if select.alias is not None:
-        version, selected_by = revision.models[task.model].aliases[select.alias], f"alias {select.alias}"
-    elif select.version is not None:
-        version, selected_by = select.version, "version"
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def _plan_tasks(
+    revision: Revision,
+    matched: CompiledRoute,
+    rule: Rule,
+    request: Request,
+    metadata: Mapping[str, Any],
+    now_ms: int,
+) -> tuple[TaskPlan, ...] | Problem:
+    pins = _pins(matched, rule, metadata.get("model_version"))
+    if isinstance(pins, Problem):
+        return pins
+    tasks = []
+    for task in rule.tasks:
+        planned = _plan_task(revision, task, request, metadata, pins.get(task.spec.name), now_ms)
+        if isinstance(planned, Problem):
+            return planned
+        tasks.append(planned)
+    return tuple(tasks)
+
+
+def _pins(matched: CompiledRoute, rule: Rule, given: object) -> Mapping[str, str] | Problem:
+    """The versions that the caller names by ``metadata.model_version``: one version, or versions by task."""
+    if given is None:
+        return {}
+    mine = [task.spec.name for task in rule.tasks if task.spec.name in matched.spec.pinnable]
+    allowed = f"route {matched.name} lets callers name a version of {', '.join(mine) or 'no task'}"
+    if isinstance(given, str):
+        if len(mine) != 1:
+            return Problem(Code.VERSION_NOT_ALLOWED, f"metadata.model_version names one version, and {allowed}")
+        return {mine[0]: given}
+    if not isinstance(given, Mapping) or not all(isinstance(version, str) for version in given.values()):
+        said = "metadata.model_version is neither a version nor an object of versions by task"
+        return Problem(Code.VERSION_NOT_ALLOWED, said)
+    refused = sorted(str(name) for name in given if name not in mine)
+    if refused:
+        said = f"metadata.model_version names {', '.join(refused)[:200]}, and {allowed}"
+        return Problem(Code.VERSION_NOT_ALLOWED, said)
+    return {str(name): str(version) for name, version in given.items()}
+
+
+def _plan_task(
+    revision: Revision,
+    task: CompiledTask,
+    request: Request,
+    metadata: Mapping[str, Any],
+    pin: str | None,
+    now_ms: int,
+) -> TaskPlan | Problem:
+    spec, select, experiment = task.spec, task.spec.select, None
+    if pin is not None:
+        label, selected_by = pin, "pin"
+        if (spec.model, label) not in revision.versions:
+            said = f"metadata.model_version names {label[:80]!r}, and {spec.model} has no such version"
+            return Problem(Code.VERSION_NOT_ALLOWED, said, spec.name)
+    elif task.arms:
+        subject = subject_of(select, request, metadata)
+        if isinstance(subject, Problem):
+            return replace(subject, task=spec.name)
+        experiment = task.experiment
+        label = assign(experiment, task.arms, subject)
+        selected_by = "split" if spec.rollout is None else "rollout"
+    elif select.alias is not None:
+        label, selected_by = revision.models[spec.model].aliases[select.alias], f"alias {select.alias}"
     else:
-        assert select.split is not None  # noqa: S101 - Selection holds exactly one of the three
-        arms = [(arm.version, arm.weight) for arm in select.split]
-        version, selected_by = draw(arms, f"{request.request_id}:{task.name}"), "split"
-    return TaskPlan(task, revision.versions[(task.model, version)], selected_by)
+        assert select.version is not None  # noqa: S101 - Selection holds exactly one of the three
+        label, selected_by = select.version, "version"
+    version = revision.versions[spec.model, label]
+    standbys: tuple[Standby, ...] = ()
+    if spec.fallback:
+        standbys = tuple(
+            each
+            for each in standbys_of(revision, spec)
+            if each.version is None or _usable(revision, each.version, now_ms)
+        )
+    barred = None
+    if not _usable(revision, version, now_ms):
+        said = (
+            f"{version.model} {version.version} was valid until {version.governance and version.governance.valid_until}"
+        )
+        barred = Problem(Code.VERSION_EXPIRED, said, spec.name)
+        if spec.on_unavailable == "reject" or not (standbys or spec.need != "required"):
+            return barred
+    shadows = _shadows(revision, task, version, request, now_ms) if spec.shadow else ()
+    return TaskPlan(spec, version, selected_by, experiment, task.condition, barred, standbys, shadows)
 
 
-def draw(arms: list[tuple[str, int]], seed: str) -> str:
-    """The arm that ``seed`` draws: its SHA-256's first 8 bytes, as a fraction, along the cumulated weights.
+def subject_of(select: Selection, request: Request, metadata: Mapping[str, Any]) -> str | Problem:
+    """Whom an arm is drawn for: the value of ``stickyBy``, or the request's own id."""
+    if select.subject is None:
+        return request.request_id
+    section, name = select.subject
+    values = metadata if section == "metadata" else getattr(request, section)
+    subject = subject_text(values.get(name))
+    if subject is None:
+        said = f"{section}.{name} is missing or names nobody, and the version is chosen by it: send it"
+        return Problem(Code.SUBJECT_MISSING, said)
+    return subject
 
-    >>> draw([("3", 90), ("4", 10)], "a"), draw([("3", 0), ("4", 1)], "b")
-    ('3', '4')
-    """
-    total = sum(weight for _, weight in arms)
-    point = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") * total
-    passed = 0
-    for version, weight in arms:
-        passed += weight
-        if point < passed * _HASH_RANGE:
-            return version
-    raise ValueError("the weights of a split must sum to more than 0")
+
+def standbys_of(revision: Revision, spec: TaskSpec) -> tuple[Standby, ...]:
+    """A task's fallbacks, in order."""
+    standbys = []
+    for fallback in spec.fallback:
+        if fallback.default is not None:
+            standbys.append(Standby("fallback default", None, fallback.default))
+            continue
+        alias = fallback.alias
+        label = revision.models[spec.model].aliases[alias] if alias is not None else fallback.version
+        assert label is not None  # noqa: S101 - Fallback holds exactly one of the three
+        named = f"alias {alias}" if alias is not None else f"version {label}"
+        standbys.append(Standby(f"fallback {named}", revision.versions[spec.model, label], None))
+    return tuple(standbys)
+
+
+def _usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
+    end_ms = revision.expires_ms.get((version.model, version.version))
+    return end_ms is None or now_ms < end_ms
+
+
+def _shadows(
+    revision: Revision, task: CompiledTask, own: ModelVersionSpec, request: Request, now_ms: int
+) -> tuple[ShadowPlan, ...]:
+    """The shadows of this request: those whose part it falls into, but for what serves it anyway, and what expired."""
+    spec, shadows = task.spec, []
+    for shadow, segment in zip(spec.shadow, task.segments, strict=True):
+        alias = shadow.alias
+        label = revision.models[spec.model].aliases[alias] if alias is not None else shadow.version
+        assert label is not None  # noqa: S101 - Shadow holds exactly one of the two
+        version = revision.versions[spec.model, label]
+        drawn = fraction(f"{task.experiment}/shadow", label, request.request_id) * 100 < shadow.percent
+        if drawn and version is not own and _usable(revision, version, now_ms):
+            shadows.append(ShadowPlan(version, segment))
+    return tuple(shadows)
