@@ -31,7 +31,7 @@ COMMANDS = {
     "topics": Command("topics:topics_app", "Kafka's topics, as the documents in topics/ declare them."),
     "apply": Command("registry:registry_app", "Make documents the registry: validate, show changes, publish."),
     "get": Command("registry:registry_app", "Show the registry's documents."),
-    "explain": Command("registry:registry_app", "Say what would happen to a request, without running it."),
+    "explain": Command("explain:explain_app", "Say what would happen to a request, without running it."),
     "worker": Command("worker:worker_app", "Run one worker until SIGTERM: decide, features, audit or pool."),
     "gateway": Command("gateway:gateway_app", "Serve decisions over HTTP until SIGTERM."),
     "request": Command("request:request_app", "Send one request and print its reply."),

@@ -1,4 +1,4 @@
-"""``model-broker apply``, ``get``, ``explain``: the registry's documents published, shown, and tried on a request."""
+"""``model-broker apply`` and ``get``: the registry's documents published and shown."""
 
 import dataclasses
 import datetime
@@ -22,12 +22,10 @@ from app.adapters.documents_yaml import read_directory
 from app.adapters.registry_topic import Head, publish_revision, read_head, read_published
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
-from app.domain.documents import Document, HttpBackend, Model, ModelVersion, ModelVersionSpec, Route
-from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RequestRefused
-from app.domain.explanation import Explanation, explain
+from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused
 from app.domain.registry import Revision, content_of, pools_of, read_revision
 from app.domain.registry_diff import Change, differences
-from app.domain.requests import Envelope, InboundRecord, Request, RequestId, read_request
 from app.durations import format_duration
 from app.settings import Settings
 
@@ -66,7 +64,7 @@ def apply(
     """
     settings = Settings()
     try:
-        revision = _read(file, today=datetime.datetime.now(datetime.UTC).date())
+        revision = read_files(file, today=datetime.datetime.now(datetime.UTC).date())
         head = read_head(settings)
         before = head.published.revision.documents if head.published else ()
         changes = differences(before, revision.documents)
@@ -87,7 +85,7 @@ def apply(
             publish_revision(settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
             report["published"] = True
     except BrokerError as error:
-        _fail(error, as_json=as_json)
+        fail(error, as_json=as_json)
     if as_json:
         typer.echo(orjson.dumps(report))
     elif report["published"]:
@@ -98,7 +96,8 @@ def apply(
         typer.echo(f"Sound: {len(revision.documents)} documents make {revision.id}. Nothing was published.")
 
 
-def _read(paths: list[Path], *, today: datetime.date | None) -> Revision:
+def read_files(paths: list[Path], *, today: datetime.date | None) -> Revision:
+    """The revision that files and directories make; ``today`` as in ``read_revision``."""
     sources, faults = read_directory(paths)
     try:
         revision = read_revision(sources, today=today)
@@ -146,13 +145,14 @@ def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -
                 continue
             if number == 0:
                 out.print(Text(document, style="bold"))
-            said = f"{change.field}: {_short(change.before)} → {_short(change.after)}"
+            said = f"{change.field}: {shortened(change.before)} → {shortened(change.after)}"
             out.print(Padding(Text(said, overflow="fold"), (0, 0, 0, 2), expand=False))
     counts = {kind: sum(change.kind == kind for change in changes) for kind in ("added", "changed", "removed")}
-    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {_short(revision.id)}")
+    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {shortened(revision.id)}")
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value on one line, digests and long texts cut."""
     if value is None:
         return "-"
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
@@ -196,7 +196,7 @@ def get(
             names = ", ".join(each.metadata.name for each in found) or "none"
             raise ConfigurationError(f"no {wanted} {name} in {published.revision.id}; there is {names[:500]}")
     except BrokerError as error:
-        _fail(error, as_json=as_json)
+        fail(error, as_json=as_json)
     contents = [content_of(document) for document in documents]
     if as_json or output == "json":
         typer.echo(orjson.dumps({"revision": published.revision.id, "documents": contents}))
@@ -241,155 +241,11 @@ def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
     return entities, ", ".join(feature.name for feature in view.features), view.source.project
 
 
-# --- explain ----------------------------------------------------------------------------------------------------------
-
-
-@registry_app.command(
-    "explain", epilog="Example: model-broker explain /credit/card --entities applicant_id=17 --inputs amount=5000"
-)
-def explain_path(
-    path: Annotated[str, typer.Argument(help="The path that a caller would name.")],
-    entities: Annotated[list[str] | None, typer.Option(help="A JSON object, or name=value; may be repeated.")] = None,
-    inputs: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
-    request_id: Annotated[
-        str | None, typer.Option(help="Decides which arm of a split is drawn; without it, every arm is shown.")
-    ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option("-f", "--file", help="Documents to ask instead of the current revision.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Say what would happen to a request, without running it; exit 1 where it would be rejected."""
-    try:
-        sections = {
-            "entities": _section("entities", entities),
-            "inputs": _section("inputs", inputs),
-            "metadata": _section("metadata", metadata),
-        }
-        if file:
-            revision = _read(file, today=None)
-        else:
-            published = read_published(Settings())
-            if published is None:
-                raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`, or pass -f DIR")
-            revision = published.revision
-        explanation = explain(revision, _request(path, sections, request_id), drawn=request_id is not None)
-    except BrokerError as error:
-        _fail(error, as_json=as_json)
-    if as_json:
-        typer.echo(orjson.dumps(_explanation_json(explanation)))
-    else:
-        _print_explanation(explanation)
-    if explanation.refused or explanation.problems or any(task.problems for task in explanation.tasks):
-        raise typer.Exit(1)
-
-
-def _section(name: str, given: list[str] | None) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for text in given or ():
-        if text.lstrip().startswith("{"):
-            try:
-                values |= orjson.loads(text)
-            except orjson.JSONDecodeError as error:
-                raise ConfigurationError(f"--{name}: not a JSON object: {error}") from error
-            continue
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"--{name}: {text!r} is neither a JSON object nor name=value")
-        try:
-            values[key] = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            values[key] = value
-    return values
-
-
-def _request(path: str, sections: dict[str, Any], request_id: str | None) -> Request:
-    record = InboundRecord("explain", 0, 0, 0, None, None, ())
-    envelope = Envelope(RequestId(request_id) if request_id else None, None, None, None, "normal", "application/json")
-    try:
-        return read_request(envelope, {"path": path, **sections}, record)
-    except RequestRefused as error:
-        raise ConfigurationError(error.problem.message) from error
-
-
-def _explanation_json(explanation: Explanation) -> dict[str, Any]:
-    return {
-        "revision": explanation.revision,
-        "route": explanation.route,
-        "placeholders": explanation.placeholders,
-        "deadline_ms": explanation.deadline_ms,
-        "rules": [dataclasses.asdict(rule) for rule in explanation.rules],
-        "rule": explanation.rule,
-        "tasks": [
-            {
-                "name": task.spec.name,
-                "model": task.version.model,
-                "version": task.version.version,
-                "selected_by": task.selected_by,
-                "need": task.spec.need,
-                "default": task.spec.default,
-                "backend": task.backend,
-                "timeout_ms": task.version.policy.timeout,
-                **_calls(task.version),
-                "features": [dataclasses.asdict(feature) for feature in task.features],
-                "problems": [problem.as_json() for problem in task.problems],
-            }
-            for task in explanation.tasks
-        ],
-        "entities": [
-            {"view": need.view, "entities": dict(zip(need.key.names, need.key.values, strict=True))}
-            for need in explanation.needs
-        ],
-        "result": explanation.result,
-        "problems": [problem.as_json() for problem in explanation.problems],
-        "rejected": explanation.refused.as_json() if explanation.refused else None,
-    }
-
-
-def _calls(version: ModelVersionSpec) -> dict[str, int]:
-    """What applies to calls of ``version`` from here; a queued one is called by its pool's workers."""
-    if isinstance(version.backend, HttpBackend):
-        return {"retries": version.policy.retries, "concurrency": version.policy.concurrency}
-    return {}
-
-
-def _print_explanation(explanation: Explanation) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"revision  {explanation.revision}")
-    if explanation.route is not None and explanation.deadline_ms is not None:
-        console.print(f"route     {explanation.route}, deadline {format_duration(explanation.deadline_ms)}")
-    for name, value in explanation.placeholders.items():
-        console.print(f"          metadata.{name} = {value}")
-    for rule in explanation.rules:
-        console.print(f"rule      {rule.name}: {'matches' if rule.matched else 'does not match'}; {rule.reason}")
-    for task in explanation.tasks:
-        model, version = task.version.model, task.version.version
-        console.print(f"task      {task.spec.name}: {model}, version {version} by {task.selected_by}")
-        need = task.spec.need if task.spec.default is None else f"default {_short(dict(task.spec.default))}"
-        policy = task.version.policy
-        console.print(f"          need: {need}; {task.backend}")
-        calls = "".join(f", {name} {value}" for name, value in _calls(task.version).items())
-        console.print(f"          timeout {format_duration(policy.timeout)}{calls}")
-        for feature in task.features:
-            age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
-            console.print(f"          {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}")
-    for need_ in explanation.needs:
-        key = ", ".join(f"{name}={value}" for name, value in zip(need_.key.names, need_.key.values, strict=True))
-        console.print(f"fetch     {need_.view} of {key}")
-    for name, text in explanation.result.items():
-        console.print(f"result    {name} = {text}")
-    found = (*explanation.problems, *(each for task in explanation.tasks for each in task.problems))
-    for problem in dict.fromkeys(found):
-        console.print(f"problem   {problem.code}: {problem.message}")
-    if explanation.refused is not None:
-        console.print(f"rejected  {explanation.refused.code}: {explanation.refused.message}")
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def _fail(error: BrokerError, *, as_json: bool) -> NoReturn:
+def fail(error: BrokerError, *, as_json: bool) -> NoReturn:
+    """End the command: each fault a line, and with ``--json`` all of them as its document."""
     faults = error.faults if isinstance(error, DocumentsRefused) else ()
     if as_json:
         listed = [dataclasses.asdict(fault) for fault in faults]
