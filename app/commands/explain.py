@@ -1,6 +1,8 @@
 """``model-broker explain``: what would happen to a request, told without running it."""
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +14,8 @@ from app.adapters.registry_topic import read_published
 from app.commands.registry import Json, fail, read_files, shortened
 from app.domain.documents import HttpBackend, ModelVersionSpec
 from app.domain.errors import BrokerError, ConfigurationError, RequestRefused
-from app.domain.explanation import Explanation, explain
-from app.domain.requests import Envelope, InboundRecord, Request, RequestId, read_request
+from app.domain.explanation import Explanation, TaskTrace, VersionTrace, explain
+from app.domain.requests import Envelope, Headers, InboundRecord, Request, RequestId, read_request
 from app.durations import format_duration
 from app.settings import Settings
 
@@ -28,8 +30,11 @@ def explain_path(
     entities: Annotated[list[str] | None, typer.Option(help="A JSON object, or name=value; may be repeated.")] = None,
     inputs: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="As --entities.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="A header of the request, name=value; may be repeated.")
+    ] = None,
     request_id: Annotated[
-        str | None, typer.Option(help="Decides which arm of a split is drawn; without it, every arm is shown.")
+        str | None, typer.Option(help="Draws an arm where no stickyBy does; without it, every arm is shown.")
     ] = None,
     file: Annotated[
         list[Path] | None, typer.Option("-f", "--file", help="Documents to ask instead of the current revision.")
@@ -50,7 +55,8 @@ def explain_path(
             if published is None:
                 raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`, or pass -f DIR")
             revision = published.revision
-        explanation = explain(revision, _request(path, sections, request_id), drawn=request_id is not None)
+        request = _request(path, sections, request_id, _headers(header))
+        explanation = explain(revision, request, time.time_ns() // 1_000_000, drawn=request_id is not None)
     except BrokerError as error:
         fail(error, as_json=as_json)
     if as_json:
@@ -80,8 +86,16 @@ def _section(name: str, given: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def _request(path: str, sections: dict[str, Any], request_id: str | None) -> Request:
-    record = InboundRecord("explain", 0, 0, 0, None, None, ())
+def _headers(given: list[str] | None) -> Headers:
+    pairs = [text.partition("=") for text in given or ()]
+    for name, equals, value in pairs:
+        if not equals or not name:
+            raise ConfigurationError(f"--header: {name + equals + value!r} is not name=value")
+    return tuple((name, value.encode()) for name, _, value in pairs)
+
+
+def _request(path: str, sections: dict[str, Any], request_id: str | None, headers: Headers) -> Request:
+    record = InboundRecord("explain", 0, 0, 0, None, None, headers)
     envelope = Envelope(RequestId(request_id) if request_id else None, None, None, None, "normal", "application/json")
     try:
         return read_request(envelope, {"path": path, **sections}, record)
@@ -95,31 +109,56 @@ def _explanation_json(explanation: Explanation) -> dict[str, Any]:
         "route": explanation.route,
         "placeholders": explanation.placeholders,
         "deadline_ms": explanation.deadline_ms,
+        "pinnable": explanation.pinnable,
         "rules": [dataclasses.asdict(rule) for rule in explanation.rules],
         "rule": explanation.rule,
-        "tasks": [
-            {
-                "name": task.spec.name,
-                "model": task.version.model,
-                "version": task.version.version,
-                "selected_by": task.selected_by,
-                "need": task.spec.need,
-                "default": task.spec.default,
-                "backend": task.backend,
-                "timeout_ms": task.version.policy.timeout,
-                **_calls(task.version),
-                "features": [dataclasses.asdict(feature) for feature in task.features],
-                "problems": [problem.as_json() for problem in task.problems],
-            }
-            for task in explanation.tasks
-        ],
+        "join": explanation.join,
+        "tasks": [_task_json(task) for task in explanation.tasks],
         "entities": [
             {"view": need.view, "entities": dict(zip(need.key.names, need.key.values, strict=True))}
             for need in explanation.needs
         ],
-        "result": explanation.result,
+        "result": explanation.result or {},
+        "reasons": explanation.reasons or {},
         "problems": [problem.as_json() for problem in explanation.problems],
         "rejected": explanation.refused.as_json() if explanation.refused else None,
+    }
+
+
+def _task_json(task: TaskTrace) -> dict[str, Any]:
+    return {
+        "name": task.spec.name,
+        "model": task.spec.model,
+        "version": task.version.version if task.version else None,
+        "selected_by": task.selected_by,
+        "experiment": task.experiment,
+        "subject": task.subject,
+        "arms": [dataclasses.asdict(arm) for arm in task.arms],
+        "barred": task.barred.as_json() if task.barred else None,
+        "rollout": dataclasses.asdict(task.rollout) if task.rollout else None,
+        "need": task.spec.need,
+        "default": task.spec.default,
+        "after": task.spec.after,
+        "when": task.spec.when,
+        "on_unavailable": task.spec.on_unavailable,
+        "versions": [_version_json(each) for each in task.versions],
+    }
+
+
+def _version_json(each: VersionTrace) -> dict[str, Any]:
+    members: dict[str, Any] = {"role": each.role, "selected_by": each.selected_by}
+    if each.version is None:
+        return members | {"output": each.output}
+    if each.role == "shadow":
+        members |= {"percent": each.percent, "drawn": each.drawn, "segment": each.segment}
+    return members | {
+        "version": each.version.version,
+        "backend": each.backend,
+        "expired": each.expired,
+        "timeout_ms": each.version.policy.timeout,
+        **_calls(each.version),
+        "features": [dataclasses.asdict(feature) for feature in each.features],
+        "problems": [problem.as_json() for problem in each.problems],
     }
 
 
@@ -137,26 +176,71 @@ def _print_explanation(explanation: Explanation) -> None:
         console.print(f"route     {explanation.route}, deadline {format_duration(explanation.deadline_ms)}")
     for name, value in explanation.placeholders.items():
         console.print(f"          metadata.{name} = {value}")
+    if explanation.pinnable:
+        console.print(f"          metadata.model_version may name a version of {', '.join(explanation.pinnable)}")
     for rule in explanation.rules:
         console.print(f"rule      {rule.name}: {'matches' if rule.matched else 'does not match'}; {rule.reason}")
     for task in explanation.tasks:
-        model, version = task.version.model, task.version.version
-        console.print(f"task      {task.spec.name}: {model}, version {version} by {task.selected_by}")
-        need = task.spec.need if task.spec.default is None else f"default {shortened(dict(task.spec.default))}"
-        policy = task.version.policy
-        console.print(f"          need: {need}; {task.backend}")
-        calls = "".join(f", {name} {value}" for name, value in _calls(task.version).items())
-        console.print(f"          timeout {format_duration(policy.timeout)}{calls}")
-        for feature in task.features:
-            age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
-            console.print(f"          {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}")
-    for need_ in explanation.needs:
-        key = ", ".join(f"{name}={value}" for name, value in zip(need_.key.names, need_.key.values, strict=True))
-        console.print(f"fetch     {need_.view} of {key}")
-    for name, text in explanation.result.items():
+        for line in _task_lines(task):
+            console.print(line)
+    for need in explanation.needs:
+        key = ", ".join(f"{name}={value}" for name, value in zip(need.key.names, need.key.values, strict=True))
+        console.print(f"fetch     {need.view} of {key}")
+    if explanation.join is not None:
+        console.print(f"join      {explanation.join}")
+    for name, text in (explanation.result or {}).items():
         console.print(f"result    {name} = {text}")
+    for code, text in (explanation.reasons or {}).items():
+        console.print(f"reason    {code} if {text}")
     found = (*explanation.problems, *(each for task in explanation.tasks for each in task.problems))
     for problem in dict.fromkeys(found):
         console.print(f"problem   {problem.code}: {problem.message}")
     if explanation.refused is not None:
         console.print(f"rejected  {explanation.refused.code}: {explanation.refused.message}")
+
+
+def _task_lines(task: TaskTrace) -> Iterator[str]:
+    spec, gap = task.spec, " " * 10
+    which = f"version {task.version.version}" if task.version else "a version that the request's id decides"
+    yield f"task      {spec.name}: {spec.model}, {which}, by {task.selected_by}"
+    if task.experiment is not None:
+        by = spec.select.sticky_by or "request id"
+        whom = f": {task.subject}" if task.subject is not None else ""
+        yield f"{gap}experiment {task.experiment}, drawn by {by}{whom}"
+    for arm in task.arms:
+        hashed = f", fraction {arm.fraction:.12f}, score {arm.score:.6g}" if arm.fraction is not None else ""
+        drawn = " <- drawn" if arm.drawn else ""
+        yield f"{gap}arm {arm.version}: weight {arm.weight} ({arm.percent:.4g} %){hashed}{drawn}"
+    if task.rollout is not None:
+        rollout = task.rollout
+        steps = ", ".join(map(str, rollout.steps))
+        why = f"; {rollout.reason}" if rollout.reason else ""
+        yield f"{gap}rollout to {rollout.to}: {rollout.state}, step {rollout.step} of {steps}: {rollout.percent} %{why}"
+    if task.barred is not None:
+        yield f"{gap}not usable: {task.barred.message}"
+    need = spec.need if spec.default is None else f"default {shortened(dict(spec.default))}"
+    yield f"{gap}need: {need}; an expired version: {spec.on_unavailable}"
+    if spec.after:
+        yield f"{gap}after {', '.join(spec.after)}" + (f", when {spec.when}" if spec.when else "")
+    for each in task.versions:
+        yield from (gap + line for line in _version_lines(each))
+
+
+def _version_lines(each: VersionTrace) -> Iterator[str]:
+    if each.version is None:
+        yield f"{each.selected_by}: {shortened(dict(each.output or {}))}"
+        return
+    part = ""
+    if each.role == "shadow":
+        runs = {True: ", this one too", False: ", not this one", None: ""}[each.drawn]
+        segment = f", by {each.segment}" if each.segment else ""
+        part = f"{each.percent:g} % of decisions{runs}{segment}; "
+    named = f"version {each.version.version}" if each.role in ("own", "arm") else each.selected_by
+    version = f" (version {each.version.version})" if " alias " in named else ""
+    yield f"{named}{version}: {part}{each.backend}{', expired' if each.expired else ''}"
+    policy = each.version.policy
+    calls = "".join(f", {name} {value}" for name, value in _calls(each.version).items())
+    yield f"  timeout {format_duration(policy.timeout)}{calls}"
+    for feature in each.features:
+        age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
+        yield f"  {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}"

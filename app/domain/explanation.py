@@ -1,17 +1,21 @@
 """What would happen to a request under a revision, told step by step and without running anything.
 
-The same functions that route and find features for real are used here, so the explanation cannot drift from the
-behaviour; only what they leave out is added: why earlier rules did not match, and what each task would need.
+The same functions that route, draw and find features for real are used here, so the explanation cannot drift from the
+behaviour; only what they leave out is added: why earlier rules did not match, every arm's hash, and what each version
+that may be asked would need.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from app.domain.documents import HttpBackend, ModelVersionSpec, TaskSpec
+from app.domain.assignment import fraction, score
+from app.domain.documents import HttpBackend, ModelVersionSpec, Scalar, TaskSpec
 from app.domain.errors import Problem
 from app.domain.features import ViewNeed, needs_of, resolve
-from app.domain.registry import Revision, Rule
+from app.domain.registry import CompiledTask, Revision, Rule, rolled_out, rollout_digest
 from app.domain.requests import Request
-from app.domain.routing import Refused, TaskPlan, context_of, route, rule_holds
+from app.domain.routing import Plan, Refused, TaskPlan, route, rule_holds, seen_of, standbys_of, subject_of, usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,77 @@ class FeatureTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskTrace:
-    """One task by one version that serves it, how that was selected, and what applies to it."""
+class ArmTrace:
+    """One arm of a draw; ``fraction`` and ``score`` are None where it is not known whom it is drawn for."""
 
-    spec: TaskSpec
-    version: ModelVersionSpec
+    version: str
+    weight: int
+    percent: float
+    fraction: float | None
+    score: float | None
+    drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTrace:
+    """A rollout and how far it is; ``state`` is ``not begun`` before the broker has taken it up."""
+
+    to: str
+    state: str
+    step: int
+    steps: tuple[int, ...]
+    percent: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionTrace:
+    """One version that may be asked for a task, or (without one) the fixed output that stands in.
+
+    ``problems`` are what the request itself lacks for it. ``percent``, ``drawn`` and ``segment`` are a shadow's.
+    """
+
+    role: Literal["own", "arm", "fallback", "shadow"]
     selected_by: str
-    backend: str
+    version: ModelVersionSpec | None
+    output: Mapping[str, Scalar] | None
+    backend: str | None
+    expired: bool
     features: tuple[FeatureTrace, ...]
     problems: tuple[Problem, ...]
+    percent: float | None = None
+    drawn: bool | None = None
+    segment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTrace:
+    """One task: what serves it, how that was selected, and what stands by.
+
+    ``version`` is None where it depends on a request id that is not known; ``barred`` is why it may not be used.
+    """
+
+    spec: TaskSpec
+    version: ModelVersionSpec | None
+    selected_by: str
+    experiment: str | None
+    subject: str | None
+    arms: tuple[ArmTrace, ...]
+    barred: Problem | None
+    rollout: RolloutTrace | None
+    versions: tuple[VersionTrace, ...]
+
+    @property
+    def serving(self) -> tuple[VersionTrace, ...]:
+        """What will be asked first: the version's own trace, or each arm's, or what stands in for a barred one."""
+        if self.barred is None:
+            return tuple(each for each in self.versions if each.role in ("own", "arm"))
+        return tuple(each for each in self.versions if each.role == "fallback" and not each.expired)[:1]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What the request lacks for what will be asked first."""
+        return tuple(dict.fromkeys(problem for each in self.serving for problem in each.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +119,66 @@ class Explanation:
     route: str | None
     placeholders: dict[str, str]
     deadline_ms: int | None
-    rules: tuple[RuleTrace, ...]
-    rule: str | None
-    tasks: tuple[TaskTrace, ...]
-    needs: tuple[ViewNeed, ...]
-    problems: tuple[Problem, ...]
-    result: dict[str, str]
-    refused: Problem | None
+    pinnable: tuple[str, ...] = ()
+    rules: tuple[RuleTrace, ...] = ()
+    rule: str | None = None
+    join: str | None = None
+    tasks: tuple[TaskTrace, ...] = ()
+    needs: tuple[ViewNeed, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    result: Mapping[str, str] | None = None
+    reasons: Mapping[str, str] | None = None
+    refused: Problem | None = None
 
 
-def explain(revision: Revision, request: Request, *, drawn: bool = True) -> Explanation:
-    """The explanation of ``request`` under ``revision``.
+def explain(revision: Revision, request: Request, now_ms: int, *, drawn: bool = True) -> Explanation:
+    """The explanation of ``request`` under ``revision``, with the versions that may be used at ``now_ms``.
 
-    The arm of a split depends on the request's id; where that is not the real one, ``drawn`` False tells of every arm.
+    A draw without ``stickyBy`` depends on the request's id; where that is not the real one, ``drawn`` False tells of
+    every arm.
     """
-    plan = route(revision, request)
+    plan = route(revision, request, now_ms)
     found = revision.paths.match(request.path)
     if found is None:
         refused = plan.problem if isinstance(plan, Refused) else None
-        return Explanation(revision.id, None, {}, None, (), None, (), (), (), {}, refused)
+        return Explanation(revision.id, None, {}, None, refused=refused)
     matched, segments = found
-    context = context_of(request, matched, segments)
-    placeholders = dict(zip(matched.placeholders, segments, strict=True))
+    _, activation = seen_of(request, matched, segments)
     traces: list[RuleTrace] = []
     for rule in matched.rules:
-        holds = rule_holds(matched, rule, context)
+        holds = rule_holds(matched, rule, activation)
         traces.append(RuleTrace(rule.spec.name, holds is True, _reason(rule, holds)))
         if holds:
             break
-    head = (revision.id, matched.name, placeholders, matched.spec.deadline, tuple(traces))
+    told = Explanation(
+        revision.id,
+        matched.name,
+        dict(zip(matched.placeholders, segments, strict=True)),
+        matched.spec.deadline,
+        matched.spec.pinnable,
+        tuple(traces),
+        plan.rule if isinstance(plan, Refused) else plan.rule.spec.name,
+    )
     if isinstance(plan, Refused):
-        return Explanation(*head, plan.rule, (), (), (), {}, plan.problem)
+        return replace(told, refused=plan.problem)
     # Features see the placeholders as metadata, as they will when the request is decided.
     seen = replace(request, metadata=plan.metadata)
-    served = [each for task in plan.tasks for each in _served(revision, task, drawn)]
-    needs, problems = needs_of(revision.wants(version for _, version, _ in served), revision.views, seen)
     tasks = tuple(
-        TaskTrace(
-            spec,
-            version,
-            selected_by,
-            _backend(version),
-            _features(revision, version),
-            _request_problems(revision, version, seen),
-        )
-        for spec, version, selected_by in served
+        _task(plan, compiled, task, seen, now_ms, drawn)
+        for compiled, task in zip(plan.rule.tasks, plan.tasks, strict=True)
     )
-    result = {name: expression.text for name, expression in plan.result.items()}
-    return Explanation(*head, plan.rule.spec.name, tasks, needs, problems, result, None)
+    every = dict.fromkeys(_identity(each) for task in tasks for each in task.versions)
+    serving = dict.fromkeys(_identity(each) for task in tasks for each in task.serving)
+    join = plan.rule.spec.join
+    return replace(
+        told,
+        join=join.policy if join.n is None else f"{join.policy} {join.n}",
+        tasks=tasks,
+        needs=_needs(revision, every, seen)[0],
+        problems=_needs(revision, serving, seen)[1],
+        result={name: expression.text for name, expression in plan.result.items()},
+        reasons={name: expression.text for name, expression in plan.rule.reasons.items()},
+    )
 
 
 def _reason(rule: Rule, holds: bool | Refused) -> str:
@@ -111,16 +189,93 @@ def _reason(rule: Rule, holds: bool | Refused) -> str:
     return f"{'true' if holds else 'false'}: {rule.when.text}"
 
 
-def _served(revision: Revision, task: TaskPlan, drawn: bool) -> list[tuple[TaskSpec, ModelVersionSpec, str]]:
-    split = task.spec.select.split
-    if split is None:
-        return [(task.spec, task.version, task.selected_by)]
-    total = sum(arm.weight for arm in split)
-    return [
-        (task.spec, revision.versions[task.spec.model, arm.version], f"split, {100 * arm.weight / total:.4g} %")
-        for arm in split
-        if (arm.version == task.version.version if drawn else arm.weight > 0)
-    ]
+def _identity(trace: VersionTrace) -> tuple[str, str] | None:
+    return None if trace.version is None else (trace.version.model, trace.version.version)
+
+
+def _needs(
+    revision: Revision, identities: Mapping[tuple[str, str] | None, None], request: Request
+) -> tuple[tuple[ViewNeed, ...], tuple[Problem, ...]]:
+    versions = (revision.versions[identity] for identity in identities if identity is not None)
+    return needs_of(revision.wants(versions), revision.views, request)
+
+
+def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, now_ms: int, drawn: bool) -> TaskTrace:
+    revision, spec = plan.revision, task.spec
+    known = task.experiment is None or drawn or spec.select.subject is not None
+    subject = subject_of(spec.select, request, plan.metadata) if task.experiment is not None and known else None
+    whom = None if isinstance(subject, Problem) else subject
+    arms = _arms(compiled, task, whom) if task.experiment is not None else ()
+
+    def trace(
+        role: Literal["own", "arm", "fallback", "shadow"], selected_by: str, version: ModelVersionSpec
+    ) -> VersionTrace:
+        return VersionTrace(
+            role,
+            selected_by,
+            version,
+            None,
+            _backend(version),
+            not usable(revision, version, now_ms),
+            _features(revision, version),
+            _request_problems(revision, version, request),
+        )
+
+    versions = [trace("own", task.selected_by, task.version)] if known else []
+    if not known:
+        possible = (arm for arm in arms if arm.weight > 0)
+        versions += [trace("arm", f"arm {arm.version}", revision.versions[spec.model, arm.version]) for arm in possible]
+    for standby in standbys_of(revision, spec):
+        if standby.version is None:
+            versions.append(VersionTrace("fallback", standby.selected_by, None, standby.output, None, False, (), ()))
+        else:
+            versions.append(trace("fallback", standby.selected_by, standby.version))
+    running = {shadow.version.version for shadow in task.shadows}
+    for shadow in spec.shadow:
+        alias = shadow.alias
+        label = revision.models[spec.model].aliases[alias] if alias is not None else str(shadow.version)
+        said = f"shadow alias {alias}" if alias is not None else f"shadow version {label}"
+        made = trace("shadow", said, revision.versions[spec.model, label])
+        whether = label in running if known and drawn else None
+        versions.append(replace(made, percent=shadow.percent, drawn=whether, segment=shadow.segment))
+    return TaskTrace(
+        spec,
+        task.version if known else None,
+        task.selected_by,
+        task.experiment,
+        whom,
+        arms,
+        task.barred if known else None,
+        _rollout(plan, spec),
+        tuple(versions),
+    )
+
+
+def _arms(compiled: CompiledTask, task: TaskPlan, subject: str | None) -> tuple[ArmTrace, ...]:
+    total = sum(weight for _, weight in compiled.arms)
+    return tuple(
+        ArmTrace(
+            version,
+            weight,
+            100 * weight / total,
+            None if subject is None else fraction(compiled.experiment, version, subject),
+            None if subject is None else score(compiled.experiment, version, weight, subject),
+            subject is not None and version == task.version.version,
+        )
+        for version, weight in compiled.arms
+    )
+
+
+def _rollout(plan: Plan, spec: TaskSpec) -> RolloutTrace | None:
+    rollout = spec.rollout
+    if rollout is None:
+        return None
+    rule = plan.rule.spec.name
+    status = plan.route.status.rollouts.get(f"{rule}/{spec.name}")
+    if status is None or status.of != rollout_digest(rule, spec):
+        return RolloutTrace(rollout.to, "not begun", 0, rollout.steps, rolled_out(rollout, None), None)
+    percent = rolled_out(rollout, status)
+    return RolloutTrace(rollout.to, status.state, status.step, rollout.steps, percent, status.reason)
 
 
 def _backend(version: ModelVersionSpec) -> str:

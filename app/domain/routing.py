@@ -236,10 +236,10 @@ def _plan_task(
         standbys = tuple(
             each
             for each in standbys_of(revision, spec)
-            if each.version is None or _usable(revision, each.version, now_ms)
+            if each.version is None or usable(revision, each.version, now_ms)
         )
     barred = None
-    if not _usable(revision, version, now_ms):
+    if not usable(revision, version, now_ms):
         said = (
             f"{version.model} {version.version} was valid until {version.governance and version.governance.valid_until}"
         )
@@ -278,7 +278,8 @@ def standbys_of(revision: Revision, spec: TaskSpec) -> tuple[Standby, ...]:
     return tuple(standbys)
 
 
-def _usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
+def usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
+    """Whether the version's validity has not ended."""
     end_ms = revision.expires_ms.get((version.model, version.version))
     return end_ms is None or now_ms < end_ms
 
@@ -294,6 +295,6 @@ def _shadows(
         assert label is not None  # noqa: S101 - Shadow holds exactly one of the two
         version = revision.versions[spec.model, label]
         drawn = fraction(f"{task.experiment}/shadow", label, request.request_id) * 100 < shadow.percent
-        if drawn and version is not own and _usable(revision, version, now_ms):
+        if drawn and version is not own and usable(revision, version, now_ms):
             shadows.append(ShadowPlan(version, segment))
     return tuple(shadows)

@@ -93,7 +93,7 @@ def test_from_nothing_to_an_explained_request(settings: Settings, tmp_path: Path
 
     told = run_json("explain", "/credit/card", *REQUEST, "--metadata", "channel=web")
     assert (told["route"], told["rule"], told["placeholders"]) == ("credit", "default", {"product": "card"})
-    assert [task["selected_by"] for task in told["tasks"]] == ["split, 90 %", "split, 10 %"]
+    assert [arm["percent"] for arm in told["tasks"][0]["arms"]] == [90, 10]
     (drawn,) = run_json("explain", "/credit/card", *REQUEST, "--request-id", "r-1")["tasks"]
     assert drawn["version"] in {"1", "2"}
     text = run("explain", "/credit/card", *REQUEST)

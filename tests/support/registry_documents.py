@@ -8,6 +8,8 @@ from app.domain.registry import Revision, Source, read_revision
 from app.domain.requests import Request, RequestId
 
 API_VERSION = "modelbroker.dev/v1alpha1"
+NOW_MS = 1_790_000_000_000
+"""A moment in September 2026, when the sound versions' validity has not ended."""
 
 
 def document(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
