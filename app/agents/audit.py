@@ -259,7 +259,10 @@ class AuditSink:
 
 
 def _outcome(pointer: Pointer, first: Pointer) -> str:
-    """How a written pointer counts, by where it was first wanted; a refusal told again has other times."""
+    """How a written pointer counts, by where it was first wanted.
+
+    What is not a decision and told again, with other times, is a variant and no alarm.
+    """
     if pointer.sort_key == first.sort_key:
         return "pointed"
     return "conflict" if first.sort_key == DECISION else "variant"

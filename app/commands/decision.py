@@ -21,6 +21,7 @@ from app.adapters.s3 import S3ObjectStore
 from app.commands.failures import failed
 from app.domain.audit import DECISION, Pointer
 from app.domain.audit_view import readable
+from app.domain.decisions import Kind
 from app.domain.errors import BrokerError
 from app.settings import Settings
 
@@ -29,6 +30,7 @@ decision_app = typer.Typer(
 )
 
 _STATUS_STYLES = {"completed": "green", "ok": "green", "partial": "yellow", "defaulted": "yellow", "PRESENT": "green"}
+_SHADOWS_SHOWN_MAX = 64
 _UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
 
 
@@ -44,14 +46,14 @@ def show(
 ) -> None:
     """Show a decision: where it came from, what was routed, fetched, asked and answered; exit 1 if there is none."""
     try:
-        record, pointers = asyncio.run(_find(Settings(), request_id))
+        record, shadows, pointers = asyncio.run(_find(Settings(), request_id))
     except BrokerError as error:
         raise failed(error) from error
     if as_json and (record is not None or pointers):
-        document = {"record": record, "items": [_item(pointer) for pointer in pointers]}
+        document = {"record": record, "shadows": shadows, "items": [_item(pointer) for pointer in pointers]}
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
     elif record is not None or pointers:
-        Console().print(describe(record, pointers))
+        Console().print(describe(record, pointers, shadows))
     if record is None:
         typer.echo(
             f"error: no decision of request {request_id} is recorded; one that was just made appears within seconds",
@@ -60,7 +62,9 @@ def show(
         raise typer.Exit(1)
 
 
-async def _find(settings: Settings, request_id: str) -> tuple[dict[str, Any] | None, Sequence[Pointer]]:
+async def _find(
+    settings: Settings, request_id: str
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]], Sequence[Pointer]]:
     async with (
         S3ObjectStore(settings.audit_bucket) as objects,
         DynamoPointerTable(settings.audit_table) as table,
@@ -68,11 +72,15 @@ async def _find(settings: Settings, request_id: str) -> tuple[dict[str, Any] | N
         reader = AuditReader(objects, table)
         pointers = await reader.pointers(request_id)
         decided = next((pointer for pointer in pointers if pointer.sort_key == DECISION), None)
-        return None if decided is None else readable(await reader.read(decided)), pointers
+        beside = [pointer for pointer in pointers if pointer.kind == Kind.SHADOW][:_SHADOWS_SHOWN_MAX]
+        shadows = [readable(await reader.read(pointer)) for pointer in beside]
+        return None if decided is None else readable(await reader.read(decided)), shadows, pointers
 
 
-def describe(record: Mapping[str, Any] | None, pointers: Sequence[Pointer]) -> RenderableType:
-    """A decision's account for a terminal; ``record`` as ``readable`` gives it."""
+def describe(
+    record: Mapping[str, Any] | None, pointers: Sequence[Pointer], shadows: Sequence[Mapping[str, Any]] = ()
+) -> RenderableType:
+    """A decision's account for a terminal; ``record`` and its ``shadows`` as ``readable`` gives them."""
     parts: list[RenderableType] = []
     if record is not None:
         parts.append(_summary(record))
@@ -82,6 +90,8 @@ def describe(record: Mapping[str, Any] | None, pointers: Sequence[Pointer]) -> R
             where = " ".join(f"{name} {problem[name]}" for name in ("task", "feature") if problem.get(name))
             parts.append(Text(f"{problem['code']}{f' ({where})' if where else ''}: {problem['message']}", style="red"))
         parts += [Text("\nreply", style="bold"), Text(_compact(record["reply"]))]
+    if shadows:
+        parts.append(_shadows(shadows))
     parts.append(_places(pointers))
     return Group(*parts)
 
@@ -138,6 +148,25 @@ def _task(task: Mapping[str, Any], received_ms: int) -> list[RenderableType]:
     if result["problem"]:
         parts.append(Text(f"  {result['problem']['code']}: {result['problem']['message']}", style="red"))
     return parts
+
+
+def _shadows(shadows: Sequence[Mapping[str, Any]]) -> Table:
+    """What ran beside the decision and would have said."""
+    table = Table("shadow", "would have said", "result", "flips", "segment", box=SIMPLE_HEAD)
+    for shadow in shadows:
+        told = shadow["evidence"] if isinstance(shadow.get("evidence"), dict) else {}
+        outputs, result = told.get("outputs") or {}, told.get("result") or {}
+        problem = next((task["result"]["problem"] for task in shadow["tasks"] if task["result"]), None)
+        said = outputs.get("shadow")
+        flips = {True: Text("yes", style="red"), False: Text("no"), None: Text("-")}[told.get("flipped")]
+        table.add_row(
+            Text(f"{told.get('task', '-')} {told.get('shadow', '-')}"),
+            Text(_compact(said) if said is not None else (problem or {}).get("code", "-")),
+            Text("-" if result.get("shadow") is None else _compact(result["shadow"])),
+            flips,
+            Text(str(told.get("segment") or "-")),
+        )
+    return table
 
 
 def _places(pointers: Sequence[Pointer]) -> Table:

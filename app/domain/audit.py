@@ -143,7 +143,8 @@ def read_evidence(record: InboundRecord) -> Evidence:
     try:
         kind = Kind(named["kind"])
     except ValueError:
-        raise ValueError(f"header kind is {named['kind']!r}: decision or refusal was expected") from None
+        expected = ", ".join(Kind)
+        raise ValueError(f"header kind is {named['kind']!r}: one of {expected} was expected") from None
     value = record.value
     if value is None or not value.startswith(_AVRO_MAGIC):
         found = "nothing" if not value else value[:2].hex()
@@ -298,11 +299,20 @@ def cut(compressed: bytes, sha256: str) -> bytes:
     return value
 
 
+def sort_key(kind: Kind, execution_id: str) -> str:
+    """Under which sort key a record is pointed to: a request has one decision, and any number of the other kinds.
+
+    >>> [sort_key(kind, "e") for kind in Kind]
+    ['DECISION', 'REFUSAL#e', 'SHADOW#e', 'ROLLOUT#e']
+    """
+    return DECISION if kind is Kind.DECISION else f"{kind.upper()}#{execution_id}"
+
+
 def point(record: Evidence, place: Place, bucket: str, key: str, version: str | None) -> Pointer:
     """The pointer to ``record`` at ``place``."""
     return Pointer(
         record.request_id,
-        DECISION if record.kind is Kind.DECISION else f"REFUSAL#{record.execution_id}",
+        sort_key(record.kind, record.execution_id),
         record.execution_id,
         record.kind,
         record.status,
@@ -324,8 +334,8 @@ def yielding(pointer: Pointer) -> Pointer:
     >>> one = Pointer("r", "DECISION", "e", "decision", "completed", 0, "t/0/0", "ab", "b", "k", None, 0, 1)
     >>> yielding(one).sort_key, yielding(yielding(one)).sort_key
     ('CONFLICT#e', 'CONFLICT#e#ab')
-    >>> yielding(replace(one, sort_key="REFUSAL#e")).sort_key
-    'REFUSAL#e#ab'
+    >>> yielding(replace(one, sort_key="REFUSAL#e")).sort_key, yielding(replace(one, sort_key="SHADOW#e")).sort_key
+    ('REFUSAL#e#ab', 'SHADOW#e#ab')
     """
     if pointer.sort_key == DECISION:
         return replace(pointer, sort_key=f"CONFLICT#{pointer.execution_id}")

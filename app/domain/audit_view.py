@@ -23,6 +23,8 @@ def _task_list(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for task in opened:
         if isinstance(task.get("features"), list):
             task["features"] = [dict(zip(FEATURE_FIELDS, feature, strict=False)) for feature in task["features"]]
+        if isinstance(task.get("earlier"), list):
+            task["earlier"] = _task_list(task["earlier"])
     return opened
 
 

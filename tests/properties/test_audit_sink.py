@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.agents.audit import AuditSink
 from app.domain.audit import KEY_PREFIX, cut
+from app.domain.decisions import Kind
 from app.domain.requests import InboundRecord
 from tests.support.audit_records import audit_record, malformed
 from tests.support.memory_audit import Crash, MemoryObjectStore, MemoryPointerTable, MemoryPublisher, fails_at
@@ -62,10 +63,12 @@ class World:
 
 
 LOG = 24
-logs = st.lists(st.booleans(), min_size=LOG, max_size=LOG).map(
-    lambda flaws: [
-        malformed(audit_record(3 * offset)) if flaw and offset % 3 == 0 else audit_record(3 * offset)
-        for offset, flaw in enumerate(flaws)
+logs = st.lists(st.tuples(st.booleans(), st.sampled_from(Kind)), min_size=LOG, max_size=LOG).map(
+    lambda drawn: [
+        malformed(audit_record(3 * offset, kind=kind))
+        if flaw and offset % 3 == 0
+        else audit_record(3 * offset, kind=kind)
+        for offset, (flaw, kind) in enumerate(drawn)
     ]
 )
 cuts = st.lists(st.integers(1, LOG), min_size=1, max_size=8)

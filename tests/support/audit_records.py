@@ -1,5 +1,6 @@
 """Audit records for tests: real Avro, as a decide worker writes it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,15 @@ TOPIC = "inference.audit"
 CODEC = AvroCodec("AuditRecord")
 
 
-def audit_value(request_id: str, execution_id: str, *, kind: str = "decision", note: str = "", tasks: int = 1) -> bytes:
+def audit_value(
+    request_id: str,
+    execution_id: str,
+    *,
+    kind: str = "decision",
+    note: str = "",
+    tasks: int = 1,
+    evidence: Mapping[str, Any] | None = None,
+) -> bytes:
     """The bytes of an AuditRecord with one feature and one answer a task."""
     task: dict[str, Any] = {
         "name": "pd",
@@ -39,6 +48,8 @@ def audit_value(request_id: str, execution_id: str, *, kind: str = "decision", n
                 }
             ],
         },
+        "experiment": None,
+        "earlier": [],
     }
     reply = {"request_id": request_id, "execution_id": execution_id, "status": "completed", "note": note}
     return CODEC.encode(
@@ -69,6 +80,8 @@ def audit_value(request_id: str, execution_id: str, *, kind: str = "decision", n
             "tasks": [task] * tasks,
             "problems": b"[]",
             "reply": orjson.dumps(reply),
+            "decision": f"decision-of-{execution_id}" if kind == "shadow" else None,
+            "evidence": None if evidence is None else orjson.dumps(evidence),
         }
     )
 
@@ -82,6 +95,7 @@ def audit_record(
     note: str = "",
     partition: int = 0,
     topic: str = TOPIC,
+    evidence: Mapping[str, Any] | None = None,
 ) -> InboundRecord:
     """A record of the audit topic; ids follow the offset unless given."""
     request_id = request_id or f"request-{partition}-{offset}"
@@ -92,7 +106,7 @@ def audit_record(
         offset,
         1_700_000_200_000 + offset,
         request_id.encode(),
-        audit_value(request_id, execution_id, kind=kind, note=note),
+        audit_value(request_id, execution_id, kind=kind, note=note, evidence=evidence),
         (
             ("request-id", request_id.encode()),
             ("execution-id", execution_id.encode()),

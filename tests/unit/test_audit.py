@@ -20,6 +20,7 @@ from app.domain.audit import (
     reconcile,
 )
 from app.domain.audit_view import readable
+from app.domain.decisions import Kind
 from app.domain.requests import InboundRecord
 from tests.support.audit_records import CODEC, audit_record
 
@@ -187,12 +188,11 @@ def test_a_forged_range_is_not_believed() -> None:
 
 
 def test_pointers_are_named_by_kind() -> None:
-    """A decision has one place a request; each refusal its own."""
+    """A decision has one place a request; each refusal, shadow and step of a rollout its own."""
     made = frame(evidence(5))
-    decision = read_evidence(audit_record(5, "r", "e"))
-    refusal = read_evidence(audit_record(5, "r", "e", kind="refusal"))
-    places = [point(record, made.places[5], "bucket", made.key, None).sort_key for record in (decision, refusal)]
-    assert places == ["DECISION", "REFUSAL#e"]
+    records = [read_evidence(audit_record(5, "r", "e", kind=kind)) for kind in Kind]
+    places = [point(record, made.places[5], "bucket", made.key, None).sort_key for record in records]
+    assert places == ["DECISION", "REFUSAL#e", "SHADOW#e", "ROLLOUT#e"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_pointers_are_named_by_kind() -> None:
         (with_header(audit_record(1), "request-id", b""), "1 to 512 are allowed"),
         (with_header(audit_record(1), "request-id", b"x" * 513), "1 to 512 are allowed"),
         (with_header(audit_record(1), "status", b"\xff"), "header status is not UTF-8"),
-        (with_header(audit_record(1), "kind", b"rumour"), "header kind is 'rumour'"),
+        (with_header(audit_record(1), "kind", b"rumour"), "header kind is 'rumour': one of decision, refusal"),
         (replace(audit_record(1), value=None), "starts with nothing"),
         (replace(audit_record(1), value=b"{}"), "starts with 7b7d"),
     ],

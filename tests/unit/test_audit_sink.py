@@ -200,6 +200,28 @@ async def test_a_refusal_told_in_other_words_is_kept_without_alarm(sink: Sink) -
     assert alarms("decision") == before
 
 
+@pytest.mark.parametrize("kind", ["shadow", "rollout"])
+async def test_what_stands_beside_decisions_is_pointed_to_and_alarms_nobody(sink: Sink, kind: str) -> None:
+    """Shadows of a decision and steps of a rollout have places of their own, told once, again, or in other words."""
+    before = alarms("decision")
+    records = [
+        audit_record(0, "r", "e"),
+        audit_record(1, "r", "one", kind=kind),
+        audit_record(2, "r", "two", kind=kind),
+    ]
+    again = audit_record(3, "r", "one", kind=kind)
+    other = audit_record(4, "r", "one", kind=kind, note="in other words")
+    await sink.take(*records, again)
+    await sink.take(other)
+    keys = [pointer.sort_key for pointer in await sink.reader.pointers("r")]
+    name = kind.upper()
+    assert keys[:2] == ["DECISION", f"{name}#one"]
+    assert keys[2].startswith(f"{name}#one#")
+    assert keys[3:] == [f"{name}#two"]
+    assert alarms("decision") == before
+    assert (await sink.reader.verify()).sound
+
+
 async def test_an_object_that_contradicts_the_log_is_left_and_gone_beside(sink: Sink) -> None:
     """A topic that was made anew: the old evidence stays, the new is kept beside it, and it is shouted about."""
     old = [audit_record(offset, f"old-{offset}") for offset in range(4)]
