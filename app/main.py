@@ -34,6 +34,8 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.admission import Admission
     from app.agents.decider import Decider
     from app.agents.ledger import Ledger
+    from app.agents.shadows import Shadows
+    from app.agents.tasks import Tasks
     from app.agents.worker import Worker
 
     check_copartitioned(settings)
@@ -58,9 +60,10 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             admission=Admission(decoder, publisher, settings),
             ledger=ledger,
             registry=registry,
-            features=store,
-            backend=backend,
-            replies=publisher,
+            tasks=Tasks(
+                ledger=ledger, features=store, backend=backend, replies=publisher, clock=clock, settings=settings
+            ),
+            shadows=Shadows(backend=backend, ledger=ledger, clock=clock, in_flight_max=settings.shadows_in_flight_max),
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     joins_pending_max: int = Field(
         10_000, gt=0, description="joins of a decide worker that wait for queued tasks at once; past it requests wait"
     )
+    shadows_in_flight_max: int = Field(
+        32, ge=0, description="shadows that a decide worker runs at once, after replying; past it they are shed"
+    )
     tasks_in_flight_max: int = Field(64, gt=0, description="tasks a pool worker holds at once")
     replies_pending_max: int = Field(
         1_024, gt=0, description="requests a gateway waits for at once; past it 503 with Retry-After"

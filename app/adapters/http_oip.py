@@ -188,7 +188,8 @@ class HttpOipBackend:
         headers = {"Content-Type": "application/json"}
         if len(rows) == 1:
             row = rows[0]
-            key = f"{row.request_id}:{row.task}"
+            # With the version: one that stands in for another at the same server asks anew.
+            key = f"{row.request_id}:{row.task}:{lane.version.version}"
             headers["Idempotency-Key"] = key if key.isascii() else quote(key, safe=":")
             if row.traceparent is not None and _TRACEPARENT.fullmatch(row.traceparent):
                 headers["traceparent"] = row.traceparent

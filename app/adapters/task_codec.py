@@ -46,6 +46,7 @@ class QueuedResult:
     latency_ms: float
     instance: str
     execution_id: str = ""
+    version: str = ""
 
 
 def encode_values(values: Mapping[str, Value]) -> bytes:
@@ -137,9 +138,16 @@ def decode_task(data: bytes) -> QueuedTask:
 
 
 def encode_result(
-    request_id: str, task: str, answer: Answer, *, latency_ms: float, instance: str, execution_id: str = ""
+    request_id: str,
+    task: str,
+    answer: Answer,
+    *,
+    latency_ms: float,
+    instance: str,
+    execution_id: str = "",
+    version: str = "",
 ) -> bytes:
-    """The result that carries ``answer``.
+    """The result that carries ``answer``, to the decision ``execution_id``, by the model's ``version``.
 
     Raises:
         ValueError: outputs that JSON cannot hold.
@@ -153,6 +161,7 @@ def encode_result(
         "request_id": request_id,
         "execution_id": execution_id,
         "task": task,
+        "version": version,
         "outputs": outputs,
         "problem": None if problem is None else {"code": str(problem.code), "message": problem.message},
         "attempts": [
@@ -187,7 +196,13 @@ def decode_result(data: bytes) -> QueuedResult:
         record["sent"],
     )
     return QueuedResult(
-        RequestId(record["request_id"]), task, answer, record["latency_ms"], record["instance"], record["execution_id"]
+        RequestId(record["request_id"]),
+        task,
+        answer,
+        record["latency_ms"],
+        record["instance"],
+        record["execution_id"],
+        record["version"],
     )
 
 

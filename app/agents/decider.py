@@ -3,12 +3,12 @@
 A request whose tasks are all answered inline stays unacknowledged until it is decided; a crash redelivers it. One with
 queued tasks becomes a durable pending join, its tasks go out, it is acknowledged, and whichever worker owns the
 partition when a result or the deadline comes finishes it. Everything a request needs while it is live hangs on one
-``Live`` value; between awaits it is changed by one thing at a time, and the ``Join`` in it decides exactly once.
+``Live`` value; its tasks are run by ``tasks``, and the ``Join`` in it decides exactly once.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -16,22 +16,21 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from app.adapters.record_codec import EntryHeader, EntryState
-from app.adapters.task_codec import QueuedResult, encode_task
+from app.adapters.task_codec import QueuedResult
 from app.agents.admission import Admission, Arrival
 from app.agents.ledger import Ledger, Recipient
+from app.agents.live import Live
+from app.agents.shadows import Shadows
+from app.agents.tasks import Tasks
 from app.agents.timers import Timers
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord, deadline_of, decide, refuse
-from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
 from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLarge, RequestRefused, StoreUnavailable
-from app.domain.features import FetchedFeatures, TaskInputs, needs_of, recorded, resolve, unavailable
-from app.domain.join import Decide, Effect, Ignore, Join, Outcome, Status
+from app.domain.features import recorded
+from app.domain.join import Join, Status
 from app.domain.requests import InboundRecord, Request, read_address
 from app.domain.routing import Plan, Refused, TaskPlan, route
 from app.observability import LATENCY_BUCKETS_S
 from app.ports.clock import Clock
-from app.ports.feature_store import FeatureStore
-from app.ports.log import OutboundRecord, Replies
-from app.ports.model_backend import ModelBackend
 from app.ports.registry import Registry
 from app.settings import Settings
 
@@ -50,41 +49,6 @@ _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
 
 
-@dataclass(slots=True)
-class Live:
-    """One request while it is being decided here.
-
-    ``counted``: it takes a pending join's place. ``durable``: its pending join is in the table. ``outcome``: its join
-    has decided. ``concluding``: its decision is being written. ``abandoned``: the partition went away, and even if it
-    came back, another Live stands for the request by now. ``writing`` is held while its entry is written, for a write
-    that is tried again must not land on a later one.
-    """
-
-    record: DecisionRecord
-    request: Request | None = None
-    plan: Plan | None = None
-    join: Join | None = None
-    inputs: Mapping[str, TaskInputs] = field(default_factory=dict)
-    outcome: Outcome | None = None
-    counted: bool = False
-    durable: bool = False
-    dispatched: bool = False
-    concluding: bool = False
-    abandoned: bool = False
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    done: "asyncio.Future[DecisionRecord] | None" = None
-
-    @property
-    def partition(self) -> int:
-        """The partition of its request."""
-        return self.record.source.partition
-
-    def check(self) -> None:
-        """Raise NotOwner where another Live stands for the request."""
-        if self.abandoned:
-            raise NotOwner(f"{self.record.request_id} was begun anew after a rebalance")
-
-
 class Decider:
     """Decides what the requests agent hands it. ``new_id`` makes execution ids."""
 
@@ -94,9 +58,8 @@ class Decider:
         admission: Admission,
         ledger: Ledger,
         registry: Registry,
-        features: FeatureStore,
-        backend: ModelBackend,
-        replies: Replies,
+        tasks: Tasks,
+        shadows: Shadows,
         clock: Clock,
         new_id: Callable[[], str],
         settings: Settings,
@@ -106,9 +69,8 @@ class Decider:
         self._admission = admission
         self._ledger = ledger
         self._registry = registry
-        self._features = features
-        self._backend = backend
-        self._replies = replies
+        self._tasks = tasks
+        self._shadows = shadows
         self._clock = clock
         self._new_id = new_id
         self._settings = settings
@@ -119,7 +81,7 @@ class Decider:
         self._room = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
         self._gained_ms: dict[int, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self.timers = Timers(clock, self._on_due)
         _LIVE.set_function(lambda: len(self._live))
 
@@ -182,23 +144,18 @@ class Decider:
         if live is None or live.join is None or live.plan is None:
             _RESULTS.labels("late").inc()
             return
-        task = next((task for task in live.plan.tasks if task.name == result.task), None)
-        if task is None:
-            _RESULTS.labels("unknown").inc()
-            return
-        if result.execution_id != live.record.execution_id:
-            # Of a decision that was begun before a crash, or of an id used again: another version's, perhaps.
+        task = live.tasks.get(result.task)
+        if task is None or result.execution_id != live.record.execution_id:
+            # An execution id of a decision that was begun before a crash, or of an id used again: others' versions.
             _RESULTS.labels("unknown").inc()
             return
         if self._clock.now_ms() >= live.record.deadline_ms:
             # Read late, as after a time without a worker: the deadline's timer must not have to win a race.
-            self._expire(live)
-        answer = result.answer
-        if answer.problem is not None and answer.problem.code is Code.DEADLINE_EXCEEDED:
-            # The task's own, which its version's policy sets: the request's has not come.
-            answer = replace(answer, problem=replace(answer.problem, code=Code.MODEL_TIMEOUT))
-        effect = self._join(live, judge(task.name, task.version, answer, result.latency_ms))
-        _RESULTS.labels(effect.reason if isinstance(effect, Ignore) else "joined").inc()
+            self._tasks.expire(live)
+        _RESULTS.labels(await self._tasks.on_answer(live, task, result)).inc()
+        # Also after a repeated one: what brought it first may not have got as far as what it set free.
+        if live.outcome is None and not await self._tasks.run(live):
+            self._tasks.expire(live)
         if live.outcome is not None:
             # Also for a result that came too late: the decision must stand before the result may be forgotten.
             await self._conclude(live)
@@ -229,9 +186,10 @@ class Decider:
 
     async def close(self) -> None:
         """End what runs in the background; what is unfinished is durable or unacknowledged."""
-        for task in tuple(self._tasks):
+        for task in tuple(self._background):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._shadows.close()
 
     # --- admission ----------------------------------------------------------------------------------------------------
 
@@ -259,7 +217,7 @@ class Decider:
         same = _same(arrival.record, live.record.source)
         if same and live.durable:
             # A redelivery of an acknowledged join, or one whose tasks may not be out: see to it that they are.
-            await self._dispatch_queued(live)
+            await self._tasks.run(live)
             if live.outcome is not None:
                 await self._conclude(live)
             return
@@ -335,18 +293,16 @@ class Decider:
             return
         assert live.plan is not None  # noqa: S101 - _plan returned True
         assert live.join is not None  # noqa: S101 - _plan returned True
-        inline = [task for task in live.plan.tasks if not task.queued and task.name not in live.join.results]
-        queued = any(task.queued and task.name not in live.join.results for task in live.plan.tasks)
-        if queued and not inline and not await self._pend(live):
+        begun = await self._tasks.begin(live)
+        if begun and all(task.queued for task in begun) and not await self._pend(live):
             # Durable before its tasks are out: whichever worker gets a result must find its join.
             return
-        if queued:
-            await self._dispatch_queued(live)
-        await self._run_inline(live, inline)
+        pended = (live.record, live.join) if live.durable else None
+        in_time = await self._tasks.run(live, begun)
         if live.outcome is None:
-            if not queued or self._clock.now_ms() >= live.record.deadline_ms:
-                self._expire(live)
-            elif inline and not await self._pend(live):
+            if not in_time:
+                self._tasks.expire(live)
+            elif pended != (live.record, live.join) and not await self._pend(live):
                 return
         if live.outcome is not None:
             await self._conclude(live)
@@ -358,7 +314,7 @@ class Decider:
             said = "no registry revision is published: run `model-broker apply`"
             await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
             return False
-        plan = route(revision, request)
+        plan = route(revision, request, live.record.received_ms)
         if isinstance(plan, Refused):
             live.record = replace(
                 live.record, path=request.path, revision=revision.id, route=plan.route, rule=plan.rule
@@ -379,114 +335,12 @@ class Decider:
             await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))
             return False
         live.plan = plan
-        return await self._gather_inputs(live, plan, request)
-
-    async def _gather_inputs(self, live: Live, plan: Plan, request: Request) -> bool:
-        routed = replace(request, metadata=plan.metadata)
-        views = plan.revision.views
-        needs, faults = needs_of(plan.revision.wants(task.version for task in plan.tasks), views, routed)
-        if faults:
-            await self._end(live, Status.REJECTED, faults)
-            return False
-        fetched: FetchedFeatures = {}
-        if needs:
-            remaining_ms = live.record.deadline_ms - self._clock.now_ms()
-            try:
-                fetched = await self._features.fetch(needs, max(1, min(remaining_ms, self._settings.feature_timeout)))
-            except StoreUnavailable as error:
-                log.warning("features_unavailable", request_id=request.request_id, reason=str(error))
-                fetched = unavailable(needs)
-        now_ms = self._clock.now_ms()
-        inputs = {task.name: resolve(task.version.features, views, routed, fetched, now_ms) for task in plan.tasks}
-        live.inputs = inputs
-        live.record = replace(live.record, tasks=tuple(_task_record(task, inputs[task.name]) for task in plan.tasks))
-        broken = [
-            replace(problem, task=task.name)
-            for task in plan.tasks
-            if task.spec.need == "required"
-            for problem in inputs[task.name].problems
-        ]
-        if broken:
-            away = any(problem.code is Code.FEATURES_UNAVAILABLE for problem in broken)
-            await self._end(live, Status.FAILED if away else Status.REJECTED, tuple(broken))
-            return False
-        live.join = Join.of([task.spec for task in plan.tasks], live.record.deadline_ms)
-        for task in plan.tasks:
-            for problem in inputs[task.name].problems[:1]:
-                self._join(live, _skipped(task.name, problem))
-        return True
-
-    async def _run_inline(self, live: Live, tasks: Sequence[TaskPlan]) -> None:
-        """Call the inline models together, and stop waiting at the deadline, whatever a backend does."""
-        if not tasks:
-            return
-        wait_s = max(0.0, (live.record.deadline_ms - self._clock.now_ms()) / 1000)
-        try:
-            async with asyncio.timeout(wait_s):
-                if len(tasks) == 1:
-                    await self._infer(live, tasks[0])
-                else:
-                    await asyncio.gather(*(self._infer(live, task) for task in tasks))
-        except TimeoutError:
-            return
-
-    async def _infer(self, live: Live, task: TaskPlan) -> None:
-        """One inline task, from its inputs to its place in the join."""
-        started = self._clock.steady_ms()
-        row = self._row(live, task)
-        (answer,) = await self._backend.infer(task.version, (row,))
-        self._join(live, judge(task.name, task.version, answer, self._clock.steady_ms() - started))
-
-    async def _dispatch_queued(self, live: Live) -> None:
-        """Send the queued tasks that have no result yet; sending one twice is harmless."""
-        plan, join = live.plan, live.join
-        if plan is None or join is None or join.decided or live.dispatched:
-            return
-        records = []
-        now_ms = self._clock.now_ms()
-        if now_ms >= live.record.deadline_ms:
-            return
-        for task in plan.tasks:
-            if not task.queued or task.name in join.results:
-                continue
-            backend = task.version.backend
-            assert backend.type == "kafka"  # noqa: S101 - what `queued` means
-            topic = self._settings.topic(f"inference.tasks.{backend.pool}")
-            if not await self._replies.has_partition(topic, None):
-                said = (
-                    f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
-                )
-                self._join(live, _failed(task.name, Problem(Code.MODEL_UNAVAILABLE, said, task.name)))
-                continue
-            try:
-                row = self._row(live, task)
-                row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + task.version.policy.timeout))
-                value = encode_task(row, task.version, live.partition, now_ms)
-            except ValueError as error:
-                self._join(live, _failed(task.name, Problem(Code.MODEL_ERROR, str(error), task.name)))
-                continue
-            records.append((OutboundRecord(topic, value, live.record.request_id.encode()), row.deadline_ms))
-        if len(records) == 1:
-            await self._ledger.dispatch(live.partition, *records[0])
-        elif records:
-            await asyncio.gather(*(self._ledger.dispatch(live.partition, *each) for each in records))
-        live.dispatched = True
+        ended = await self._tasks.prepare(live)
+        if ended is not None:
+            await self._end(live, *ended)
+        return ended is None
 
     # --- the join -----------------------------------------------------------------------------------------------------
-
-    def _join(self, live: Live, result: TaskResult) -> Effect:
-        assert live.join is not None  # noqa: S101 - results exist only for a request that has a join
-        live.join, effect = live.join.on_result(result)
-        if isinstance(effect, Decide):
-            live.outcome = effect.outcome
-        return effect
-
-    def _expire(self, live: Live) -> None:
-        """The join's deadline has come: decide with what is there."""
-        assert live.join is not None  # noqa: S101 - only joins have deadlines
-        live.join, effect = live.join.on_deadline(max(self._clock.now_ms(), live.join.deadline_ms))
-        if isinstance(effect, Decide):
-            live.outcome = effect.outcome
 
     async def _pend(self, live: Live) -> bool:
         """Make the join durable as it stands, and set its timer once; False where the request has ended."""
@@ -527,7 +381,7 @@ class Decider:
             try:
                 await asyncio.wait_for(self._room.wait(), max(0.0, wait_s))
             except TimeoutError:
-                self._expire(live)
+                self._tasks.expire(live)
                 return
 
     def _set_timer(self, live: Live) -> None:
@@ -559,7 +413,7 @@ class Decider:
                 return
             live = self._live.get(request_id) or await self._resume(partition, request_id)
             if live is not None and live.join is not None:
-                self._expire(live)
+                self._tasks.expire(live)
                 await self._conclude(live)
         elif header.time_ms + self._settings.dedupe_window <= self._clock.now_ms():
             await self._ledger.forget(partition, request_id, header)
@@ -579,13 +433,20 @@ class Decider:
         self._pending += 1
         self._live[request_id] = live
         revision = None if record.revision is None else self._registry.get(record.revision)
-        plan = None if revision is None or request is None else route(revision, request)
+        # As it was routed then: by what was valid when the request came, and with what stands in since.
+        plan = None if revision is None or request is None else route(revision, request, record.received_ms)
         if not isinstance(plan, Plan):
             said = "the revision that this request began under is gone: ask again with a new id"
             await self._end(live, Status.FAILED, (Problem(Code.INTERNAL, said),))
             return None
         live.plan = plan
         live.join = _joined(plan, record)
+        for task, recorded_task in zip(plan.tasks, record.tasks, strict=True):
+            live.tasks[task.name] = standing = _as_recorded(task, recorded_task)
+            version = standing.version
+            live.inputs[task.name, version.version] = recorded(
+                version.features, plan.revision.views, recorded_task.features
+            )
         return live
 
     async def _read_again(self, record: DecisionRecord) -> Request | None:
@@ -612,12 +473,13 @@ class Decider:
             await asyncio.shield(self._done(live))
             return
         assert live.plan is not None  # noqa: S101 - a join has a plan
-        assert live.request is not None  # noqa: S101 - a plan has a request
         assert live.outcome is not None  # noqa: S101 - what the caller saw
-        for task in live.plan.tasks:
+        outcome = live.outcome
+        for task in live.tasks.values():
             version = task.version
-            _TASKS.labels(version.model, version.version, live.outcome.results[task.name].status).inc()
-        await self._finish(live, decide(live.record, live.plan, live.request, live.outcome, self._clock.now_ms()))
+            _TASKS.labels(version.model, version.version, outcome.results[task.name].status).inc()
+        await self._finish(live, decide(live.record, live.plan, outcome, self._clock.now_ms()))
+        self._shadows.offer(live, busy=len(self._live) > self._settings.requests_in_flight_max // 2)
 
     async def _end(self, live: Live, status: Status, problems: tuple[Problem, ...]) -> None:
         await self._finish(live, refuse(live.record, status, problems, self._clock.now_ms()))
@@ -708,8 +570,8 @@ class Decider:
                 await self._on_crash(error)
 
         task = asyncio.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _new_record(self, arrival: Arrival, now_ms: int) -> DecisionRecord:
         return DecisionRecord(
@@ -727,23 +589,6 @@ class Decider:
     def _recipient(self, arrival: Arrival) -> Recipient:
         return Recipient(arrival.address, arrival.traceparent, arrival.record.key)
 
-    def _row(self, live: Live, task: TaskPlan) -> Row:
-        inputs = live.inputs.get(task.name)
-        if inputs is None:
-            assert live.plan is not None  # noqa: S101 - rows are made of planned tasks
-            features = next(entry.features for entry in live.record.tasks if entry.name == task.name)
-            inputs = recorded(task.version.features, live.plan.revision.views, features)
-        traceparent = live.request.traceparent if live.request else None
-        return Row(
-            live.record.request_id,
-            task.name,
-            inputs.values,
-            inputs.types,
-            live.record.deadline_ms,
-            traceparent,
-            live.record.execution_id,
-        )
-
 
 class _BegunAnew(NotOwner):
     """The Live that was waited for was given up."""
@@ -757,23 +602,6 @@ Entries = Callable[[int], Iterable[tuple[str, EntryHeader]]]
 """The entries of a partition."""
 
 
-def _task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:
-    version = task.version
-    governance = version.governance
-    return TaskRecord(
-        task.name,
-        version.model,
-        version.version,
-        version.digest,
-        version.backend.type,
-        task.selected_by,
-        task.spec.need,
-        None if governance is None else governance.model_dump(mode="json", by_alias=True, exclude_unset=True),
-        inputs.features,
-        None,
-    )
-
-
 def _first_recipient(record: DecisionRecord) -> Recipient:
     """Whoever asked first. A request whose reply topic cannot be used is never decided, so its address is sound."""
     headers = record.source.headers
@@ -781,16 +609,20 @@ def _first_recipient(record: DecisionRecord) -> Recipient:
     return Recipient(read_address(headers), traceparent, record.source.key)
 
 
-def _skipped(task: str, problem: Problem) -> TaskResult:
-    return TaskResult(task, TaskStatus.SKIPPED, None, replace(problem, task=task), 0.0, (), b"")
-
-
-def _failed(task: str, problem: Problem) -> TaskResult:
-    return TaskResult(task, TaskStatus.ERROR, None, problem, 0.0, (), b"")
-
-
 def _joined(plan: Plan, record: DecisionRecord) -> Join:
     """The join as the record left it."""
-    join = Join.of([task.spec for task in plan.tasks], record.deadline_ms)
+    join = Join.of([task.spec for task in plan.tasks], record.deadline_ms, plan.rule.spec.join)
     results = {task.name: task.result for task in record.tasks if task.result is not None}
     return replace(join, results=results)
+
+
+def _as_recorded(task: TaskPlan, record: TaskRecord) -> TaskPlan:
+    """The task as the record left it: with the version that stood in last, and what is left to stand in."""
+    for place, standby in enumerate(task.standbys):
+        version = standby.version
+        if record.earlier and version is not None and version.version == record.version:
+            left = task.standbys[place + 1 :]
+            return replace(
+                task, version=version, selected_by=record.selected_by, experiment=None, barred=None, standbys=left
+            )
+    return task

@@ -378,6 +378,7 @@ class PoolWorker:
             latency_ms=latency_ms,
             instance=self._instance,
             execution_id=task.row.execution_id,
+            version=task.version,
         )
         return OutboundRecord(self._results_topic, value, request_id.encode(), task.results_partition)
 

@@ -17,7 +17,7 @@ from app.domain.errors import Code, ExpressionFailed, Problem
 from app.domain.features import FeatureValue
 from app.domain.join import Outcome, Status
 from app.domain.requests import InboundRecord, Request, RequestId, address_headers
-from app.domain.routing import Plan
+from app.domain.routing import Plan, TaskPlan
 
 _KEY_BYTES_KEPT: Final = 256
 
@@ -96,35 +96,65 @@ def deadline_of(request: Request, route_deadline_ms: int, appended_ms: int) -> i
 
 def refuse(record: DecisionRecord, status: Status, problems: tuple[Problem, ...], now_ms: int) -> DecisionRecord:
     """The record of a request that ends without its models: rejected, expired, or failed."""
-    return _close(record, status, {}, {}, problems, now_ms)
+    return _close(record, status, {}, {"result": {}}, problems, now_ms)
 
 
-def decide(record: DecisionRecord, plan: Plan, request: Request, outcome: Outcome, now_ms: int) -> DecisionRecord:
-    """The record of a joined request: its result evaluated, its reply written."""
+def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> TaskResult | None:
+    """Why a task whose predecessors have ended is not run, as its result; None: it is run.
+
+    Its ``when`` decides; without one it needs what comes before it to have answered.
+    """
+    after = task.spec.after
+    if task.condition is None:
+        silent = [name for name in after if results[name].output is None]
+        if not silent:
+            return None
+        blamed = any(results[name].problem is not None for name in silent)
+        said = f"task {', '.join(silent)} has no output, and this one comes after it"
+        return _not_run(task, Problem(Code.PREDECESSOR_FAILED, said, task.name) if blamed else None)
+    plan.activation.add("outputs", _outputs({name: results[name] for name in after}))
+    try:
+        holds = task.condition.evaluate(plan.activation)
+        if isinstance(holds, bool):
+            return None if holds else _not_run(task, None)
+        reason = f"gives {type(holds).__name__}, not a bool: {task.condition.text}"
+    except ExpressionFailed as error:
+        reason = f"failed: {error}"
+    return _not_run(task, Problem(Code.CONDITION_FAILED, f"when {reason}", task.name))
+
+
+def _not_run(task: TaskPlan, problem: Problem | None) -> TaskResult:
+    return TaskResult(task.name, TaskStatus.SKIPPED, None, problem, 0.0, (), b"")
+
+
+def decide(record: DecisionRecord, plan: Plan, outcome: Outcome, now_ms: int) -> DecisionRecord:
+    """The record of a joined request: its result and reasons evaluated, its reply written."""
     status, problems = outcome.status, outcome.problems
     result: dict[str, Any] = {}
+    reasons: list[str] = []
     if status in (Status.COMPLETED, Status.PARTIAL):
         try:
-            result = _result(plan, request, outcome.results)
+            result = evaluate_result(plan, outcome.results)
+            reasons = _reasons(plan, result)
         except ExpressionFailed as error:
             status, result = Status.FAILED, {}
             problems = (*problems, Problem(Code.RESULT_FAILED, f"rule {plan.rule.spec.name}: {error}"))
     tasks = tuple(replace(task, result=outcome.results[task.name]) for task in record.tasks)
     outputs = {task.name: _output(task) for task in tasks}
-    return _close(record, status, outputs, result, problems, now_ms, tasks)
+    answered = {"result": result, "reasons": reasons} if plan.rule.reasons else {"result": result}
+    return _close(record, status, outputs, answered, problems, now_ms, tasks)
 
 
-def _result(plan: Plan, request: Request, results: Mapping[str, TaskResult]) -> dict[str, Any]:
-    context = {
-        "outputs": {name: result.output for name, result in results.items() if result.output is not None},
-        "path": request.path,
-        "entities": request.entities,
-        "inputs": request.inputs,
-        "metadata": plan.metadata,
-    }
+def evaluate_result(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    """The rule's result on these answers.
+
+    Raises:
+        ExpressionFailed: an expression fails, or gives what JSON cannot hold.
+    """
+    plan.activation.add("outputs", _outputs(results))
     values: dict[str, Any] = {}
     for name, expression in plan.result.items():
-        value = expression.evaluate(context)
+        value = expression.evaluate(plan.activation)
         try:
             orjson.dumps(value)
         except TypeError as error:
@@ -133,12 +163,33 @@ def _result(plan: Plan, request: Request, results: Mapping[str, TaskResult]) -> 
     return values
 
 
+def _outputs(results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    return {name: result.output for name, result in results.items() if result.output is not None}
+
+
+def _reasons(plan: Plan, result: Mapping[str, Any]) -> list[str]:
+    """The codes of the reasons that hold, in the rule's order."""
+    if not plan.rule.reasons:
+        return []
+    plan.activation.add("result", result)
+    codes = []
+    for code, expression in plan.rule.reasons.items():
+        holds = expression.evaluate(plan.activation)
+        if not isinstance(holds, bool):
+            raise ExpressionFailed(f"reasons.{code} gives {type(holds).__name__}, not a bool: {expression.text}")
+        if holds:
+            codes.append(code)
+    return codes
+
+
 def _output(task: TaskRecord) -> dict[str, Any]:
     result = task.result
     assert result is not None  # noqa: S101 - an outcome has a result for every task
     output: dict[str, Any] = {"status": result.status, "model": task.model, "version": task.version}
     if result.status in (TaskStatus.OK, TaskStatus.DEFAULTED):
         output["output"] = result.output
+    if task.experiment is not None:
+        output["experiment"] = task.experiment
     output["latency_ms"] = round(result.latency_ms, 1)
     return output
 
@@ -147,7 +198,7 @@ def _close(
     record: DecisionRecord,
     status: Status,
     outputs: Mapping[str, Any],
-    result: Mapping[str, Any],
+    answered: Mapping[str, Any],
     problems: tuple[Problem, ...],
     now_ms: int,
     tasks: tuple[TaskRecord, ...] | None = None,
@@ -162,7 +213,7 @@ def _close(
             "rule": record.rule,
             "revision": record.revision,
             "outputs": outputs,
-            "result": result,
+            **answered,
             "errors": [problem.as_json() for problem in problems],
             "latency_ms": max(0, now_ms - record.received_ms),
         }
@@ -192,4 +243,4 @@ def shrink(record: DecisionRecord, limit: int, now_ms: int) -> DecisionRecord:
     bare = replace(record, source=source, content_type=record.content_type[:_KEY_BYTES_KEPT], tasks=())
     if record.status is Status.REJECTED and not record.tasks:
         return bare
-    return _close(bare, Status.FAILED, {}, {}, (problem,), now_ms)
+    return _close(bare, Status.FAILED, {}, {"result": {}}, (problem,), now_ms)

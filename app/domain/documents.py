@@ -384,6 +384,8 @@ class TaskSpec(_Document):
     def _fixed_answer_is_last(self) -> "TaskSpec":
         if any(fallback.default is not None for fallback in self.fallback[:-1]):
             raise ValueError("a fallback's default always holds: put it last")
+        if self.default is not None and self.fallback and self.fallback[-1].default is not None:
+            raise ValueError("default and the last fallback's default say the same; keep one")
         return self
 
 

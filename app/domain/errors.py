@@ -53,6 +53,8 @@ class Code(StrEnum):
     MODEL_UNAVAILABLE = "model_unavailable"
     MODEL_ERROR = "model_error"
     MODEL_OUTPUT_INVALID = "model_output_invalid"
+    PREDECESSOR_FAILED = "predecessor_failed"
+    QUORUM_MISSED = "quorum_missed"
     RESULT_FAILED = "result_failed"
     RECORD_TOO_LARGE = "record_too_large"
     INTERNAL = "internal_error"

@@ -3,15 +3,18 @@
 A ``Join`` is a value. ``on_result`` and ``on_deadline`` return the next value and what to do: wait, decide with an
 outcome, or ignore what came (repeated, late, or of no task of this join). Once it has decided it only ignores, whatever
 comes, so loss, repetition and reordering of its inputs cannot make a second decision.
+
+It decides once every task has ended (policy ``all``), or once enough have answered (``quorum``, ``first``) or cannot
+any more. ``ready`` names the tasks whose predecessors have ended, so order among tasks is the join's knowledge too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
 from app.domain.dispatch import TaskResult, TaskStatus
-from app.domain.documents import Scalar, TaskSpec
+from app.domain.documents import JoinSpec, Scalar, TaskSpec
 from app.domain.errors import Code, Problem
 
 
@@ -27,16 +30,20 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JoinTask:
-    """What the join must know of a task: its name, and what stands in for it."""
+    """What the join must know of a task: its name, what stands in for its answer, and what it waits for."""
 
     name: str
     need: Literal["required", "optional", "default"]
     default: Mapping[str, Scalar] | None = None
+    after: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: TaskSpec) -> "JoinTask":
-        """The join's view of a task's document."""
-        return cls(spec.name, spec.need, spec.default)
+        """The join's view of a task's document; a fallback that is a fixed answer is the task's default."""
+        fixed = next((each.default for each in spec.fallback if each.default is not None), None)
+        if fixed is not None:
+            return cls(spec.name, "default", fixed, spec.after)
+        return cls(spec.name, spec.need, spec.default, spec.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +77,47 @@ class Ignore:
 Effect = Wait | Decide | Ignore
 
 
+_ANSWERED = (TaskStatus.OK, TaskStatus.DEFAULTED)
+
+
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Tasks, the results that came, and whether it has decided."""
+    """Tasks, the results that came, and whether it has decided. ``wanted``: so many answers are enough; None: all."""
 
     tasks: tuple[JoinTask, ...]
     deadline_ms: int
     results: Mapping[str, TaskResult]
     decided: bool = False
+    wanted: int | None = None
 
     @classmethod
-    def of(cls, specs: Sequence[TaskSpec], deadline_ms: int) -> "Join":
+    def of(cls, specs: Sequence[TaskSpec], deadline_ms: int, policy: JoinSpec | None = None) -> "Join":
         """A join of these tasks, without results."""
-        return cls(tuple(JoinTask.of(spec) for spec in specs), deadline_ms, {})
+        wanted = None if policy is None or policy.policy == "all" else policy.n or 1
+        return cls(tuple(JoinTask.of(spec) for spec in specs), deadline_ms, {}, wanted=wanted)
+
+    def ready(self, begun: Collection[str]) -> tuple[str, ...]:
+        """The tasks that may begin: neither begun nor ended, and all that they wait for has ended."""
+        if self.decided:
+            return ()
+        results = self.results
+        return tuple(
+            task.name
+            for task in self.tasks
+            if task.name not in begun and task.name not in results and all(name in results for name in task.after)
+        )
 
     def on_result(self, result: TaskResult) -> tuple["Join", Effect]:
         """A task ended."""
         if self.decided:
             return self, Ignore("late")
-        if all(task.name != result.task for task in self.tasks):
+        task = next((task for task in self.tasks if task.name == result.task), None)
+        if task is None:
             return self, Ignore("unknown_task")
         if result.task in self.results:
             return self, Ignore("repeated")
-        joined = replace(self, results={**self.results, result.task: result})
-        if len(joined.results) < len(joined.tasks):
-            return joined, Wait()
-        return joined._decide()
+        joined = replace(self, results={**self.results, result.task: _defaulted(task, result)})
+        return joined._decide() if joined._is_over() else (joined, Wait())
 
     def on_deadline(self, now_ms: int) -> tuple["Join", Effect]:
         """The timer fired: decide with what came."""
@@ -105,25 +127,65 @@ class Join:
             return self, Ignore("early")
         return self._decide()
 
+    @property
+    def _answers(self) -> int:
+        return sum(result.status in _ANSWERED for result in self.results.values())
+
+    def _is_over(self) -> bool:
+        left = len(self.tasks) - len(self.results)
+        if self.wanted is None or left == 0:
+            return left == 0
+        return self._answers >= self.wanted or self._answers + left < self.wanted
+
     def _decide(self) -> tuple["Join", Effect]:
-        results: dict[str, TaskResult] = {}
-        problems: list[Problem] = []
+        enough = self.wanted is not None and self._answers >= self.wanted
+        hopeless = self.wanted is not None and self._answers + len(self.tasks) - len(self.results) < self.wanted
+        results = {
+            task.name: self.results.get(task.name)
+            or (_cancelled(task.name) if enough or hopeless else _defaulted(task, _overdue(task.name)))
+            for task in self.tasks
+        }
+        problems = [result.problem for result in results.values() if result.problem is not None]
+        if self.wanted is None:
+            status = self._status(results)
+        elif sum(result.status in _ANSWERED for result in results.values()) >= self.wanted:
+            status = Status.COMPLETED
+        else:
+            status = Status.EXPIRED if any(map(_is_late, results.values())) else Status.FAILED
+            came = sum(result.status in _ANSWERED for result in results.values())
+            said = f"{self.wanted} of {len(self.tasks)} tasks must answer, and {came} did"
+            problems.append(Problem(Code.QUORUM_MISSED, said))
+        return replace(self, decided=True), Decide(Outcome(status, results, tuple(problems)))
+
+    def _status(self, results: Mapping[str, TaskResult]) -> Status:
         status = Status.COMPLETED
         for task in self.tasks:
-            result = self.results.get(task.name) or _overdue(task.name)
-            if result.problem is not None:
-                problems.append(result.problem)
-            if result.status is not TaskStatus.OK:
-                if task.need == "required":
-                    # The deadline's own verdict yields to a failure that has a cause.
-                    late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
-                    status = Status.EXPIRED if late and status is not Status.FAILED else Status.FAILED
-                elif status is Status.COMPLETED:
-                    status = Status.PARTIAL
-                if task.need == "default":
-                    result = replace(result, status=TaskStatus.DEFAULTED, output=task.default)
-            results[task.name] = result
-        return replace(self, decided=True), Decide(Outcome(status, results, tuple(problems)))
+            result = results[task.name]
+            if result.status is TaskStatus.OK or (result.status is TaskStatus.SKIPPED and result.problem is None):
+                # Skipped without a problem: its own condition said so.
+                continue
+            if task.need == "required" and result.status is not TaskStatus.DEFAULTED:
+                # The deadline's own verdict yields to a failure that has a cause.
+                status = Status.EXPIRED if _is_late(result) and status is not Status.FAILED else Status.FAILED
+            elif status is Status.COMPLETED:
+                status = Status.PARTIAL
+        return status
+
+
+def _defaulted(task: JoinTask, result: TaskResult) -> TaskResult:
+    """The result, or the task's fixed answer where it has one and there is none."""
+    if task.need != "default" or result.status is TaskStatus.OK or result.problem is None:
+        return result
+    return replace(result, status=TaskStatus.DEFAULTED, output=task.default)
+
+
+def _is_late(result: TaskResult) -> bool:
+    return result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
+
+
+def _cancelled(task: str) -> TaskResult:
+    """The others were enough, or what is missing is too much."""
+    return TaskResult(task, TaskStatus.SKIPPED, None, None, 0.0, (), b"")
 
 
 def _overdue(task: str) -> TaskResult:

@@ -20,6 +20,8 @@ from app.adapters.task_codec import QueuedTask, decode_result, decode_task, enco
 from app.agents.admission import Admission
 from app.agents.decider import Decider
 from app.agents.ledger import Ledger
+from app.agents.shadows import Shadows
+from app.agents.tasks import Tasks
 from app.domain.acks import OrderedAcks
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import Answer, Attempt, Row
@@ -221,6 +223,7 @@ class World:
             latency_ms=1.0,
             instance="pool",
             execution_id=queued.row.execution_id,
+            version=queued.version,
         )
         key = queued.row.request_id.encode()
         return self.log.append(OutboundRecord(RESULTS, value, key, queued.results_partition))
@@ -330,9 +333,15 @@ class DecideProcess:
             admission=Admission(RequestDecoder(), self.publisher, world.settings),
             ledger=ledger,
             registry=world.registry,
-            features=world.features,
-            backend=world.model,
-            replies=self.publisher,
+            tasks=Tasks(
+                ledger=ledger,
+                features=world.features,
+                backend=world.model,
+                replies=self.publisher,
+                clock=world.clock,
+                settings=world.settings,
+            ),
+            shadows=Shadows(backend=world.model, ledger=ledger, clock=world.clock, in_flight_max=4),
             clock=world.clock,
             new_id=world.new_id,
             settings=world.settings,

@@ -1,0 +1,380 @@
+"""A decision's tasks: from its plan to the answers in its join.
+
+A task begins once all that it waits for has ended: inline ones are called here, queued ones go to their pools. One
+whose version may not be used, cannot be given its inputs, or fails, goes on with the version that stands in for it;
+what failed is kept beside it. Whatever ends sets free what waited for it.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from prometheus_client import Counter
+
+from app.adapters.task_codec import QueuedResult, encode_task
+from app.agents.ledger import Ledger
+from app.agents.live import Live
+from app.domain.decisions import TaskRecord, condition
+from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
+from app.domain.documents import ModelVersionSpec
+from app.domain.errors import Code, Problem, StoreUnavailable
+from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
+from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
+from app.domain.routing import Standby, TaskPlan
+from app.ports.clock import Clock
+from app.ports.feature_store import FeatureStore
+from app.ports.log import OutboundRecord, Replies
+from app.ports.model_backend import ModelBackend
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+_FALLBACKS = Counter(
+    "broker_fallbacks", "Tasks that went on with another version, by the one that failed", ["model", "version", "code"]
+)
+
+
+class Tasks:
+    """Runs what the joins of one worker wait for."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        features: FeatureStore,
+        backend: ModelBackend,
+        replies: Replies,
+        clock: Clock,
+        settings: Settings,
+    ) -> None:
+        self._ledger = ledger
+        self._features = features
+        self._backend = backend
+        self._replies = replies
+        self._clock = clock
+        self._settings = settings
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    async def prepare(self, live: Live) -> tuple[Status, tuple[Problem, ...]] | None:
+        """Fetch what all versions need in one go, and set up the join; or how the request ends by that."""
+        plan, seen = live.plan, live.seen()
+        assert plan is not None  # noqa: S101 - what is prepared is planned
+        views, wants = plan.revision.views, plan.revision.wants
+        needs, faults = needs_of(wants(task.version for task in plan.tasks), views, seen)
+        if faults:
+            return Status.REJECTED, faults
+        if any(task.standbys or task.shadows for task in plan.tasks):
+            # What stands in or runs beside may need more, and what it lacks is no fault of the request.
+            needs, _ = needs_of(wants(version for task in plan.tasks for version in task.versions), views, seen)
+        live.fetched = await self._fetch(live, needs)
+        now_ms = self._clock.now_ms()
+        live.tasks = {task.name: task for task in plan.tasks}
+        records, broken = [], []
+        for task in plan.tasks:
+            version = task.version
+            inputs = resolve(version.features, views, seen, live.fetched, now_ms)
+            live.inputs[task.name, version.version] = inputs
+            records.append(task_record(task, inputs))
+            if inputs.problems and _must_answer(live, task):
+                broken += [replace(problem, task=task.name) for problem in inputs.problems]
+        live.record = replace(live.record, tasks=tuple(records))
+        if broken:
+            away = any(problem.code is Code.FEATURES_UNAVAILABLE for problem in broken)
+            return (Status.FAILED if away else Status.REJECTED), tuple(broken)
+        specs = [task.spec for task in plan.tasks]
+        live.join = Join.of(specs, live.record.deadline_ms, plan.rule.spec.join)
+        return None
+
+    async def _fetch(self, live: Live, needs: Sequence[ViewNeed]) -> FetchedFeatures:
+        if not needs:
+            return {}
+        remaining_ms = live.record.deadline_ms - self._clock.now_ms()
+        try:
+            return await self._features.fetch(needs, max(1, min(remaining_ms, self._settings.feature_timeout)))
+        except StoreUnavailable as error:
+            log.warning("features_unavailable", request_id=live.record.request_id, reason=str(error))
+            return unavailable(needs)
+
+    async def _inputs(self, live: Live, task: TaskPlan) -> TaskInputs:
+        """A task's inputs; fetched anew where another worker had fetched those of an earlier version."""
+        version = task.version
+        inputs = live.inputs.get((task.name, version.version))
+        if inputs is None:
+            assert live.plan is not None  # noqa: S101 - tasks are planned
+            views, fetched, seen = live.plan.revision.views, live.fetched, live.seen()
+            if fetched is None:
+                needs, _ = needs_of(live.plan.revision.wants((version,)), views, seen)
+                fetched = await self._fetch(live, needs)
+            inputs = resolve(version.features, views, seen, fetched, self._clock.now_ms())
+            live.inputs[task.name, version.version] = inputs
+        return inputs
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    async def begin(self, live: Live) -> list[TaskPlan]:
+        """The tasks that may run now; those that end without running are joined at once."""
+        begun: list[TaskPlan] = []
+        while live.join is not None and (ready := live.join.ready(live.begun)):
+            live.begun.update(ready)
+            for name in ready:
+                task = await self._runnable(live, live.tasks[name])
+                if task is not None:
+                    begun.append(task)
+        return begun
+
+    async def run(self, live: Live, begun: Sequence[TaskPlan] = ()) -> bool:
+        """Run ``begun`` and all that may begin, until only pools' answers are missing or the join has decided.
+
+        False: the deadline came first.
+        """
+        assert live.plan is not None  # noqa: S101 - tasks are planned
+        wait_s = max(0.0, (live.record.deadline_ms - self._clock.now_ms()) / 1000)
+        try:
+            async with asyncio.timeout(wait_s):
+                if live.plan.rule.spec.join.policy == "all":
+                    await self._run(live, begun)
+                else:
+                    await self._run_until_enough(live, begun)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _run_until_enough(self, live: Live, begun: Sequence[TaskPlan]) -> None:
+        """As ``_run``, and what still runs when the join has decided is cancelled."""
+        if live.enough is None:
+            live.enough = asyncio.get_running_loop().create_future()
+        work = asyncio.ensure_future(self._run(live, begun))
+        try:
+            await asyncio.wait({work, live.enough}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not work.done():
+                work.cancel()
+        if work.done():
+            work.result()
+
+    async def _run(self, live: Live, begun: Sequence[TaskPlan]) -> None:
+        while begun or (begun := await self.begin(live)):
+            inline = [task for task in begun if not task.queued]
+            queued = [task for task in begun if task.queued]
+            if queued:
+                inline += await self._dispatch(live, queued)
+            if len(inline) == 1:
+                await self._infer(live, inline[0])
+            elif inline:
+                await _together(self._infer(live, task) for task in inline)
+            begun = ()
+
+    async def _infer(self, live: Live, task: TaskPlan) -> None:
+        """One inline task, from its inputs to its place in the join; then what it set free."""
+        while True:
+            started = self._clock.steady_ms()
+            (answer,) = await self._backend.infer(task.version, (await self._row(live, task),))
+            result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
+            if result.problem is None:
+                self.join(live, result)
+                break
+            standing = await self._fail(live, task, result)
+            if standing is None:
+                break
+            task = standing
+            if task.queued:
+                await self._run(live, (task,))
+                return
+        if len(live.tasks) > 1:
+            await self._run(live, ())
+
+    async def _dispatch(self, live: Live, tasks: Sequence[TaskPlan]) -> list[TaskPlan]:
+        """Send queued tasks to their pools; sending one twice is harmless. Returns what stands in for some, inline."""
+        now_ms = self._clock.now_ms()
+        if now_ms >= live.record.deadline_ms:
+            return []
+        inline: list[TaskPlan] = []
+        records: list[tuple[OutboundRecord, int]] = []
+        waiting = list(tasks)
+        while waiting:
+            task = waiting.pop(0)
+            sent = await self._encoded(live, task, now_ms)
+            if isinstance(sent, Problem):
+                standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, sent))
+                if standing is not None:
+                    (waiting if standing.queued else inline).append(standing)
+            else:
+                records.append(sent)
+        if len(records) == 1:
+            await self._ledger.dispatch(live.partition, *records[0])
+        elif records:
+            await asyncio.gather(*(self._ledger.dispatch(live.partition, *each) for each in records))
+        return inline
+
+    async def _encoded(self, live: Live, task: TaskPlan, now_ms: int) -> tuple[OutboundRecord, int] | Problem:
+        """The record that asks a pool, and until when it makes sense; or why it cannot be asked."""
+        backend = task.version.backend
+        assert backend.type == "kafka"  # noqa: S101 - what `queued` means
+        topic = self._settings.topic(f"inference.tasks.{backend.pool}")
+        if not await self._replies.has_partition(topic, None):
+            said = f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
+            return Problem(Code.MODEL_UNAVAILABLE, said, task.name)
+        row = await self._row(live, task)
+        row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + task.version.policy.timeout))
+        try:
+            value = encode_task(row, task.version, live.partition, now_ms)
+        except ValueError as error:
+            return Problem(Code.MODEL_ERROR, str(error), task.name)
+        return OutboundRecord(topic, value, live.record.request_id.encode()), row.deadline_ms
+
+    async def _row(self, live: Live, task: TaskPlan) -> Row:
+        inputs = await self._inputs(live, task)
+        return Row(
+            live.record.request_id,
+            task.name,
+            inputs.values,
+            inputs.types,
+            live.record.deadline_ms,
+            live.request.traceparent if live.request else None,
+            live.record.execution_id,
+        )
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def join(self, live: Live, result: TaskResult) -> Effect:
+        """Put a task's result into the join."""
+        assert live.join is not None  # noqa: S101 - results exist only for a request that has a join
+        live.join, effect = live.join.on_result(result)
+        self._note(live, effect)
+        return effect
+
+    def expire(self, live: Live) -> None:
+        """The join's deadline has come: decide with what is there."""
+        assert live.join is not None  # noqa: S101 - only joins have deadlines
+        live.join, effect = live.join.on_deadline(max(self._clock.now_ms(), live.join.deadline_ms))
+        self._note(live, effect)
+
+    def _note(self, live: Live, effect: Effect) -> None:
+        if isinstance(effect, Decide):
+            live.outcome = effect.outcome
+            if live.enough is not None and not live.enough.done():
+                live.enough.set_result(None)
+
+    async def on_answer(self, live: Live, task: TaskPlan, answered: QueuedResult) -> str:
+        """Join a pool's answer, or go on with what stands in; its fate: joined, late, repeated, unknown."""
+        assert live.join is not None  # noqa: S101 - the caller looked
+        if answered.version != task.version.version:
+            # Of the version that failed before this one stood in.
+            return "repeated"
+        answer = answered.answer
+        if answer.problem is not None and answer.problem.code is Code.DEADLINE_EXCEEDED:
+            # The task's own, which its version's policy sets: the request's has not come.
+            answer = replace(answer, problem=replace(answer.problem, code=Code.MODEL_TIMEOUT))
+        result = judge(task.name, task.version, answer, answered.latency_ms)
+        if result.problem is None or live.join.decided or task.name in live.join.results:
+            effect = self.join(live, result)
+            return effect.reason if isinstance(effect, Ignore) else "joined"
+        standing = await self._fail(live, task, result)
+        if standing is not None:
+            await self.run(live, (standing,))
+        return "joined"
+
+    async def _runnable(self, live: Live, task: TaskPlan) -> TaskPlan | None:
+        """The task, or what stands in for it, where there is something to run."""
+        assert live.plan is not None  # noqa: S101 - tasks are planned
+        assert live.join is not None  # noqa: S101 - it named the task
+        verdict = condition(task, live.plan, live.join.results) if task.spec.after else None
+        if verdict is not None:
+            self.join(live, verdict)
+            return None
+        if task.barred is not None:
+            return await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, task.barred))
+        problems = (await self._inputs(live, task)).problems
+        if problems:
+            return await self._fail(live, task, _ended(task.name, TaskStatus.SKIPPED, problems[0]))
+        return task
+
+    async def _fail(self, live: Live, task: TaskPlan, result: TaskResult) -> TaskPlan | None:
+        """What stands in for a version that failed, ready to run; None where nothing does: the failure is joined."""
+        while True:
+            standby = next((each for each in task.standbys if each.version is not None), None)
+            if standby is None or self._clock.now_ms() >= live.record.deadline_ms:
+                self.join(live, result)
+                return None
+            code = "" if result.problem is None else str(result.problem.code)
+            _FALLBACKS.labels(task.version.model, task.version.version, code).inc()
+            task = await self._stand_in(live, task, standby, result)
+            problems = (await self._inputs(live, task)).problems
+            if not problems:
+                return task
+            result = _ended(task.name, TaskStatus.SKIPPED, problems[0])
+
+    async def _stand_in(self, live: Live, failed: TaskPlan, standby: Standby, result: TaskResult) -> TaskPlan:
+        assert standby.version is not None  # noqa: S101 - the caller looked
+        left = failed.standbys[failed.standbys.index(standby) + 1 :]
+        task = replace(
+            failed,
+            version=standby.version,
+            selected_by=standby.selected_by,
+            experiment=None,
+            barred=None,
+            standbys=left,
+        )
+        record = task_record(task, await self._inputs(live, task))
+        live.tasks[task.name] = task
+        live.record = replace(
+            live.record,
+            tasks=tuple(
+                replace(record, earlier=(*each.earlier, replace(each, result=result, earlier=())))
+                if each.name == task.name
+                else each
+                for each in live.record.tasks
+            ),
+        )
+        return task
+
+
+def _must_answer(live: Live, task: TaskPlan) -> bool:
+    """Whether the request cannot end well without this task's own version."""
+    assert live.plan is not None  # noqa: S101 - tasks are planned
+    if live.plan.rule.spec.join.policy != "all" or task.spec.after:
+        return False
+    return JoinTask.of(task.spec).need == "required" and not any(each.version for each in task.standbys)
+
+
+def task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:
+    """What is recorded of a task before it has a result."""
+    return version_record(task.name, task.version, inputs, task.selected_by, task.spec.need, task.experiment)
+
+
+def version_record(
+    name: str, version: ModelVersionSpec, inputs: TaskInputs, selected_by: str, need: Any, experiment: str | None = None
+) -> TaskRecord:
+    """What is recorded of a version that is asked."""
+    governance = version.governance
+    return TaskRecord(
+        name,
+        version.model,
+        version.version,
+        version.digest,
+        version.backend.type,
+        selected_by,
+        need,
+        None if governance is None else governance.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        inputs.features,
+        None,
+        experiment,
+    )
+
+
+def _ended(task: str, status: TaskStatus, problem: Problem) -> TaskResult:
+    """The result of a task that was not called."""
+    return TaskResult(task, status, None, replace(problem, task=task), 0.0, (), b"")
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them at once; when one fails the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
