@@ -1,27 +1,44 @@
 """Routing: the most specific path, the first rule that holds, the version by pin, alias or weight; or a rejection."""
 
 import time
-from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from app.domain.assignment import assign
 from app.domain.errors import Code
-from app.domain.routing import Plan, Refused, draw, route
+from app.domain.registry import rollout_digest
+from app.domain.routing import Plan, Refused, TaskPlan, route
 from tests.support import registry_documents as registry
-from tests.support.registry_documents import changed, request, revision, sound, task
+from tests.support.registry_documents import NOW_MS, changed, model_version, request, revision, sound, task
+
+EXPIRED_MS = 1_830_000_000_000  # the end of 2027: version 1 of `versions` has ended, 2 and 3 have not
+SPLIT = [{"version": "1", "weight": 50}, {"version": "2", "weight": 50}]
 
 
-def planned(documents: list[dict[str, Any]], **asked: Any) -> Plan:
-    plan = route(revision(documents), request(**asked))
-    assert isinstance(plan, Plan)
+def planned(documents: list[dict[str, Any]], now_ms: int = NOW_MS, **asked: Any) -> Plan:
+    plan = route(revision(documents), request(**asked), now_ms)
+    assert isinstance(plan, Plan), plan
     return plan
 
 
-def refused(documents: list[dict[str, Any]], **asked: Any) -> Refused:
-    plan = route(revision(documents), request(**asked))
+def refused(documents: list[dict[str, Any]], now_ms: int = NOW_MS, **asked: Any) -> Refused:
+    plan = route(revision(documents), request(**asked), now_ms)
     assert isinstance(plan, Refused)
     return plan
+
+
+def versions(**changes: Any) -> list[dict[str, Any]]:
+    """The sound registry with versions 1, 2 and 3 over HTTP, of which only 1 ends, and one task of these changes."""
+    documents = [each for each in sound() if each["metadata"]["name"] != "credit-pd-2"]
+    documents += [model_version(label, governance={"approvedBy": "risk"}) for label in ("2", "3")]
+    return changed(documents, "credit", "spec.rules.0.tasks.0", task(**changes))
+
+
+def served(documents: list[dict[str, Any]], now_ms: int = NOW_MS, **asked: Any) -> TaskPlan:
+    (only,) = planned(documents, now_ms, **asked).tasks
+    return only
 
 
 def rules(*whens: str | None) -> list[dict[str, Any]]:
@@ -47,15 +64,26 @@ def test_placeholders_become_metadata_and_win_over_the_caller_s() -> None:
         ("/insurance/card", "last"),
         ("/credit/card/new", "deep"),
         ("/credit/loan/new", "middle"),
+        ("/credit/loan/old", "below"),
+        ("/credit/loan/new/now", "below"),
+        ("/credit/card/new/now", "cards"),
+        ("/insurance/car", "any"),
+        ("/insurance", "any"),
     ],
 )
 def test_the_most_specific_path_wins(path: str, expected: str) -> None:
-    """Literal segments come before placeholders, from the left, whatever the documents' order."""
+    """From the left, literals come before placeholders and those before prefixes, whatever the documents' order.
+
+    Where a more specific beginning leads nowhere, the next one is tried.
+    """
     others = {
         "last": "/{branch}/card",
         "literal": "/credit/card",
         "middle": "/credit/{product}/new",
         "deep": "/credit/card/{stage}",
+        "below": "/credit/*",
+        "cards": "/credit/card/*",
+        "any": "/*",
     }
     documents = [*(registry.route(name, shape) for name, shape in others.items()), *sound()]
     for order in (documents, documents[::-1]):
@@ -114,37 +142,205 @@ def test_selection() -> None:
 
 
 def test_a_redelivered_request_meets_the_same_versions() -> None:
-    """The draw depends on the request id and the task alone."""
-    first = [planned(sound(), request_id=f"r-{n}").tasks[0].version.version for n in range(50)]
-    again = [planned(sound(), request_id=f"r-{n}").tasks[0].version.version for n in range(50)]
+    """The draw depends on the request id and the experiment alone; the arm and its experiment are in the plan."""
+    first = [served(sound(), request_id=f"r-{n}").version.version for n in range(50)]
+    again = [served(sound(), request_id=f"r-{n}").version.version for n in range(50)]
     assert first == again
     assert set(first) == {"1", "2"}
+    assert served(sound()).experiment == "credit/pd"
 
 
-def test_two_tasks_draw_independently() -> None:
-    """Whoever gets the small arm of one task does not get the small arm of the other more often than others do."""
-    arms = [("1", 50), ("2", 50)]
-    pairs = Counter((draw(arms, f"r-{n}:pd"), draw(arms, f"r-{n}:fraud")) for n in range(4_000))
-    assert all(850 < count < 1_150 for count in pairs.values())
-    assert len(pairs) == 4
+@pytest.mark.parametrize(
+    ("sticky_by", "asked"),
+    [
+        ("applicant_id", {"entities": {"applicant_id": 17}}),
+        ("entities.applicant_id", {"entities": {"applicant_id": "17"}}),
+        ("inputs.contract", {"inputs": {"contract": 17.0}}),
+        ("metadata.session", {"metadata": {"session": "17"}}),
+        ("metadata.product", {"path": "/credit/17"}),
+    ],
+)
+def test_a_subject_keeps_its_arm(sticky_by: str, asked: dict[str, Any]) -> None:
+    """Whatever section names the subject, its arm is the same for every request and under every rule's experiment."""
+    documents = versions(select={"split": SPLIT, "stickyBy": sticky_by, "experiment": "pd-test"})
+    arms = {served(documents, request_id=f"r-{n}", **asked).version.version for n in range(20)}
+    assert arms == {assign("pd-test", [("1", 50), ("2", 50)], "17")}
+    assert served(documents, **asked).experiment == "pd-test"
 
 
-@pytest.mark.parametrize("weights", [(90, 10), (1, 1, 1), (0, 5, 95), (999, 1), (3, 14, 15, 92)])
-def test_weights_are_kept_within_statistical_bounds(weights: tuple[int, ...]) -> None:
-    """Of 20,000 requests each arm gets its share: chi-square below the bound that one run in 100,000 exceeds."""
-    arms = [(str(index), weight) for index, weight in enumerate(weights)]
-    count, total = 20_000, sum(weights)
-    drawn = Counter(draw(arms, f"request-{n}:pd") for n in range(count))
-    expected = {arm: count * weight / total for arm, weight in arms}
-    assert all(drawn[arm] == 0 for arm, share in expected.items() if share == 0)
-    chi_square = sum((drawn[arm] - share) ** 2 / share for arm, share in expected.items() if share)
-    assert chi_square < {1: 19.5, 2: 23.0, 3: 25.9}[sum(weight > 0 for weight in weights) - 1]
+@pytest.mark.parametrize("entities", [{}, {"applicant_id": None}, {"applicant_id": ""}, {"applicant_id": [17]}])
+def test_a_request_without_its_subject_is_rejected(entities: dict[str, Any]) -> None:
+    """Drawing by something else would put a subject into two arms; the message says what to send."""
+    documents = versions(select={"split": SPLIT, "stickyBy": "applicant_id"})
+    answer = refused(documents, entities=entities)
+    assert (answer.problem.code, answer.problem.task) == (Code.SUBJECT_MISSING, "pd")
+    assert "entities.applicant_id" in answer.problem.message
+    assert (answer.route, answer.rule) == ("credit", "default")
 
 
-def test_an_arm_of_weight_zero_cannot_be_drawn_alone() -> None:
-    """The documents' own check comes first; the draw does not guess either."""
-    with pytest.raises(ValueError, match="more than 0"):
-        draw([("1", 0)], "seed")
+def test_headers_are_seen_as_metadata() -> None:
+    """By lower-case name, the first of a name; those that are no text are left out, and metadata is no way round."""
+    documents = rules('"x-channel" in metadata.headers && metadata.headers["x-channel"] == "canary"', None)
+    whole = revision(documents)
+
+    def rule_of(*headers: tuple[str, bytes], **asked: Any) -> str:
+        plan = route(whole, replace(request(**asked), headers=headers), NOW_MS)
+        assert isinstance(plan, Plan)
+        return plan.rule.spec.name
+
+    assert rule_of(("x-channel", b"canary")) == "r0"
+    assert rule_of(("X-Channel", b"canary"), ("x-channel", b"web")) == "r0"
+    assert rule_of(("x-channel", b"web"), ("x-channel", b"canary")) == "r1"
+    assert rule_of(("x-channel", b"\xff"), ("y", b"\xff")) == "r1"
+    assert rule_of(metadata={"headers": {"x-channel": "canary"}}) == "r1"
+
+
+class TestPins:
+    """``metadata.model_version``: a caller names the version, where the route lets it."""
+
+    def documents(self, *pinnable: str) -> list[dict[str, Any]]:
+        two = [task(name="pd", select={"version": "1"}), task(name="again", select={"split": SPLIT})]
+        documents = changed(versions(), "credit", "spec.rules.0.tasks", two)
+        return changed(documents, "credit", "spec.pinnable", list(pinnable))
+
+    @pytest.mark.parametrize(
+        ("pinnable", "pin", "expected"),
+        [
+            (("again",), "3", {"again": "3"}),
+            (("pd", "again"), {"again": "3"}, {"again": "3"}),
+            (("pd", "again"), {"pd": "2", "again": "3"}, {"pd": "2", "again": "3"}),
+            (("pd",), {}, {}),
+        ],
+    )
+    def test_allowed(self, pinnable: tuple[str, ...], pin: object, expected: dict[str, str]) -> None:
+        """One version where one task may be pinned, else versions by task; nothing is drawn for a pinned task."""
+        plan = planned(self.documents(*pinnable), metadata={"model_version": pin})
+        by_pin = {each.name: each.version.version for each in plan.tasks if each.selected_by == "pin"}
+        assert by_pin == expected
+        assert all(each.experiment is None for each in plan.tasks if each.name in expected)
+
+    @pytest.mark.parametrize(
+        ("pinnable", "pin", "said"),
+        [
+            ((), "3", "of no task"),
+            (("pd", "again"), "3", "of pd, again"),
+            (("pd",), {"again": "3"}, "names again"),
+            (("pd",), {"pd": "9"}, "credit-pd has no such version"),
+            (("pd",), "9", "credit-pd has no such version"),
+            (("pd",), 3, "neither a version"),
+            (("pd",), {"pd": 3}, "neither a version"),
+        ],
+    )
+    def test_refused(self, pinnable: tuple[str, ...], pin: object, said: str) -> None:
+        """What the route does not allow is rejected, never left out in silence."""
+        answer = refused(self.documents(*pinnable), metadata={"model_version": pin})
+        assert answer.problem.code is Code.VERSION_NOT_ALLOWED
+        assert said in answer.problem.message
+
+
+class TestExpired:
+    """A version whose validity has ended since it was applied."""
+
+    def test_the_last_day_counts(self) -> None:
+        """A version may be used to the end of its last day in UTC."""
+        documents = versions(select={"version": "1"}, fallback=[{"version": "2"}])
+        end_ms = revision(documents).expires_ms["credit-pd", "1"]
+        assert end_ms == 1_814_400_000_000  # 2027-07-01T00:00Z
+        assert served(documents, end_ms - 1).barred is None
+        assert served(documents, end_ms).barred is not None
+
+    def test_next(self) -> None:
+        """The plan names what was selected, why it may not serve, and what stands in, but for what is expired too."""
+        documents = versions(select={"alias": "champion"}, fallback=[{"version": "1"}, {"version": "3"}])
+        only = served(documents, EXPIRED_MS)
+        assert (only.version.version, only.selected_by) == ("1", "alias champion")
+        assert only.barred is not None
+        assert (only.barred.code, only.barred.task) == (Code.VERSION_EXPIRED, "pd")
+        assert "valid until 2027-06-30" in only.barred.message
+        assert [each.selected_by for each in only.standbys] == ["fallback version 3"]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"fallback": [{"default": {"probability": 0.5}}]},
+            {"need": "optional"},
+            {"need": "default", "default": {"probability": 0.5}},
+        ],
+    )
+    def test_something_stands_in(self, changes: dict[str, Any]) -> None:
+        """A fixed answer, or a task that may be missing, is enough to go on."""
+        assert served(versions(select={"version": "1"}, **changes), EXPIRED_MS).barred is not None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"onUnavailable": "reject", "fallback": [{"version": "3"}]}, {}, {"fallback": [{"alias": "champion"}]}],
+    )
+    def test_rejected(self, changes: dict[str, Any]) -> None:
+        """Where the task says so, and where nothing stands in that may be used."""
+        answer = refused(versions(select={"version": "1"}, **changes), EXPIRED_MS)
+        assert (answer.problem.code, answer.rule) == (Code.VERSION_EXPIRED, "default")
+
+    def test_an_expired_shadow_does_not_run(self) -> None:
+        """It is left out, and the decision goes on."""
+        documents = versions(select={"version": "2"}, shadow=[{"version": "1"}, {"version": "3"}])
+        assert [each.version.version for each in served(documents).shadows] == ["1", "3"]
+        assert [each.version.version for each in served(documents, EXPIRED_MS).shadows] == ["3"]
+
+
+def test_fallbacks_stand_by_in_order() -> None:
+    """Versions by label or alias, then a fixed answer; all of them are among the versions that may be asked."""
+    fallback = [{"alias": "challenger"}, {"version": "3"}, {"default": {"probability": 0.5}}]
+    only = served(versions(select={"version": "1"}, fallback=fallback, shadow=[{"version": "2"}]))
+    assert [(each.selected_by, each.output) for each in only.standbys] == [
+        ("fallback alias challenger", None),
+        ("fallback version 3", None),
+        ("fallback default", {"probability": 0.5}),
+    ]
+    assert [each.version for each in only.versions] == ["1", "2", "3", "2"]
+
+
+def test_a_shadow_runs_on_its_part_of_the_requests() -> None:
+    """Its percent of them, drawn by the request's id, so a redelivered one has the same; never beside itself."""
+    documents = versions(
+        select={"split": SPLIT}, shadow=[{"version": "3", "percent": 25, "segment": "path"}, {"version": "2"}]
+    )
+    whole, count = revision(documents), 2_000
+    plans = [route(whole, request(request_id=f"r-{n}"), NOW_MS) for n in range(count)]
+    tasks = [plan.tasks[0] for plan in plans if isinstance(plan, Plan)]
+    parts = [[each.version.version for each in only.shadows] for only in tasks]
+    assert abs(sum("3" in part for part in parts) - 500) < 80  # four standard deviations
+    assert all(("2" in part) == (only.version.version == "1") for only, part in zip(tasks, parts, strict=True))
+    assert {each.segment.text if each.segment else None for only in tasks for each in only.shadows} == {"path", None}
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "expected"),
+    [
+        ("progressing", 0, 5),
+        ("progressing", 1, 25),
+        ("paused", 1, 25),
+        ("aborted", 1, 0),
+        ("promoted", 2, 100),
+    ],
+)
+def test_a_rollout_serves_its_percent(state: str, step: int, expected: int) -> None:
+    """The route's status says how far it is; growing moves subjects only to the new version."""
+    documents = versions(
+        select={"version": "1", "stickyBy": "id"}, rollout={"to": "2", "steps": [5, 25, 100], "every": "10m"}
+    )
+    rule = revision(documents).routes[0].spec.rules[0]
+    of = rollout_digest(rule.name, rule.tasks[0])
+    status = {"rollouts": {"default/pd": {"state": state, "step": step, "since": 1, "of": of}}}
+    documents = [each | ({"status": status} if each["kind"] == "Route" else {}) for each in documents]
+    whole, count = revision(documents), 1_000
+    plans = [route(whole, request(entities={"id": n}), NOW_MS) for n in range(count)]
+    tasks = [plan.tasks[0] for plan in plans if isinstance(plan, Plan)]
+    new = sum(only.version.version == "2" for only in tasks)
+    assert abs(new - expected / 100 * count) <= 4 * (count * expected / 100 * (1 - expected / 100)) ** 0.5
+    assert {only.selected_by for only in tasks} == {"rollout"}
+    changed_status = {"rollouts": {"default/pd": status["rollouts"]["default/pd"] | {"of": "another"}}}
+    other = [each | ({"status": changed_status} if each["kind"] == "Route" else {}) for each in documents]
+    assert served(other, entities={"id": 1}).version.version == "1", "a status of another rollout does not count"
 
 
 def test_routing_stays_fast_with_many_routes() -> None:
@@ -157,7 +353,7 @@ def test_routing_stays_fast_with_many_routes() -> None:
         for _ in range(20):
             began = time.perf_counter()
             for _ in range(100):
-                route(whole, asked)
+                route(whole, asked, NOW_MS)
             times.append(time.perf_counter() - began)
         return min(times)
 
