@@ -3,7 +3,7 @@
 import pytest
 
 from app.domain.errors import ExpressionFailed
-from app.domain.expressions import EXPRESSION_LENGTH_MAX, FUNCTIONS, compile_expression
+from app.domain.expressions import EXPRESSION_LENGTH_MAX, FUNCTIONS, Activation, compile_expression
 
 ROOTS = ("path", "inputs", "metadata")
 
@@ -24,14 +24,14 @@ ROOTS = ("path", "inputs", "metadata")
 def test_values(text: str, expected: object) -> None:
     """The usual operators, macros and literals work on a request's values."""
     context = {"path": "/a", "inputs": {"amount": 10.5}, "metadata": {"channels": ["web", "app"]}}
-    assert compile_expression(text, ROOTS).evaluate(context) == expected
+    assert compile_expression(text, ROOTS).evaluate(Activation(context)) == expected
 
 
-def test_only_the_roots_that_are_named_are_converted() -> None:
-    """A value that CEL cannot take does no harm to an expression that does not ask for it."""
+def test_only_the_roots_that_are_named_are_needed() -> None:
+    """An expression says which roots it reads; what it does not ask for need not be there."""
     expression = compile_expression("inputs.amount > 1", ROOTS)
     assert expression.roots == ("inputs",)
-    assert expression.evaluate({"inputs": {"amount": 2}, "metadata": object()}) is True
+    assert expression.evaluate(Activation({"inputs": {"amount": 2}})) is True
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_failing_evaluation_names_its_expression(text: str) -> None:
     """A missing member, mixed numbers, a division by zero: one kind of error, with the expression in it."""
     expression = compile_expression(text, ROOTS)
     with pytest.raises(ExpressionFailed) as caught:
-        expression.evaluate({"path": "/a", "inputs": {"amount": 10.5, "name": "x"}, "metadata": {}})
+        expression.evaluate(Activation({"path": "/a", "inputs": {"amount": 10.5, "name": "x"}, "metadata": {}}))
     assert text in str(caught.value)
 
 
@@ -76,8 +76,82 @@ def test_every_function_that_is_offered_works() -> None:
         "bytes('a')", "'ab'.contains('a')", "double(1)", "duration('1s')", "dyn(1)", "'ab'.endsWith('b')", "int('1')",
         "'ab'.matches('a.')", "size('ab')", "'ab'.startsWith('a')", "string(1)", "type(1)", "uint(1)",
     ]  # fmt: skip
+    calls += ["max([1.0])", "mean([1, 2])", "min([1])", "vote(['a'])", "weightedMean([1, 2], [3, 4])"]
     parts = sorted(name for name in FUNCTIONS if name.startswith("get"))
     calls += [f"timestamp('2026-01-02T03:04:05Z').{part}()" for part in parts]
     assert {name for name in FUNCTIONS if any(f"{name}(" in call for call in calls)} == FUNCTIONS
     for call in calls:
-        compile_expression(call, ROOTS).evaluate({})
+        compile_expression(call, ROOTS).evaluate(Activation({}))
+
+
+def evaluated(text: str, **roots: object) -> object:
+    return compile_expression(text, tuple(roots)).evaluate(Activation(roots))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mean([o.a.score, o.b.score])", 0.5),
+        ("weightedMean([o.a.score, o.b.score], [3, 1])", 0.35),
+        ("weightedMean([1, 2.0], [0, 5])", 2.0),
+        ("max([o.a.score, o.b.score, 0])", 0.8),
+        ("min([o.a.score, o.b.score])", 0.2),
+        ("vote([o.a.says, o.b.says, o.c.says])", "refer"),
+        ("vote(['b', 'a', 'a', 'b'])", "b"),
+        ("vote([true, false, true])", True),
+        ("mean([o.a, o.b].map(each, each.score)) < 0.6 && vote(['x']) == 'x'", True),
+    ],
+)
+def test_ensembles(text: str, expected: object) -> None:
+    """Means, extremes and votes over lists of outputs; of a tied vote the first named wins."""
+    outputs = {
+        "a": {"score": 0.2, "says": "approve"},
+        "b": {"score": 0.8, "says": "refer"},
+        "c": {"says": "refer"},
+    }
+    assert evaluated(text, o=outputs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mean([])",
+        "mean(1.0)",
+        "mean(['a'])",
+        "max([true])",
+        "min([])",
+        "max({})",
+        "vote([])",
+        "vote('ab')",
+        "vote([[1], [1]])",
+        "weightedMean([1], [1, 2])",
+        "weightedMean([1], [-1])",
+        "weightedMean([1, 2], [0, 0])",
+        "weightedMean([1])",
+        "mean([1], [2])",
+        "mean([o.missing])",
+    ],
+)
+def test_an_ensemble_of_nothing_or_of_no_numbers_fails(text: str) -> None:
+    """A helper that is given what it cannot use is a failure of its expression, never a guess."""
+    with pytest.raises(ExpressionFailed, match=r"in: "):
+        evaluated(text, o={})
+
+
+def test_an_activation_serves_many_expressions_and_takes_more_roots() -> None:
+    """What is known later (a result, outputs) is added; its newest value counts."""
+    activation = Activation({"path": "/a"})
+    outputs = compile_expression("outputs.pd > 0.5", ("outputs", "path"))
+    with pytest.raises(ExpressionFailed, match="unknown name 'outputs'"):
+        outputs.evaluate(activation)
+    activation.add("outputs", {"pd": 0.7})
+    assert outputs.evaluate(activation) is True
+    activation.add("outputs", {"pd": 0.2})
+    assert outputs.evaluate(activation) is False
+    assert compile_expression("path + '/b'", ("path",)).evaluate(activation) == "/a/b"
+
+
+def test_helpers_are_named_by_the_expressions_that_call_them() -> None:
+    """Only what is called has to be there when an expression runs; a macro's variable may have a helper's name."""
+    assert compile_expression("max([path.size()]) > min([1])", ROOTS).helpers == ("max", "min")
+    assert compile_expression("path == ''", ROOTS).helpers == ()
