@@ -66,7 +66,7 @@ async def test_the_request_is_the_protocols(backend: HttpOipBackend) -> None:
     (call,) = server.calls
     assert call.path == "/v2/models/m/versions/3/infer"
     assert call.headers["Content-Type"] == "application/json"
-    assert call.headers["Idempotency-Key"] == "r-1:t"
+    assert call.headers["Idempotency-Key"] == "r-1:t:3"
     assert call.headers["traceparent"] == TRACEPARENT
     assert call.body["id"] == "r-1"
     assert call.body["outputs"] == [{"name": "y"}]
@@ -156,7 +156,7 @@ async def test_a_hostile_traceparent_is_left_out(backend: HttpOipBackend) -> Non
         assert code_of(await ask(backend, version_of(server.url), row_of(request_id="ä b"))) is None
     assert "traceparent" not in server.calls[0].headers
     assert "X-Evil" not in server.calls[0].headers
-    assert server.calls[1].headers["Idempotency-Key"] == "%C3%A4%20b:t"
+    assert server.calls[1].headers["Idempotency-Key"] == "%C3%A4%20b:t:3"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,21 @@ from tests.support.virtual_time import VirtualLoop
 
 IDS = ("a", "b", "c")
 WORKERS = ("one", "two")
-ROUTES = ("/inline", "/queued", "/mixed", "/pair", "/optional")
+ROUTES = (
+    "/inline",
+    "/queued",
+    "/mixed",
+    "/pair",
+    "/optional",
+    "/standby",
+    "/standin",
+    "/fixed",
+    "/quorum",
+    "/first",
+    "/chain",
+    "/doubtful",
+    "/shadowed",
+)
 SETTLED_WITHIN_S = 12.0
 REVISION = every_route()
 

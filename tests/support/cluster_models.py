@@ -78,7 +78,7 @@ class SwitchableModels:
     async def _infer(self, request: web.Request) -> web.Response:
         body = orjson.loads(await request.read())
         model = request.match_info["model"]
-        request_id = request.headers["Idempotency-Key"].rpartition(":")[0]
+        request_id = request.headers["Idempotency-Key"].rsplit(":", 2)[0]
         with self._lock:
             self._calls[request_id] += 1
             mode = self._modes.get(model, "ok")

@@ -49,10 +49,21 @@ COMMIT_EVERY_S: Final = 0.05
 
 
 def documents() -> list[dict[str, Any]]:
-    """Routes of every shape: inline, queued, both; required, optional and defaulted; a view, a pool without a topic."""
-    here = {"select": {"version": "1"}}
-    there = {"select": {"version": "2"}}
-    nowhere = {"select": {"version": "3"}}
+    """Routes of every shape: inline, queued, both; required, optional and defaulted; a view, a pool without a topic.
+
+    And of every order and end: tasks after tasks, versions that stand in, quorums, shadows. Versions 1, 4 are inline,
+    2 is queued, 3 is in a pool without a topic, 5 is inline and expired.
+    """
+    here: dict[str, Any] = {"select": {"version": "1"}}
+    there: dict[str, Any] = {"select": {"version": "2"}}
+    nowhere: dict[str, Any] = {"select": {"version": "3"}}
+    doubtful = {"when": "outputs.pd.probability > 0.1"}
+    sure = {"when": "outputs.pd.probability > 1.0"}
+    rule: dict[str, dict[str, Any]] = {
+        "quorum": {"join": {"policy": "quorum", "n": 2}},
+        "first": {"join": {"policy": "first"}},
+        "reasoned": {"reasons": {"HIGH": "result.probability > 0.2", "ALWAYS": "true", "NEVER": "false"}},
+    }
     shapes: dict[str, tuple[list[dict[str, Any]], dict[str, str]]] = {
         "inline": ([task(**here)], {"probability": "outputs.pd.probability"}),
         "queued": ([task(**there)], {"probability": "outputs.pd.probability"}),
@@ -65,12 +76,48 @@ def documents() -> list[dict[str, Any]]:
         ),
         "unserved": ([task(**nowhere)], {}),
         "broken": ([task(**here)], {"impossible": "outputs.pd.probability + inputs.absent"}),
+        "standby": (
+            [task(fallback=[{"version": "2"}], **here), task(name="late", **there)],
+            {"probability": "outputs.pd.probability"},
+        ),
+        "standin": ([task(fallback=[{"version": "3"}, {"version": "4"}], **there)], {}),
+        "fixed": (
+            [task(fallback=[{"version": "4"}, {"default": {"probability": 0.5}}], **here)],
+            {"probability": "outputs.pd.probability"},
+        ),
+        "expired": ([task(select={"version": "5"}, fallback=[{"alias": "champion"}])], {}),
+        "withdrawn": ([task(select={"version": "5"}, fallback=[{"alias": "champion"}], onUnavailable="reject")], {}),
+        "quorum": ([task(**here), task(name="b", **there), task(name="c", **there)], {}),
+        "first": ([task(**here), task(name="b", **there)], {}),
+        "chain": (
+            [task(**there), task(name="b", after=["pd"], **here), task(name="c", after=["b"], **there)],
+            {"probability": "outputs.c.probability"},
+        ),
+        "doubtful": (
+            [task(**here), task(name="b", after=["pd"], **doubtful, **there)],
+            {"probability": "has(outputs.b) ? outputs.b.probability : outputs.pd.probability"},
+        ),
+        "sure": (
+            [task(**here), task(name="b", after=["pd"], **sure, **there)],
+            {"probability": "has(outputs.b) ? outputs.b.probability : outputs.pd.probability"},
+        ),
+        "follower": (
+            [task(need="optional", **here), task(name="b", need="optional", after=["pd"], **here)],
+            {},
+        ),
+        "reasoned": ([task(**here)], {"probability": "outputs.pd.probability"}),
+        "shadowed": (
+            [task(shadow=[{"version": "4", "segment": 'inputs.amount > 1000.0 ? "large" : "small"'}], **here)],
+            {"high": "outputs.pd.probability > 0.4"},
+        ),
     }
     return [
-        document("Model", "credit-pd", {"owner": "risk"}),
+        document("Model", "credit-pd", {"owner": "risk", "aliases": {"champion": "1"}}),
         model_version("1"),
         model_version("2", backend={"type": "kafka", "pool": "default"}),
         model_version("3", backend={"type": "kafka", "pool": "nobody"}),
+        model_version("4"),
+        model_version("5", governance={"approvedBy": "model-risk", "validUntil": "2025-01-01"}),
         document(
             "FeatureView",
             "applicant",
@@ -81,7 +128,12 @@ def documents() -> list[dict[str, Any]]:
             },
         ),
         *(
-            route(name, f"/{name}", deadline="400ms", rules=[{"name": "default", "tasks": tasks, "result": result}])
+            route(
+                name,
+                f"/{name}",
+                deadline="400ms",
+                rules=[{"name": "default", "tasks": tasks, "result": result, **rule.get(name, {})}],
+            )
             for name, (tasks, result) in shapes.items()
         ),
         route(
