@@ -8,7 +8,7 @@ import orjson
 import pytest
 import yaml
 
-from app.domain.expressions import compile_expression
+from app.domain.expressions import Activation, compile_expression
 from app.domain.registry import Source, compile_revision, parse
 from examples.credit.applicants import FEATURES, NUMBERS, VIEW, applicants, categories
 from examples.credit.artifacts import SPECS, read_digests
@@ -90,9 +90,11 @@ def test_versions_declare_what_their_artifacts_read() -> None:
 def test_the_route_s_result(probability: float, outputs: dict[str, Any], decision: str) -> None:
     """Likely losses are declined; unlikely, usual and usually sized loans approved; all else goes to a person."""
     rule = _documents(TEMPLATES)["Route", "credit"]["rules"][0]
-    context = {"outputs": {"pd": {"probability": probability}, **outputs}, "inputs": {"credit_amount": 3500}}
+    values = {"outputs": {"pd": {"probability": probability}, **outputs}, "inputs": {"credit_amount": 3500}}
+    activation = Activation(values)
     results = {
-        name: compile_expression(text, ("outputs", "inputs")).evaluate(context) for name, text in rule["result"].items()
+        name: compile_expression(text, ("outputs", "inputs")).evaluate(activation)
+        for name, text in rule["result"].items()
     }
     assert results == {"decision": decision, "probability_of_default": probability}
 
@@ -100,8 +102,8 @@ def test_the_route_s_result(probability: float, outputs: dict[str, Any], decisio
 def test_only_products_that_the_data_knows_match() -> None:
     """A mortgage matches no rule."""
     when = compile_expression(_documents(TEMPLATES)["Route", "credit"]["rules"][0]["when"], ("metadata",))
-    assert when.evaluate({"metadata": {"product": "consumer"}}) is True
-    assert when.evaluate({"metadata": {"product": "mortgage"}}) is False
+    assert when.evaluate(Activation({"metadata": {"product": "consumer"}})) is True
+    assert when.evaluate(Activation({"metadata": {"product": "mortgage"}})) is False
 
 
 def test_nothing_is_written_without_an_endpoint_or_a_digest(credit_models: Path, tmp_path: Path) -> None:
