@@ -52,7 +52,17 @@ API_VERSION: Final = "1"
 REPLY_GRACE_MS: Final = 1_000
 """After its deadline a request is still answered, as expired; the answer needs this long to arrive."""
 
+CONTEXT_HEADERS_MAX: Final = 32
+CONTEXT_BYTES_MAX: Final = 4_096
+"""How many headers beginning with ``x-`` a request may have, and how many bytes in their names and values.
+
+They are kept in the decision's record, so they are bounded; leaving some out would let a rule decide on the others.
+"""
+
 _PASSED_ON: Final = ("traceparent", "priority")
+_CONTEXT_PREFIX: Final = "x-"
+_SECRET: Final = ("auth", "cookie", "credential", "key", "password", "secret", "session", "token")
+"""What names of headers that hold secrets have in them, such as ``x-api-key``: those go no further."""
 
 _log = structlog.get_logger()
 _requests = Counter("broker_gateway_requests", "HTTP requests answered.", ["endpoint", "status"])
@@ -376,10 +386,27 @@ def _deadline(request: Request) -> tuple[int | None, Headers]:
 
 
 def _headers(request: Request) -> Headers:
+    """What goes along to Kafka: the content type, trace and priority, and ``x-`` headers, which rules may look at.
+
+    Raises:
+        RequestRefused: more ``x-`` headers, or longer ones, than are passed on.
+    """
     passed_on = [
         (name, value.encode("latin-1")) for name in _PASSED_ON if (value := request.headers.get(name)) is not None
     ]
-    return (("content-type", b"application/json"), *passed_on)
+    context = [
+        (name, value.encode("latin-1"))
+        for name, value in request.headers.items()
+        if name.startswith(_CONTEXT_PREFIX) and not any(word in name for word in _SECRET)
+    ]
+    size = sum(len(name) + len(value) for name, value in context)
+    if len(context) > CONTEXT_HEADERS_MAX or size > CONTEXT_BYTES_MAX:
+        said = (
+            f"the request has {len(context)} headers beginning with x-, of {size} bytes: "
+            f"send at most {CONTEXT_HEADERS_MAX}, of {CONTEXT_BYTES_MAX} bytes together"
+        )
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, said))
+    return (("content-type", b"application/json"), *passed_on, *context)
 
 
 def _prefers_async(request: Request) -> bool:

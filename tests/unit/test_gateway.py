@@ -16,7 +16,7 @@ from app.domain.errors import (
     ReplyTimeout,
     StoreUnavailable,
 )
-from app.gateway.application import REPLY_GRACE_MS, create_app
+from app.gateway.application import CONTEXT_BYTES_MAX, CONTEXT_HEADERS_MAX, REPLY_GRACE_MS, create_app
 from app.ports.request_reply import Reply
 from app.settings import Settings
 from tests.support.request_reply import FakeDecisionReader, FakeRequestReply, FixedClock, reply_members, reply_of
@@ -241,6 +241,52 @@ async def test_headers_passed_on(http: httpx.AsyncClient, client: FakeRequestRep
         "traceparent": trace.encode(),
         "priority": b"high",
     }
+
+
+@pytest.mark.parametrize("url", ["/v1/decisions", "/v2/models/a/infer"])
+async def test_context_headers_passed_on(http: httpx.AsyncClient, client: FakeRequestReply, url: str) -> None:
+    """Headers beginning with x- travel under their own names, as rules see them; secrets and all others stay here."""
+    headers = [
+        ("X-Channel", "web"),
+        ("x-channel", "app"),
+        ("x-empty", ""),
+        ("X-Api-Key", "secret"),
+        ("x-auth-request-user", "secret"),
+        ("x-amz-security-token", "secret"),
+        ("Authorization", "Bearer secret"),
+        ("Cookie", "secret=1"),
+        ("Channel", "web"),
+    ]
+    body = BODY if url == "/v1/decisions" else b'{"inputs": []}'
+    await http.post(url, content=body, headers=[*headers, ("x-name", "Zo\xeb".encode())])
+    assert client.sent[0].headers[1:] == (
+        ("x-channel", b"web"),
+        ("x-channel", b"app"),
+        ("x-empty", b""),
+        ("x-name", "Zo\xeb".encode()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({f"x-{number}": "" for number in range(CONTEXT_HEADERS_MAX)}, False),
+        ({f"x-{number}": "" for number in range(CONTEXT_HEADERS_MAX + 1)}, True),
+        ({"x-a": "a" * (CONTEXT_BYTES_MAX - 3)}, False),
+        ({"x-a": "a" * (CONTEXT_BYTES_MAX - 2)}, True),
+        ({"x-api-key": "a" * (CONTEXT_BYTES_MAX + 1)}, False),
+    ],
+)
+async def test_context_headers_are_bounded(
+    http: httpx.AsyncClient, client: FakeRequestReply, headers: dict[str, str], refused: bool
+) -> None:
+    """Too many, or too long, is refused before anything is sent: a rule must not decide on a part of them."""
+    response = await http.post("/v1/decisions", content=BODY, headers=headers)
+    assert bool(client.sent) is not refused
+    if refused:
+        assert response.status_code == 400
+        assert response.json()["errors"][0]["code"] == "request_invalid"
+        assert "headers beginning with x-" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
