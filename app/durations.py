@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
@@ -16,12 +17,20 @@ def parse_duration_ms(text: object) -> int:
     >>> parse_duration_ms("80ms"), parse_duration_ms("1.5s"), parse_duration_ms("30d")
     (80, 1500, 2592000000)
     """
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
+    milliseconds = _milliseconds(text) if isinstance(text, str) else None
+    if milliseconds is None:
         raise ValueError(f"{text!r} is not a duration: write a number and a unit, as 80ms, 2s, 15m, 1h or 30d")
-    return round(Fraction(match[1]) * _UNITS_MS[match[2]])
+    return milliseconds
 
 
+# A registry of thousands of documents names the same few durations many thousand times.
+@lru_cache(maxsize=1_024)
+def _milliseconds(text: str) -> int | None:
+    match = _DURATION.fullmatch(text)
+    return None if match is None else round(Fraction(match[1]) * _UNITS_MS[match[2]])
+
+
+@lru_cache(maxsize=1_024)
 def format_duration(milliseconds: int) -> str:
     """The shortest exact text of a duration.
 

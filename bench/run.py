@@ -175,6 +175,7 @@ def documents(model_url: str) -> list[dict[str, Any]]:
             "features": features,
             "outputs": [{"name": "score", "datatype": "FP64", "min": 0, "max": 1}],
             "policy": {"timeout": "10s", "concurrency": 256},
+            "governance": {"approvedBy": "bench"},
         }
         made.append({**api, "kind": "Model", "metadata": {"name": f"m{number}"}, "spec": {"owner": "bench"}})
         made.append({**api, "kind": "ModelVersion", "metadata": {"name": f"m{number}-1"}, "spec": spec})

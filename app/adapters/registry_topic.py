@@ -6,6 +6,9 @@ of a key, so a publisher that lost a race must never write: publishers share one
 the latest; that one reads to the end, checks that the head is still what its caller saw, and writes both records in
 one transaction.
 
+The pointer of before is compacted away, so each revision record carries its publications in headers, one a header, the
+oldest first: what a history is told from. A revision that is published again carries those of before too.
+
 A follower believes nothing: a revision whose content does not hash to its id, or would be refused by ``apply``, is
 refused, counted and logged, and the last good one stays.
 """
@@ -13,11 +16,12 @@ refused, counted and logged, and the last good one stays.
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -25,7 +29,7 @@ import structlog
 import zstandard
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError as AiokafkaError
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka import TopicPartition as AssignedPartition
 from prometheus_client import Counter, Gauge
 
@@ -39,6 +43,7 @@ from app.domain.errors import (
     StoreUnavailable,
 )
 from app.domain.registry import REVISION_BYTES_MAX, Revision, canonical, load_revision
+from app.garbage import uncollected
 from app.settings import Settings
 
 POINTER_KEY: Final = b"current"
@@ -47,6 +52,10 @@ REVISIONS_KEPT: Final = 16
 COMPILED_KEPT: Final = 4
 """Revisions that it holds ready to use."""
 RECORD_BYTES_MAX: Final = REVISION_BYTES_MAX + 65_536
+PUBLICATION_HEADER: Final = "publication"
+PUBLICATIONS_KEPT: Final = 50
+"""Publications of one revision that its record tells, the last ones; headers count into a record's size."""
+MESSAGE_LENGTH_MAX: Final = 500
 
 _POLL_MS: Final = 500
 _RETRY_S: Final = 1.0
@@ -61,16 +70,18 @@ SWITCHES = Counter("broker_registry_switches", "Times that this process went ove
 REFUSED = Counter("broker_registry_refused", "Records on the registry's topic that were refused, by kind.", ["record"])
 DOCUMENTS = Gauge("broker_registry_documents", "Documents of the revision in use; 0: none is loaded.")
 PUBLISHED = Gauge("broker_registry_published_timestamp_seconds", "When the revision in use was published.")
+REVISION = Gauge("broker_registry_revision_info", "1, for the revision in use.", ["revision"])
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What the key ``current`` holds: which revision counts since when, and which one it replaced."""
+    """What the key ``current`` holds: which revision counts since when, which one it replaced, and why."""
 
     revision: str
     previous: str | None
     published_at: int
     documents: int
+    message: str | None = None
 
     @classmethod
     def read(cls, value: bytes) -> "Pointer":
@@ -82,11 +93,12 @@ class Pointer:
         if not isinstance(content, dict) or not isinstance(content.get("revision"), str):
             raise ValueError("not an object with a revision")
         previous, published_at, documents = (content.get(key) for key in ("previous", "published_at", "documents"))
-        if not isinstance(previous, str | None):
-            raise ValueError("previous is not text or null")
+        message = content.get("message")
+        if not isinstance(previous, str | None) or not isinstance(message, str | None):
+            raise ValueError("previous or message is not text or null")
         if not isinstance(published_at, int) or not isinstance(documents, int):
             raise ValueError("published_at or documents is not a whole number")
-        return cls(content["revision"], previous, published_at, documents)
+        return cls(content["revision"], previous, published_at, documents, message)
 
     def as_bytes(self) -> bytes:
         """The record's value; ``published_at`` is in epoch milliseconds."""
@@ -103,11 +115,35 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``."""
+    """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``.
+
+    ``last_good`` is what workers go by: the published one, or where that is refused the last sound one before it.
+    """
 
     id: str | None
     published: Published | None
+    last_good: Revision | None = None
     faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One line of the history. Where its record does not tell, the time is Kafka's and the rest None."""
+
+    revision: str
+    published_at: int
+    previous: str | None
+    documents: int | None
+    message: str | None
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A revision looked up, and what the topic ends in meanwhile."""
+
+    revision: Revision
+    head: Head
 
 
 # --- reading and publishing, for commands -----------------------------------------------------------------------------
@@ -120,13 +156,60 @@ def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
         ConfigurationError: there is no registry topic.
         StoreUnavailable: Kafka does not answer within ``timeout_s``.
     """
-    pointer, faults, contents = _read_topic(settings, timeout_s)
-    if pointer is None:
-        return Head(None, None, faults)
+    return _head_of(_read_topic(settings, timeout_s))
+
+
+def _head_of(topic: "_Topic") -> Head:
+    if topic.pointer is None:
+        return Head(None, None, topic.contents.newest_sound(), topic.faults)
     try:
-        return Head(pointer.revision, Published(pointer, contents.load(pointer.revision)))
+        revision = topic.contents.load(topic.pointer.revision)
     except DocumentsRefused as error:
-        return Head(pointer.revision, None, error.faults)
+        return Head(topic.pointer.revision, None, topic.contents.newest_sound(), error.faults)
+    return Head(topic.pointer.revision, Published(topic.pointer, revision), revision)
+
+
+def read_history(settings: Settings, *, timeout_s: float = 30.0) -> tuple[Publication, ...]:
+    """Every publication that the topic tells of, the newest first.
+
+    Raises:
+        ConfigurationError, StoreUnavailable: as ``read_head``.
+    """
+    topic = _read_topic(settings, timeout_s)
+    lines = [
+        (one.published_at, record.offset, one)
+        for identity, record in topic.records.items()
+        for one in (
+            [
+                Publication(each.revision, each.published_at, each.previous, each.documents, each.message)
+                for each in record.publications
+            ]
+            or [Publication(identity, record.written_at, None, None, None)]
+        )
+    ]
+    lines.sort(key=lambda line: line[:2], reverse=True)
+    current = topic.pointer.revision if topic.pointer is not None else None
+    newest = next((at for at, line in enumerate(lines) if line[2].revision == current), None)
+    return tuple(replace(line[2], current=at == newest) for at, line in enumerate(lines))
+
+
+def find_revision(settings: Settings, beginning: str, *, timeout_s: float = 30.0) -> Found:
+    """The revision whose id begins with ``beginning``, with or without ``sha256:``, however old it is.
+
+    Raises:
+        ConfigurationError: no revision's id does, or several do; or there is no registry topic.
+        StoreUnavailable: as ``read_head``.
+        DocumentsRefused: it is not a sound revision.
+    """
+    digits = beginning.removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{4,64}", digits):
+        raise ConfigurationError(f"{beginning!r} is no beginning of a revision's id: give 4 hexadecimal digits or more")
+    topic = _read_topic(settings, timeout_s, wanted=f"sha256:{digits}")
+    found = [identity for identity in topic.records if identity.startswith(f"sha256:{digits}")]
+    if len(found) != 1:
+        several = f"{len(found)} revisions begin so: {', '.join(found[:5])}; give more of it"
+        raise ConfigurationError(several if found else f"no revision {beginning}: `model-broker history` lists them")
+    return Found(topic.wanted.load(found[0]), _head_of(topic))
 
 
 def read_published(settings: Settings, *, timeout_s: float = 30.0) -> Published | None:
@@ -143,16 +226,25 @@ def read_published(settings: Settings, *, timeout_s: float = 30.0) -> Published 
 
 
 def publish_revision(
-    settings: Settings, revision: Revision, *, expected: str | None, now_ms: int, timeout_s: float = 30.0
+    settings: Settings,
+    revision: Revision,
+    *,
+    expected: str | None,
+    now_ms: int,
+    message: str | None = None,
+    timeout_s: float = 30.0,
 ) -> Pointer:
     """Make ``revision`` the current one, provided that the current one still is ``expected`` (None: there is none).
+
+    ``message`` says in the history why; line breaks become spaces, and what is too long is cut.
 
     Raises:
         RevisionConflict: another revision was published meanwhile; nothing was written.
         ConfigurationError, StoreUnavailable: as ``read_published``; nothing was written.
         PublishFailed: Kafka did not confirm; whether it was published is told by reading.
     """
-    pointer = Pointer(revision.id, expected, now_ms, len(revision.documents))
+    said = " ".join(message.split())[:MESSAGE_LENGTH_MAX] if message else None
+    pointer = Pointer(revision.id, expected, now_ms, len(revision.documents), said or None)
     topic = settings.topic(REGISTRY_TOPIC)
     producer = Producer(
         {
@@ -167,8 +259,8 @@ def publish_revision(
     committing = False
     try:
         producer.init_transactions(timeout_s)
-        head, _, _ = _read_topic(settings, timeout_s)
-        found = head.revision if head is not None else None
+        found_topic = _read_topic(settings, timeout_s)
+        found = found_topic.pointer.revision if found_topic.pointer is not None else None
         if found != expected:
             raise RevisionConflict(
                 f"the current revision is {found or 'none'} by now, not {expected or 'none'}: nothing was published; "
@@ -176,7 +268,12 @@ def publish_revision(
             )
         producer.begin_transaction()
         content = zstandard.ZstdCompressor(level=10).compress(canonical(revision.documents))
-        producer.produce(topic, key=revision.id.encode(), value=content, partition=0)
+        before = found_topic.records.get(revision.id)
+        told = [each.as_bytes() for each in before.publications[1 - PUBLICATIONS_KEPT :]] if before else []
+        headers: list[tuple[str, str | bytes | None]] = [
+            (PUBLICATION_HEADER, each) for each in (*told, pointer.as_bytes())
+        ]
+        producer.produce(topic, key=revision.id.encode(), value=content, headers=headers, partition=0)
         producer.produce(topic, key=POINTER_KEY, value=pointer.as_bytes(), partition=0)
         committing = True
         producer.commit_transaction(timeout_s)
@@ -203,24 +300,64 @@ def publish_revision(
     return pointer
 
 
-def _read_topic(settings: Settings, timeout_s: float) -> tuple[Pointer | None, tuple[Fault, ...], "_Contents"]:
-    topic = settings.topic(REGISTRY_TOPIC)
-    contents = _Contents()
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What a revision's record tells beside its content."""
+
+    offset: int
+    written_at: int
+    publications: tuple[Pointer, ...]
+
+
+@dataclass(slots=True)
+class _Topic:
+    """The topic, read to its end. ``wanted`` has what was asked for beside the last contents."""
+
+    pointer: Pointer | None = None
+    faults: tuple[Fault, ...] = ()
+    records: dict[str, _Record] = field(default_factory=dict)
+    contents: "_Contents" = field(default_factory=lambda: _Contents(REVISIONS_KEPT))
+    wanted: "_Contents" = field(default_factory=lambda: _Contents(1))
+
+
+def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = None) -> _Topic:
+    """``wanted``: the beginning of an id whose content is kept too, however old it is."""
+    name = settings.topic(REGISTRY_TOPIC)
+    topic = _Topic()
     last: bytes | None = None
-    for key, value in _records(settings.kafka_bootstrap, topic, timeout_s):
+    for message in _records(settings.kafka_bootstrap, name, timeout_s):
+        key, value = message.key(), message.value()
         if key == POINTER_KEY:
             last = value
         elif value is not None and key is not None:
-            contents.add(key, value)
-    if last is None:
-        return None, (), contents
-    try:
-        return Pointer.read(last), (), contents
-    except ValueError as error:
-        return None, (Fault(topic, "", "current", str(error)),), contents
+            identity = key.decode("utf-8", "replace")
+            topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))
+            topic.contents.add(key, value)
+            if wanted is not None and identity.startswith(wanted):
+                topic.wanted.add(key, value)
+    if last is not None:
+        try:
+            topic.pointer = Pointer.read(last)
+        except ValueError as error:
+            topic.faults = (Fault(name, "", "current", str(error)),)
+    return topic
 
 
-def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[tuple[bytes | None, bytes | None]]:
+def _publications(message: Message) -> tuple[Pointer, ...]:
+    """What a revision record's headers tell; a record without, or with others, was not written by ``apply``."""
+    # The client gives headers as pairs; its types allow for a mapping, which it takes when sending.
+    pairs: list[tuple[str, str | bytes | None]] = list(message.headers() or ())  # type: ignore[arg-type]
+    found = []
+    for name, value in pairs:
+        if name == PUBLICATION_HEADER and isinstance(value, bytes):
+            with contextlib.suppress(ValueError):
+                pointer = Pointer.read(value)
+                if pointer.revision.encode() == message.key():
+                    found.append(pointer)
+    return tuple(found)
+
+
+def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[Message]:
     """All committed records of the topic's partition, to its end as it is now."""
     consumer = Consumer(
         {
@@ -247,7 +384,7 @@ def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[tuple[byt
                 raise StoreUnavailable(f"Kafka at {bootstrap}: reading {topic} took more than {timeout_s:.0f} s")
             error = message.error()
             if error is None:
-                yield message.key(), message.value()
+                yield message
             elif error.code() == KafkaError._PARTITION_EOF:
                 return
             elif not error.retriable():
@@ -265,16 +402,17 @@ def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[tuple[byt
 
 
 class _Contents:
-    """The last revisions' contents as they were published, compressed."""
+    """The contents of the last ``kept`` revisions as they were published, compressed."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._compressed: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, key: bytes, value: bytes) -> None:
         identity = key.decode("utf-8", "replace")
         self._compressed[identity] = value
         self._compressed.move_to_end(identity)
-        if len(self._compressed) > REVISIONS_KEPT:
+        if len(self._compressed) > self._kept:
             self._compressed.popitem(last=False)
 
     def load(self, identity: str) -> Revision:
@@ -291,7 +429,15 @@ class _Contents:
             content = zstandard.ZstdDecompressor().decompress(compressed)
         except zstandard.ZstdError as error:
             raise DocumentsRefused([Fault(at, "", "", f"not zstd: {error}")]) from error
-        return load_revision(identity, content)
+        with uncollected():
+            return load_revision(identity, content)
+
+    def newest_sound(self) -> Revision | None:
+        """The last of them that loads."""
+        for identity in reversed(self._compressed):
+            with contextlib.suppress(DocumentsRefused):
+                return self.load(identity)
+        return None
 
     def __contains__(self, identity: str) -> bool:
         return identity in self._compressed
@@ -312,7 +458,7 @@ class RegistryFollower:
         self._bootstrap = settings.kafka_bootstrap
         self._partition = TopicPartition(settings.topic(REGISTRY_TOPIC), 0)
         self._on_switch = tuple(on_switch)
-        self._contents = _Contents()
+        self._contents = _Contents(REVISIONS_KEPT)
         self._compiled: OrderedDict[str, Revision] = OrderedDict()
         self._compiled_lock = threading.Lock()
         self._current: Published | None = None
@@ -445,6 +591,10 @@ class RegistryFollower:
         if before is not None and before.id == published.revision.id:
             return
         SWITCHES.inc()
+        REVISION.labels(published.revision.id).set(1)
+        if before is not None:
+            with contextlib.suppress(KeyError):
+                REVISION.remove(before.id)
         _log.info(
             "registry_switched",
             revision=published.revision.id,

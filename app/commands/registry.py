@@ -19,14 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 from app.adapters.documents_yaml import read_directory
-from app.adapters.registry_topic import Head, publish_revision, read_head, read_published
+from app.adapters.registry_topic import MESSAGE_LENGTH_MAX, Head, publish_revision, read_head, read_published
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
 from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused
-from app.domain.registry import Revision, content_of, pools_of, read_revision
+from app.domain.registry import Revision, compile_revision, content_of, pools_of, read_revision
 from app.domain.registry_diff import Change, differences
+from app.domain.rollout_status import status_faults, with_status
 from app.durations import format_duration
+from app.garbage import uncollected
 from app.settings import Settings
 
 KINDS: Final = {
@@ -44,6 +46,9 @@ registry_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Files = Annotated[list[Path], typer.Option("-f", "--file", help="A directory or file of documents. May be repeated.")]
+Message = Annotated[str | None, typer.Option("--message", "-m", help="Why, on one line, for the history.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Validate and show the difference only.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Publish without asking; needed without a terminal.")]
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
@@ -52,53 +57,92 @@ Files = Annotated[list[Path], typer.Option("-f", "--file", help="A directory or 
 @registry_app.command("apply", epilog="Example: model-broker apply -f registry --yes")
 def apply(
     file: Files,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and show the difference only.")] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Publish without asking; needed without a terminal.")
-    ] = False,
+    message: Message = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Make these documents the whole registry: validate all, show what changes, publish one revision.
 
-    What is not among them is removed. Task topics of new pools are created.
+    What is not among them is removed. Task topics of new pools are created. Rollouts that stay the same go on where
+    they are; new and changed ones begin.
     """
     settings = Settings()
+    now_ms = time.time_ns() // 1_000_000
     try:
-        revision = read_files(file, today=datetime.datetime.now(datetime.UTC).date())
-        head = read_head(settings)
-        before = head.published.revision.documents if head.published else ()
-        changes = differences(before, revision.documents)
-        unchanged = head.published is not None and head.id == revision.id
-        report: dict[str, Any] = {
-            "revision": revision.id,
-            "previous": head.id,
-            "documents": len(revision.documents),
-            "changes": [_change_json(change) for change in changes],
-            "published": False,
-        }
-        if not as_json:
-            print_changes(changes, head, revision)
-        if not dry_run and not unchanged:
-            if not yes:
-                _confirm()
-            _create_pool_topics(settings, revision)
-            publish_revision(settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
-            report["published"] = True
+        check_message(message)
+        with uncollected():
+            written = read_files(file, today=today())
+            head = read_head(settings)
+            before = head.last_good.documents if head.last_good else ()
+            documents = with_status(written.documents, before, now_ms)
+            revision = written if documents == written.documents else compile_revision(documents)
+            published, changes = offer(
+                settings, revision, head, message=message, now_ms=now_ms, dry_run=dry_run, yes=yes, as_json=as_json
+            )
     except BrokerError as error:
         fail(error, as_json=as_json)
     if as_json:
-        typer.echo(orjson.dumps(report))
-    elif report["published"]:
+        typer.echo(orjson.dumps(offer_json(revision, head, changes, published=published)))
+    elif published:
         typer.echo(f"Published {revision.id}: {len(revision.documents)} documents.")
-    elif unchanged:
+    elif head.published is not None and head.id == revision.id:
         typer.echo(f"Nothing to publish: {revision.id} is the current revision.")
     else:
         typer.echo(f"Sound: {len(revision.documents)} documents make {revision.id}. Nothing was published.")
 
 
+def today() -> datetime.date:
+    """The day in UTC: a version may be used until the end of its last one."""
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def check_message(message: str | None) -> None:
+    """Raises ConfigurationError for a message that the history cannot hold."""
+    if message is not None and not (0 < len(message) <= MESSAGE_LENGTH_MAX and message.isprintable()):
+        raise ConfigurationError(f"--message: one line of 1 to {MESSAGE_LENGTH_MAX} printable characters")
+
+
+def offer(
+    settings: Settings,
+    revision: Revision,
+    head: Head,
+    *,
+    message: str | None,
+    now_ms: int,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> tuple[bool, tuple[Change, ...]]:
+    """Show what ``revision`` changes of ``head``, ask, publish; whether it was published, and the changes."""
+    changes = differences(head.published.revision.documents if head.published else (), revision.documents)
+    unchanged = head.published is not None and head.id == revision.id
+    if not as_json:
+        print_changes(changes, head, revision)
+    if dry_run or unchanged:
+        return False, changes
+    if not yes:
+        _confirm()
+    _create_pool_topics(settings, revision)
+    publish_revision(settings, revision, expected=head.id, now_ms=now_ms, message=message)
+    return True, changes
+
+
+def offer_json(revision: Revision, head: Head, changes: tuple[Change, ...], *, published: bool) -> dict[str, Any]:
+    """What ``offer`` did, for programs."""
+    return {
+        "revision": revision.id,
+        "previous": head.id,
+        "documents": len(revision.documents),
+        "changes": [_change_json(change) for change in changes],
+        "published": published,
+    }
+
+
 def read_files(paths: list[Path], *, today: datetime.date | None) -> Revision:
     """The revision that files and directories make; ``today`` as in ``read_revision``."""
-    sources, faults = read_directory(paths)
+    sources, found = read_directory(paths)
+    faults = (*found, *status_faults(sources))
     try:
         revision = read_revision(sources, today=today)
     except DocumentsRefused as error:
@@ -178,7 +222,8 @@ def get(
     kind: Annotated[str, typer.Argument(help="routes, models, modelversions or featureviews; singular works too.")],
     name: Annotated[str | None, typer.Argument(help="Only this document.")] = None,
     output: Annotated[
-        Literal["table", "yaml", "json"], typer.Option("-o", "--output", help="yaml can be applied again.")
+        Literal["table", "yaml", "json"],
+        typer.Option("-o", "--output", help="yaml can be applied again; json has the status too."),
     ] = "table",
     as_json: Json = False,
 ) -> None:
@@ -201,7 +246,8 @@ def get(
     if as_json or output == "json":
         typer.echo(orjson.dumps({"revision": published.revision.id, "documents": contents}))
     elif output == "yaml":
-        typer.echo(yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True), nl=False)
+        written = [{name: part for name, part in content.items() if name != "status"} for content in contents]
+        typer.echo(yaml.safe_dump_all(written, sort_keys=False, allow_unicode=True), nl=False)
     else:
         Console().print(_documents_table(wanted, documents, published.revision))
 

@@ -130,8 +130,8 @@ class Revision:
 def read_revision(sources: Iterable[Source], *, today: datetime.date | None = None) -> Revision:
     """The revision that ``sources`` make together: shapes, references and expressions checked in one go.
 
-    ``today`` (UTC) refuses versions whose validity has ended; None leaves validity alone, for a revision that was
-    accepted once stays loadable.
+    ``today`` (UTC) refuses versions whose validity has ended, and the use of those that nobody approved; None leaves
+    governance alone, for a revision that was accepted once stays loadable.
 
     Raises:
         DocumentsRefused: everything wrong in any of them.
@@ -154,10 +154,12 @@ def parse(sources: Iterable[Source]) -> tuple[Document, ...]:
     return tuple(document for _, document in check.documents)
 
 
-def compile_revision(documents: Iterable[Document], *, today: datetime.date | None = None) -> Revision:
-    """The revision that ``documents`` make together; ``today`` and errors as in ``read_revision``."""
+def compile_revision(
+    documents: Iterable[Document], *, today: datetime.date | None = None, origin: str = ""
+) -> Revision:
+    """The revision that ``documents`` of ``origin`` make together; ``today`` and errors as in ``read_revision``."""
     check = _Check(today)
-    check.documents = [("", document) for document in documents]
+    check.documents = [(origin, document) for document in documents]
     return check.compiled()
 
 
@@ -214,6 +216,7 @@ class _Check:
         self.unread: set[tuple[str, str]] = set()
         self.models: dict[str, ModelSpec] = {}
         self.views: dict[str, FeatureViewSpec] = {}
+        self.feature_types: dict[str, dict[str, str]] = {}
         self.versions: dict[tuple[str, str], ModelVersionSpec] = {}
 
     # --- shapes -------------------------------------------------------------------------------------------------------
@@ -258,13 +261,13 @@ class _Check:
                 case Route():
                     routes.append((origin, self._compile_route(origin, document)))
         self._refuse_same_paths(routes)
-        if self.faults:
-            raise DocumentsRefused(self.faults)
         documents = tuple(document for _, document in self.documents)
         content = canonical(documents)
         if len(content) > REVISION_BYTES_MAX:
             fault = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
-            raise DocumentsRefused([Fault("", "", "", fault)])
+            self.faults.append(Fault("", "", "", fault))
+        if self.faults:
+            raise DocumentsRefused(self.faults)
         ordered = tuple(route for _, route in routes)
         tree = PathTree((route.spec.path, route) for route in ordered)
         expires = {
@@ -278,7 +281,9 @@ class _Check:
         self.faults.append(Fault(origin, f"{document.kind} {document.metadata.name}", field, message))
 
     def _add_repeated(self, origin: str, document: Document, field: str, names: Iterable[str]) -> None:
-        for name, count in Counter(names).items():
+        each = list(names)
+        # Nearly always nothing is: counting is left for when something may be.
+        for name, count in Counter(each).items() if len(set(each)) < len(each) else ():
             if count > 1:
                 self._add(origin, document, field, f"{name} is named {count} times; keep one")
 
@@ -296,6 +301,8 @@ class _Check:
                     self.models[name] = document.spec
                 case FeatureView():
                     self.views[name] = document.spec
+                    # Of two of one name, which is a fault by itself, the first counts.
+                    self.feature_types[name] = {each.name: each.type for each in reversed(document.spec.features)}
                 case ModelVersion():
                     identity = (document.spec.model, document.spec.version)
                     if identity in first_version:
@@ -334,7 +341,8 @@ class _Check:
             for field_ in ("retries", "concurrency"):
                 if field_ in spec.policy.model_fields_set:
                     self._add(origin, document, f"spec.policy.{field_}", _NOT_QUEUED)
-        self._add_repeated(origin, document, "spec.features", (contract.column for contract in spec.features))
+        columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)
+        self._add_repeated(origin, document, "spec.features", columns)
         self._add_repeated(origin, document, "spec.outputs", (output.name for output in spec.outputs))
         for contract in spec.features:
             fault = self._contract_fault(contract)
@@ -345,22 +353,24 @@ class _Check:
                 self._add(origin, document, f"spec.outputs[{output.name}].min", "is above max; no value would be sound")
 
     def _contract_fault(self, contract: FeatureContract) -> tuple[str, str] | None:
-        if contract.source in REQUEST_SOURCES:
+        # Tens of thousands of contracts are checked in a load, so what each caches for requests is not filled here.
+        source, _, feature = contract.ref.partition(".")
+        if source in REQUEST_SOURCES:
             if contract.max_age is not None:
                 return "maxAge", "a request's own values have no age; remove it"
             declared: str | None = contract.type
         else:
-            view = self.views.get(contract.source)
+            view = self.views.get(source)
             if view is None:
-                known = ("FeatureView", contract.source) in self.unread
-                return None if known else ("ref", f"there is no FeatureView {contract.source}")
-            declared = next((feature.type for feature in view.features if feature.name == contract.feature), None)
+                known = ("FeatureView", source) in self.unread
+                return None if known else ("ref", f"there is no FeatureView {source}")
+            declared = self.feature_types[source].get(feature)
             if declared is None:
-                return "ref", f"FeatureView {contract.source} has no feature {contract.feature}"
+                return "ref", f"FeatureView {source} has no feature {feature}"
             if contract.type is not None:
                 return "type", "its FeatureView declares it; remove it here"
         try:
-            if declared is not None:
+            if declared is not None and contract.default is not None:
                 coerce(contract.default, declared)
         except ValueError as error:
             return "default", str(error)
@@ -377,6 +387,8 @@ class _Check:
             placeholders = placeholders_of(spec.path)
         except ValueError as error:
             self._add(origin, document, "spec.path", str(error))
+        for key, message in _status_faults(document):
+            self._add(origin, document, f"status.rollouts.{key}", message)
         named = {task.name for rule in spec.rules for task in rule.tasks}
         for task in spec.pinnable:
             if task not in named:
@@ -516,9 +528,24 @@ class _Check:
                     faults.append(
                         (field_, f"version {version} has backend type kafka: shadows of it are not supported yet")
                     )
+                refusal = self._governance_fault(spec, decides=not field_.startswith("shadow"))
+                if refusal is not None:
+                    faults.append((field_, refusal))
             elif not self._version_exists(task.model, version):
                 faults.append((field_, f"there is no version {version} of {task.model}"))
         return faults
+
+    def _governance_fault(self, spec: ModelVersionSpec, *, decides: bool) -> str | None:
+        """Why a version must not be used from today on; one that only runs beside another needs no approval yet."""
+        if self.today is None:
+            return None
+        if spec.governance is None:
+            lacks = (
+                f"version {spec.version} has no governance: name in approvedBy who approved it, or run it as a shadow"
+            )
+            return lacks if decides else None
+        ended = spec.governance.last_day
+        return f"version {spec.version} ended on {ended}; use another" if ended and ended < self.today else None
 
     def _refuse_same_paths(self, routes: Sequence[tuple[str, CompiledRoute]]) -> None:
         seen: dict[tuple[str, ...], str] = {}
@@ -532,9 +559,32 @@ class _Check:
             seen.setdefault(shape, route.name)
 
 
+def _status_faults(document: Route) -> list[tuple[str, str]]:
+    """What is wrong with a status that somebody wrote: rollouts that are none, and steps that they do not have."""
+    if document.status is None:
+        return []
+    rollouts = {
+        f"{rule.name}/{task.name}": (rule.name, task, task.rollout)
+        for rule in document.spec.rules
+        for task in rule.tasks
+        if task.rollout is not None
+    }
+    faults = []
+    for key, status in document.status.rollouts.items():
+        if key not in rollouts:
+            faults.append((key, "there is no such rollout"))
+            continue
+        rule_name, task, rollout = rollouts[key]
+        if status.step >= len(rollout.steps) and status.of == rollout_digest(rule_name, task):
+            faults.append((f"{key}.step", f"is {status.step}, and there are {len(rollout.steps)} steps, from 0"))
+    return faults
+
+
 def rollout_digest(rule: str, task: TaskSpec) -> str:
     """What a rollout's status is of: its rule, its task, and from where to where, how, it leads."""
-    content = task.model_dump(mode="json", by_alias=True, include={"name", "model", "select", "rollout"})
+    # Defaults are left out, so that a field that documents gain one day does not begin every rollout anew.
+    named = {"name", "model", "select", "rollout"}
+    content = task.model_dump(mode="json", by_alias=True, include=named, exclude_defaults=True)
     return hashlib.sha256(orjson.dumps([rule, content], option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

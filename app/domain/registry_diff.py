@@ -43,7 +43,13 @@ def differences(before: Iterable[Document], after: Iterable[Document]) -> tuple[
 
 
 def _by_name(documents: Iterable[Document]) -> dict[str, Any]:
-    return {f"{document.kind} {document.metadata.name}": content_of(document)["spec"] for document in documents}
+    return {f"{document.kind} {document.metadata.name}": _fields(content_of(document)) for document in documents}
+
+
+def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec's fields, and those of the status, which no spec has, below ``status``."""
+    status = {"status": content["status"]} if content.get("status") else {}
+    return {**content["spec"], **status}
 
 
 def _compare(document: str, at: str, old: object, new: object, changes: list[Change]) -> None:

@@ -390,6 +390,39 @@ def test_every_fault_is_listed_at_once() -> None:
     }
 
 
+def test_every_way_to_be_wrong_is_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, references, circles, expressions, names, paths, size: one list, each with file, document and field."""
+    monkeypatch.setattr(registry, "REVISION_BYTES_MAX", 100)
+    split = [{"version": "1", "weight": 0}, {"version": "2", "weight": 0}]
+    pair = [task(select={"version": "1"}, after=["fraud"]), task(name="fraud", select={"alias": "best"}, after=["pd"])]
+    documents = [
+        *changed(sound(), "credit-pd", "spec.aliases.champion", "9"),
+        route("weights", "/weights", rules=[{"name": "default", "tasks": [task(select={"split": split})]}]),
+        route("circle", "/circle", rules=[{"name": "default", "tasks": pair}]),
+        route("lost", "/lost", rules=[{"name": "default", "tasks": [task(model="credit-lgd")]}]),
+        route("cel", "/cel", rules=[{"name": "a", "when": "1 +", "tasks": [task()], "reasons": {"R1": "result."}}]),
+        route("same", "/credit/{kind}"),
+        route("credit", "/other"),
+        {**route("grown", "/grown"), "status": {"rollouts": []}},
+    ]
+    faults = refused(documents)
+    assert [(each.origin, each.document, each.field) for each in faults] == [
+        ("5.yaml:1", "Route weights", f"{TASK}.select"),
+        ("11.yaml:1", "Route grown", "status.rollouts"),
+        ("10.yaml:1", "Route credit", "metadata.name"),
+        ("0.yaml:1", "Model credit-pd", "spec.aliases.champion"),
+        ("6.yaml:1", "Route circle", f"{RULE}.tasks[fraud].select.alias"),
+        ("6.yaml:1", "Route circle", f"{RULE}.tasks"),
+        ("7.yaml:1", "Route lost", f"{TASK}.model"),
+        ("8.yaml:1", "Route cel", "spec.rules[a].when"),
+        ("8.yaml:1", "Route cel", "spec.rules[a].reasons.R1"),
+        ("9.yaml:1", "Route same", "spec.path"),
+        # Of all documents together.
+        ("", "", ""),
+    ]
+    assert all(each.message for each in faults)
+
+
 @pytest.mark.parametrize("name", ["credit-pd", "credit-pd-1", "applicant"])
 def test_references_to_a_document_with_a_fault_are_no_faults_of_their_own(name: str) -> None:
     """One misspelt field is one fault, not one more for everything that refers to the document."""
@@ -460,10 +493,83 @@ def test_ended_validity_is_refused_at_apply_and_not_at_load() -> None:
     """The last valid day is valid; a revision that was accepted once stays loadable."""
     assert read_revision(sources(sound()), today=datetime.date(2027, 6, 30))
     faults = refused(sound(), today=datetime.date(2027, 7, 1))
-    assert {each.field for each in faults} == {"spec.governance.validUntil"}
-    assert len(faults) == 2
+    assert {(each.origin, each.document, each.field) for each in faults} == {
+        ("1.yaml:1", "ModelVersion credit-pd-1", "spec.governance.validUntil"),
+        ("2.yaml:1", "ModelVersion credit-pd-2", "spec.governance.validUntil"),
+        ("4.yaml:1", "Route credit", f"{TASK}.select.split[1]"),
+        ("4.yaml:1", "Route credit", f"{TASK}.select.split[2]"),
+    }
+    assert len(faults) == 4
     whole = revision()
     assert load_revision(whole.id, canonical(whole.documents)).id == whole.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"select": {"version": "2"}}, "select.version"),
+        ({"select": {"alias": "challenger"}}, "select.alias"),
+        ({"select": {"split": [{"version": "2", "weight": 1}]}}, "select.split[2]"),
+        ({"select": {"version": "1"}, "fallback": [{"version": "2"}]}, "fallback[0].version"),
+        ({"select": {"version": "1"}, "rollout": {"to": "2", "steps": [100], "every": "1m"}}, "rollout.to"),
+    ],
+)
+def test_what_nobody_approved_decides_nothing(changes: dict[str, Any], field: str) -> None:
+    """A version without governance is refused at apply in each use that decides, and stays loadable."""
+    documents = changed(sound(), "credit-pd-2", "spec.governance", ...)
+    documents = changed(documents, "credit", "spec.rules.0.tasks.0", {"name": "pd", "model": "credit-pd", **changes})
+    (fault,) = refused(documents, today=datetime.date(2026, 1, 1))
+    assert (fault.origin, fault.document, fault.field) == ("4.yaml:1", "Route credit", f"{TASK}.{field}")
+    assert "version 2 has no governance" in fault.message
+    assert revision(documents)
+
+
+def test_what_nobody_approved_yet_may_run_beside() -> None:
+    """A shadow shows what a version is worth before anybody approves it; unused, it waits in the registry."""
+    documents = changed(sound(), "credit-pd-2", "spec", model_version("2", governance=None)["spec"])
+    del documents[2]["spec"]["governance"]
+    shadowed = task(select={"version": "1"}, shadow=[{"version": "2"}])
+    documents = changed(documents, "credit", "spec.rules.0.tasks.0", shadowed)
+    assert read_revision(sources(documents), today=datetime.date(2026, 1, 1))
+
+
+def _rolling() -> list[dict[str, Any]]:
+    rollout = {"to": "2", "steps": [5, 100], "every": "10m"}
+    return changed(sound(), "credit", "spec.rules.0.tasks.0", task(select={"version": "1"}, rollout=rollout))
+
+
+def test_a_status_by_hand_is_checked() -> None:
+    """A status on the topic names rollouts that there are, and steps that they have."""
+    compiled = revision(_rolling()).routes[0].spec.rules[0]
+    digest = registry.rollout_digest("default", compiled.tasks[0])
+    status = {"state": "progressing", "step": 1, "since": 1, "of": digest}
+    route_ = next(each for each in _rolling() if each["kind"] == "Route")
+    rest = [each for each in _rolling() if each["kind"] != "Route"]
+    assert revision([*rest, {**route_, "status": {"rollouts": {"default/pd": status}}}])
+    for rollouts, field, said in (
+        ({"default/pd": {**status, "step": 2}}, "status.rollouts.default/pd.step", "there are 2 steps"),
+        ({"default/fraud": status}, "status.rollouts.default/fraud", "no such rollout"),
+        ({"default/pd": {**status, "state": "lost"}}, "status.rollouts.default/pd.state", "progressing"),
+        ({"default/pd": {**status, "step": -1}}, "status.rollouts.default/pd.step", "greater than or equal to 0"),
+    ):
+        (fault,) = refused([*rest, {**route_, "status": {"rollouts": rollouts}}])
+        assert (fault.document, fault.field) == ("Route credit", field)
+        assert said in fault.message
+
+
+def test_a_rollout_is_the_same_however_its_defaults_are_written() -> None:
+    """A default that is spelt out, and all that is not the rollout, leave its digest as it is."""
+
+    def digest(documents: list[dict[str, Any]]) -> str:
+        return registry.rollout_digest("default", revision(documents).routes[0].spec.rules[0].tasks[0])
+
+    at = "spec.rules.0.tasks.0"
+    same = changed(_rolling(), "credit", f"{at}.rollout.minDecisions", 1)
+    same = changed(same, "credit", f"{at}.need", "optional")
+    same = changed(same, "credit", "spec.rules.0.result", {})
+    assert digest(same) == digest(_rolling())
+    for path, value in (("rollout.steps", [10, 100]), ("rollout.minDecisions", 5), ("select", {"alias": "champion"})):
+        assert digest(changed(_rolling(), "credit", f"{at}.{path}", value)) != digest(_rolling())
 
 
 def test_a_revision_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

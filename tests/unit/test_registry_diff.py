@@ -67,3 +67,17 @@ def test_a_type_that_changes_is_a_change() -> None:
     after = changed(sound(), "credit-pd-1", "spec.features.0", {"ref": "inputs.amount", "default": 1.0})
     (change,) = between(before, after)
     assert change.field == "features[inputs.amount].default"
+
+
+def test_a_status_is_told_field_by_field() -> None:
+    """How far a rollout is differs like any field, below ``status``."""
+    rollout = {"to": "2", "steps": [5, 100], "every": "10m"}
+    begun = changed(sound(), "credit", "spec.rules.0.tasks.0", task(select={"version": "1"}, rollout=rollout))
+    after = copy.deepcopy(begun)
+    for step, documents in enumerate((begun, after)):
+        status = {"state": "progressing", "step": step, "since": 1, "of": "0" * 16}
+        documents[4]["status"] = {"rollouts": {"default/pd": status}}
+    assert between(begun, after) == (Change("Route credit", "status.rollouts.default/pd.step", 0, 1),)
+    del after[4]["status"]
+    (change,) = between(after, begun)
+    assert (change.field, change.kind) == ("status", "added")

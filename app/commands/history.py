@@ -1,0 +1,107 @@
+"""``model-broker history`` and ``rollback``: which revisions counted when, and back to one of them."""
+
+import dataclasses
+import datetime
+import time
+from typing import Annotated
+
+import orjson
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.adapters.registry_topic import Publication, find_revision, read_history
+from app.commands.registry import DryRun, Json, Message, Yes, check_message, fail, offer, offer_json, shortened, today
+from app.domain.errors import BrokerError
+from app.domain.registry import compile_revision
+from app.domain.rollout_status import restored
+from app.settings import Settings
+
+history_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@history_app.command("history", epilog="Example: model-broker history --limit 5")
+def history(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many publications at most.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List what was published, the newest first; the current revision is marked."""
+    try:
+        publications = read_history(Settings())
+    except BrokerError as error:
+        fail(error, as_json=as_json)
+    shown = publications[:limit]
+    if as_json:
+        listed = [dataclasses.asdict(each) for each in shown]
+        typer.echo(orjson.dumps({"publications": listed, "total": len(publications)}))
+        return
+    if not shown:
+        typer.echo("No revision was published yet: `model-broker apply -f DIR`.")
+        return
+    Console(highlight=False).print(_table(shown))
+    if len(publications) > limit:
+        typer.echo(f"{len(publications) - limit} older ones: --limit {len(publications)}")
+
+
+def _table(publications: tuple[Publication, ...]) -> Table:
+    table = Table("", "revision", "published (UTC)", "documents", "message", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[3].justify = "right"
+    for each in publications:
+        when = datetime.datetime.fromtimestamp(each.published_at / 1_000, datetime.UTC)
+        table.add_row(
+            "*" if each.current else "",
+            shortened(each.revision),
+            f"{when:%Y-%m-%d %H:%M:%S}",
+            "-" if each.documents is None else str(each.documents),
+            Text(each.message or "-"),
+        )
+    return table
+
+
+@history_app.command("rollback", epilog="Example: model-broker rollback sha256:4f1c --message 'limits too low'")
+def rollback(
+    revision: Annotated[str, typer.Argument(help="Its id, or as much of it as no other one begins with.")],
+    message: Message = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Publish an old revision's documents as the next revision.
+
+    Its rollouts are paused, for an operator to resume, and what was aborted since stays aborted. Versions whose
+    validity has ended are refused, as by apply.
+    """
+    settings = Settings()
+    now_ms = time.time_ns() // 1_000_000
+    try:
+        check_message(message)
+        found = find_revision(settings, revision)
+        target, head = found.revision, found.head
+        before = head.last_good.documents if head.last_good else ()
+        documents = restored(target.documents, before, now_ms, reason=f"rolled back to {target.id[:19]}")
+        again = compile_revision(documents, today=today(), origin=f"revision {target.id[:19]}")
+        published, changes = offer(
+            settings,
+            again,
+            head,
+            message=message or f"rollback to {target.id[:19]}",
+            now_ms=now_ms,
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
+    except BrokerError as error:
+        fail(error, as_json=as_json)
+    if as_json:
+        report = offer_json(again, head, changes, published=published)
+        typer.echo(orjson.dumps({**report, "restored": target.id}))
+    elif published:
+        typer.echo(f"Published {again.id}: the documents of {target.id}.")
+    elif head.published is not None and head.id == again.id:
+        typer.echo(f"Nothing to publish: {again.id} is the current revision.")
+    else:
+        typer.echo(f"Sound: the documents of {target.id} make {again.id}. Nothing was published.")

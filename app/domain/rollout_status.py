@@ -1,0 +1,107 @@
+"""How far rollouts are, carried from one revision to the next.
+
+Documents that people write say what is rolled out and how; how far it is belongs to the broker and lives in the
+revision, as ``Route.status``. Whoever publishes documents takes the status over from the current revision: a rollout
+that still is the same goes on where it is, a new or changed one begins, and one that is gone is forgotten.
+
+Going back to an old revision must not resume its rollouts half way, on evidence of another day: those that moved then
+are paused, for an operator to look at, and what was aborted since stays aborted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from app.domain.documents import Document, RolloutStatus, Route, RouteStatus
+from app.domain.errors import Fault
+from app.domain.registry import Source, rollout_digest
+
+_Progress = Callable[[str, str, str], RolloutStatus | None]
+"""The status of a rollout by its route, its RULE/TASK and its digest."""
+
+
+def with_status(documents: Iterable[Document], before: Sequence[Document], now_ms: int) -> tuple[Document, ...]:
+    """``documents`` with the status that follows from the revision ``before`` them; their own is not looked at."""
+    known = statuses_of(before)
+
+    def progress(route: str, key: str, digest: str) -> RolloutStatus:
+        status = known.get((route, key))
+        if status is not None and status.of == digest:
+            return status
+        return RolloutStatus(state="progressing", step=0, since=now_ms, of=digest)
+
+    return tuple(_with_progress(documents, progress))
+
+
+def restored(
+    documents: Iterable[Document], before: Sequence[Document], now_ms: int, *, reason: str
+) -> tuple[Document, ...]:
+    """The ``documents`` of an old revision with their status, as they are published again after ``before``.
+
+    A rollout that was progressing is paused at its step, for ``reason``; a finished one is as it was then. A rollout
+    aborted by now is not brought back.
+    """
+    old_documents = tuple(documents)
+    old, known = statuses_of(old_documents), statuses_of(before)
+
+    def progress(route: str, key: str, digest: str) -> RolloutStatus | None:
+        status, now = old.get((route, key)), known.get((route, key))
+        if status is None or status.of != digest:
+            return None
+        now = now if now is not None and now.of == digest else None
+        if now is not None and now.state == "aborted":
+            return now
+        if status.state != "progressing":
+            return status
+        paused = RolloutStatus(state="paused", step=status.step, since=now_ms, of=digest, reason=reason)
+        # Going back to where one is already changes nothing.
+        return now if now is not None and now.model_copy(update={"since": now_ms}) == paused else paused
+
+    return tuple(_with_progress(old_documents, progress))
+
+
+def statuses_of(documents: Iterable[Document]) -> Mapping[tuple[str, str], RolloutStatus]:
+    """How far each rollout is, by its route's name and its ``RULE/TASK``."""
+    return {
+        (document.metadata.name, key): status
+        for document in documents
+        if isinstance(document, Route) and document.status is not None
+        for key, status in document.status.rollouts.items()
+    }
+
+
+def status_faults(sources: Iterable[Source]) -> tuple[Fault, ...]:
+    """A fault for each document that somebody wrote a status into."""
+    return tuple(
+        Fault(source.origin, _called(source), "status", "is kept by the broker; remove it")
+        for source in sources
+        if "status" in source.content and source.content.get("kind") == "Route"
+    )
+
+
+def _called(source: Source) -> str:
+    metadata = source.content.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    return f"Route {name}" if isinstance(name, str) else "Route"
+
+
+def _with_progress(documents: Iterable[Document], progress: _Progress) -> Iterator[Document]:
+    for document in documents:
+        if not isinstance(document, Route):
+            yield document
+            continue
+        rollouts = {
+            f"{rule.name}/{task.name}": rollout_digest(rule.name, task)
+            for rule in document.spec.rules
+            for task in rule.tasks
+            if task.rollout is not None
+        }
+        found = ((key, progress(document.metadata.name, key, digest)) for key, digest in rollouts.items())
+        statuses = {key: status for key, status in found if status is not None}
+        if statuses:
+            yield document.model_copy(update={"status": RouteStatus(rollouts=statuses)})
+        elif document.status is not None:
+            # Rebuilt rather than set to None: what was not written is not in a revision.
+            yield Route(
+                api_version=document.api_version, kind=document.kind, metadata=document.metadata, spec=document.spec
+            )
+        else:
+            yield document
