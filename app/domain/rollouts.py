@@ -1,0 +1,391 @@
+"""Rollouts: what the new version did in a step so far, and a moment, in; whether to go on, out.
+
+How far a rollout is stands in the revision (``Route.status``), and only publishing the next revision moves it. A step
+is named by its status: what it is of, and since when. So a decision belongs to the step of the revision that it was
+made under, whenever and by whomever it is counted.
+
+A bound is broken for certain when more decisions missed it than could among ``minDecisions``, or among those that there
+are by now; then the rollout is aborted at once. It goes on when its time is up, enough decisions were made and every
+bound holds; anything else waits.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import orjson
+
+from app.domain.comparison_stats import Latencies
+from app.domain.decisions import DecisionRecord, Kind, TaskRecord
+from app.domain.dispatch import TaskStatus
+from app.domain.documents import Document, Rollout, RolloutStatus, Route, RouteStatus, TaskSpec
+from app.domain.join import Status
+from app.domain.registry import rolled_out, rollout_digest
+from app.domain.requests import InboundRecord, RequestId
+from app.durations import format_duration
+
+Action = Literal["start", "advance", "pause", "resume", "abort", "promote"]
+Order = Literal["pause", "resume", "abort", "promote"]
+"""What an operator may say."""
+
+INSTANCE: Final = "rollouts"
+RESUMED: Final = "resumed"
+"""How the reason of a status begins that an operator let go on."""
+_NAMESPACE: Final = uuid.UUID("2d1f9a54-6a51-5c0b-9f61-0c3d8a7be214")
+_ID_BYTES_MAX: Final = 512
+_UNCOUNTED: Final = (TaskStatus.SKIPPED, TaskStatus.PENDING)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RolloutName:
+    """Which rollout: its route, rule and task.
+
+    >>> str(RolloutName("credit", "default", "pd")), RolloutName.read("credit/default/pd").task
+    ('credit/default/pd', 'pd')
+    """
+
+    route: str
+    rule: str
+    task: str
+
+    def __str__(self) -> str:
+        return f"{self.route}/{self.rule}/{self.task}"
+
+    @property
+    def key(self) -> str:
+        """Its name within its route's status."""
+        return f"{self.rule}/{self.task}"
+
+    @classmethod
+    def read(cls, text: str) -> "RolloutName":
+        """The name in ``ROUTE/RULE/TASK``; ValueError for anything else."""
+        parts = text.split("/")
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"{text!r} is not ROUTE/RULE/TASK")
+        return cls(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A rollout and how far it is."""
+
+    name: RolloutName
+    task: TaskSpec
+    rollout: Rollout
+    status: RolloutStatus
+
+    @property
+    def percent(self) -> int:
+        """The part of the subjects that the new version has."""
+        return rolled_out(self.rollout, self.status)
+
+    @property
+    def step_id(self) -> str:
+        """Names this step of this rollout and no other."""
+        return step_id(self.name, self.status)
+
+
+def step_id(name: RolloutName, status: RolloutStatus) -> str:
+    """Names one step; unlike any before it, because a status is since another moment."""
+    return f"{name}|{status.of}|{status.since}"
+
+
+def rollouts_in(documents: Iterable[Document]) -> Iterator[Running]:
+    """The rollouts of a revision that have begun."""
+    for document in documents:
+        if not isinstance(document, Route) or document.status is None:
+            continue
+        for rule in document.spec.rules:
+            for task in rule.tasks:
+                status = document.status.rollouts.get(f"{rule.name}/{task.name}")
+                if task.rollout is None or status is None or status.of != rollout_digest(rule.name, task):
+                    continue
+                yield Running(RolloutName(document.metadata.name, rule.name, task.name), task, task.rollout, status)
+
+
+# --- what is known of a step ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StepStats:
+    """What the new version did in a step. ``compared`` and ``flips`` are of its shadow."""
+
+    decisions: int = 0
+    errors: int = 0
+    compared: int = 0
+    flips: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+
+    def feed_decision(self, task: TaskRecord, version: str) -> bool:
+        """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it did either.
+
+        A task that was not run, or cancelled because others were enough, says nothing of its version.
+        """
+        fed = False
+        for each in (*task.earlier, task):
+            result = each.result
+            if each.version != version or result is None or result.status in _UNCOUNTED:
+                continue
+            fed = True
+            self.decisions += 1
+            self.errors += result.status is not TaskStatus.OK
+            self.latencies.add(result.latency_ms)
+        return fed
+
+    def feed_shadow(self, evidence: Mapping[str, Any]) -> bool:
+        """Count a decision that the version would have made; whether it can be told what it would have changed."""
+        flipped = evidence.get("flipped")
+        if not isinstance(flipped, bool):
+            return False
+        self.compared += 1
+        self.flips += flipped
+        return True
+
+    def merge(self, other: "StepStats") -> None:
+        """Take in another partition's."""
+        self.decisions += other.decisions
+        self.errors += other.errors
+        self.compared += other.compared
+        self.flips += other.flips
+        self.latencies.merge(other.latencies)
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``from_json`` reads."""
+        return {
+            "decisions": self.decisions,
+            "errors": self.errors,
+            "compared": self.compared,
+            "flips": self.flips,
+            "latencies": self.latencies.as_json(),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "StepStats":
+        """The statistics that ``as_json`` gave."""
+        return cls(
+            content["decisions"],
+            content["errors"],
+            content["compared"],
+            content["flips"],
+            Latencies.from_json(content["latencies"]),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that the bounds are held against."""
+        return {
+            "decisions": self.decisions,
+            "errors": self.errors,
+            "error_rate": self.errors / self.decisions if self.decisions else None,
+            "p99_ms": self.latencies.quantile_ms(0.99),
+            "compared": self.compared,
+            "flips": self.flips,
+            "flip_rate": self.flips / self.compared if self.compared else None,
+        }
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Nothing to do yet; ``reason`` says what for."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """The next step."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """The last step has held: the version serves all, for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """A bound is broken: the old version serves all again."""
+
+    reason: str
+
+
+Verdict = Stay | Advance | Promote | Abort
+
+
+def judge(rollout: Rollout, status: RolloutStatus, stats: StepStats, now_ms: int) -> Verdict:
+    """What follows for a rollout from its step's ``stats`` at ``now_ms``. Nothing moves unless it is progressing."""
+    if status.state != "progressing":
+        return Stay(f"it is {status.state}")
+    broken, doubtful = _held_against(rollout, stats)
+    if broken is not None:
+        return Abort(broken)
+    if stats.decisions < rollout.min_decisions:
+        return Stay(f"{stats.decisions} of at least {rollout.min_decisions} decisions by version {rollout.to}")
+    left_ms = status.since + rollout.every - now_ms
+    if left_ms > 0:
+        return Stay(f"{format_duration(left_ms)} of {format_duration(rollout.every)} left")
+    if doubtful is not None:
+        return Stay(doubtful)
+    held = f"{stats.decisions} decisions in {format_duration(rollout.every)} or more, within all bounds"
+    return Promote(held) if status.step >= len(rollout.steps) - 1 else Advance(held)
+
+
+def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str | None]:
+    """The bound that is broken for certain; and one that does not hold on what little is known."""
+    bounds, least = rollout.abort_on, rollout.min_decisions
+    broken, doubtful = list[str](), list[str]()
+    for name, bound, count, total in (
+        ("errors", bounds.error_rate, stats.errors, stats.decisions),
+        ("flips", bounds.flip_rate, stats.flips, stats.compared),
+    ):
+        if bound is None or not count > bound * total:
+            continue
+        of = f"{name} in {count} of {total} decisions, above {bound:.2%}"
+        if count > bound * max(total, least):
+            broken.append(f"{of}" if total >= least else f"{of} of {least} already")
+        else:
+            doubtful.append(of)
+    p99_ms = stats.latencies.quantile_ms(0.99)
+    if bounds.p99 is not None and p99_ms is not None and p99_ms > bounds.p99:
+        said = f"p99 of {p99_ms:.0f} ms in {stats.decisions} decisions, above {format_duration(bounds.p99)}"
+        (broken if stats.decisions >= least else doubtful).append(said)
+    return "; ".join(broken) or None, "; ".join(doubtful) or None
+
+
+# --- moving -----------------------------------------------------------------------------------------------------------
+
+
+def follow(running: Running, verdict: Advance | Promote | Abort, now_ms: int) -> RolloutStatus:
+    """The status after ``verdict``."""
+    status, last = running.status, len(running.rollout.steps) - 1
+    match verdict:
+        case Advance():
+            return _next(status, now_ms, "progressing", status.step + 1, verdict.reason)
+        case Promote():
+            return _next(status, now_ms, "promoted", last, verdict.reason)
+        case Abort():
+            return _next(status, now_ms, "aborted", status.step, verdict.reason)
+
+
+def obey(running: Running, order: Order, now_ms: int, *, reason: str = "by operator") -> RolloutStatus:
+    """The status after an operator's order; ValueError where it makes no sense. A step that is resumed begins anew."""
+    status, last = running.status, len(running.rollout.steps) - 1
+    state = status.state
+    match order:
+        case "pause" if state == "progressing":
+            return _next(status, now_ms, "paused", status.step, f"paused {reason}")
+        case "resume" if state == "paused":
+            return _next(status, now_ms, "progressing", status.step, f"{RESUMED} {reason}")
+        case "abort" if state != "aborted":
+            return _next(status, now_ms, "aborted", status.step, f"aborted {reason}")
+        case "promote" if state in ("progressing", "paused"):
+            return _next(status, now_ms, "promoted", last, f"promoted {reason}")
+    hint = "; to begin it again, change or remove it in the documents and apply" if state == "aborted" else ""
+    raise ValueError(f"{running.name} is {state}, and cannot be told to {order}{hint}")
+
+
+def _next(
+    status: RolloutStatus,
+    now_ms: int,
+    state: Literal["progressing", "paused", "promoted", "aborted"],
+    step: int,
+    reason: str,
+) -> RolloutStatus:
+    # A clock that went back must not give two steps one name.
+    since = max(now_ms, status.since + 1)
+    return RolloutStatus(state=state, step=step, since=since, of=status.of, reason=reason)
+
+
+def moved(documents: Iterable[Document], name: RolloutName, status: RolloutStatus) -> tuple[Document, ...]:
+    """``documents`` with one rollout's status replaced."""
+    result = list[Document]()
+    for document in documents:
+        if isinstance(document, Route) and document.metadata.name == name.route:
+            rollouts = {**(document.status or RouteStatus()).rollouts, name.key: status}
+            result.append(document.model_copy(update={"status": RouteStatus(rollouts=rollouts)}))
+        else:
+            result.append(document)
+    return tuple(result)
+
+
+def action_of(status: RolloutStatus) -> Action:
+    """What brought a rollout to this status."""
+    match status.state:
+        case "paused":
+            return "pause"
+        case "aborted":
+            return "abort"
+        case "promoted":
+            return "promote"
+    if (status.reason or "").startswith(RESUMED):
+        return "resume"
+    return "start" if status.step == 0 else "advance"
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def record_id(name: RolloutName, status: RolloutStatus) -> str:
+    """The execution id of a step's audit record: the same, whoever writes it."""
+    return str(uuid.uuid5(_NAMESPACE, f"{step_id(name, status)}|{status.state}|{status.step}"))
+
+
+def request_id_of(name: RolloutName) -> RequestId:
+    """Under which request id a rollout's steps are recorded.
+
+    >>> request_id_of(RolloutName("credit", "default", "pd"))
+    'rollout/credit/default/pd'
+    """
+    written = f"rollout/{name}"
+    if len(written.encode()) > _ID_BYTES_MAX:
+        written = f"rollout/{hashlib.sha256(written.encode()).hexdigest()}"
+    return RequestId(written)
+
+
+def step_record(
+    after: Running, *, revision: str, previous: str | None, stats: StepStats | None, source_topic: str
+) -> DecisionRecord:
+    """The audit record of a rollout that came to ``after`` by ``revision``; ``stats`` are what it was judged by."""
+    name, status = after.name, after.status
+    evidence = orjson.dumps(
+        {
+            "route": name.route,
+            "rule": name.rule,
+            "task": name.task,
+            "to": after.rollout.to,
+            "action": action_of(status),
+            "state": status.state,
+            "step": status.step,
+            "percent": after.percent,
+            "since": status.since,
+            "reason": status.reason,
+            "stats": None if stats is None else stats.summary(),
+            "bounds": after.rollout.abort_on.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "revision": revision,
+            "previous": previous,
+        }
+    )
+    return DecisionRecord(
+        kind=Kind.ROLLOUT,
+        request_id=request_id_of(name),
+        execution_id=record_id(name, status),
+        source=InboundRecord(source_topic, 0, -1, status.since, b"current", None, ()),
+        content_type="application/json",
+        body=hashlib.sha256(evidence).hexdigest(),
+        received_ms=status.since,
+        deadline_ms=status.since,
+        instance=INSTANCE,
+        route=name.route,
+        rule=name.rule,
+        revision=revision,
+        status=Status.COMPLETED,
+        decided_ms=status.since,
+        evidence=evidence,
+    )

@@ -1,0 +1,245 @@
+"""When a rollout goes on, ends well, or is taken back; and that its steps are named and recorded the same by all."""
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+
+from app.adapters.record_codec import decode_record, encode_record
+from app.domain.decisions import TaskRecord
+from app.domain.dispatch import TaskResult, TaskStatus
+from app.domain.documents import Rollout, RolloutStatus
+from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
+from app.domain.rollouts import (
+    Abort,
+    Advance,
+    Promote,
+    RolloutName,
+    Running,
+    Stay,
+    StepStats,
+    action_of,
+    follow,
+    judge,
+    moved,
+    obey,
+    record_id,
+    rollouts_in,
+    step_record,
+)
+from tests.support.rollouts import EVERY_MS, documents, rollout_documents
+
+NAME = RolloutName("scored", "default", "first")
+BEGAN = 1_000_000
+
+
+def rollout(**abort_on: Any) -> Rollout:
+    return Rollout.model_validate(
+        {"to": "2", "steps": (5, 50, 100), "every": "10m", "abortOn": abort_on, "minDecisions": 100}
+    )
+
+
+def status(state: Any = "progressing", step: int = 0) -> RolloutStatus:
+    return RolloutStatus(state=state, step=step, since=BEGAN, of="digest")
+
+
+def stats(decisions: int, errors: int = 0, *, compared: int = 0, flips: int = 0, latency_ms: float = 10.0) -> StepStats:
+    made = StepStats(decisions, errors, compared, flips)
+    for _ in range(decisions):
+        made.latencies.add(latency_ms)
+    return made
+
+
+LATER = BEGAN + 600_000
+
+
+def test_it_goes_on_when_time_is_up_and_enough_was_decided_well() -> None:
+    """Both are needed; after the last step there is no next one."""
+    assert isinstance(judge(rollout(), status(), stats(100), LATER), Advance)
+    assert isinstance(judge(rollout(), status(step=2), stats(100), LATER), Promote)
+    assert judge(rollout(), status(), stats(100), LATER - 1) == Stay("1ms of 10m left")
+    assert judge(rollout(), status(), stats(99), LATER) == Stay("99 of at least 100 decisions by version 2")
+
+
+@pytest.mark.parametrize("state", ["paused", "promoted", "aborted"])
+def test_nothing_moves_unless_it_is_progressing(state: str) -> None:
+    """An operator's pause holds whatever the figures say."""
+    assert isinstance(judge(rollout(errorRate=0.01), status(state), stats(1_000, 1_000), LATER), Stay)
+
+
+def test_a_bound_is_broken_as_soon_as_that_is_certain() -> None:
+    """Of 100 decisions 2 may fail at 2 %: the third failure ends it, however few were made."""
+    bounds = rollout(errorRate=0.02)
+    assert isinstance(judge(bounds, status(), stats(2, 2), BEGAN), Stay)
+    assert judge(bounds, status(), stats(3, 3), BEGAN) == Abort(
+        "errors in 3 of 3 decisions, above 2.00% of 100 already"
+    )
+    assert isinstance(judge(bounds, status(), stats(100, 2), BEGAN), Stay)
+    assert isinstance(judge(bounds, status(), stats(200, 4), LATER), Advance)
+    assert isinstance(judge(bounds, status(), stats(200, 5), BEGAN), Abort)
+
+
+def test_flips_are_held_against_what_was_compared() -> None:
+    """A few comparisons neither end a step nor let it go on while too many of them flip; none at all holds."""
+    bounds = rollout(flipRate=0.05)
+    assert isinstance(judge(bounds, status(), stats(100), LATER), Advance)
+    assert judge(bounds, status(), stats(100, compared=10, flips=2), LATER) == Stay(
+        "flips in 2 of 10 decisions, above 5.00%"
+    )
+    assert isinstance(judge(bounds, status(), stats(100, compared=10, flips=6), BEGAN), Abort)
+    assert isinstance(judge(bounds, status(), stats(100, compared=200, flips=11), BEGAN), Abort)
+    assert isinstance(judge(bounds, status(), stats(100, compared=200, flips=10), LATER), Advance)
+
+
+def test_slowness_ends_a_step_once_enough_was_decided() -> None:
+    """A slow start is not yet a verdict."""
+    bounds = rollout(p99="100ms")
+    assert isinstance(judge(bounds, status(), stats(99, latency_ms=500), LATER), Stay)
+    slow = judge(bounds, status(), stats(100, latency_ms=500), BEGAN)
+    assert isinstance(slow, Abort)
+    assert "in 100 decisions, above 100ms" in slow.reason
+    assert isinstance(judge(bounds, status(), stats(100, latency_ms=100), LATER), Advance)
+
+
+def task(*results: tuple[str, TaskStatus]) -> TaskRecord:
+    """A task that was tried in these versions, the last one's result its own."""
+    records = [
+        TaskRecord(
+            "first",
+            "inline",
+            version,
+            "sha256:0",
+            "http",
+            "rollout",
+            "required",
+            None,
+            (),
+            TaskResult("first", state, None, None, 12.0, (), b""),
+        )
+        for version, state in results
+    ]
+    return replace(records[-1], earlier=tuple(records[:-1]))
+
+
+def test_only_what_the_new_version_answered_counts() -> None:
+    """Its failure counts though another stood in; a task that was not run says nothing."""
+    made = StepStats()
+    assert made.feed_decision(task(("2", TaskStatus.OK)), "2")
+    assert not made.feed_decision(task(("1", TaskStatus.OK)), "2")
+    assert made.feed_decision(task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)), "2")
+    assert made.feed_decision(task(("2", TaskStatus.DEFAULTED)), "2")
+    assert not made.feed_decision(task(("2", TaskStatus.SKIPPED)), "2")
+    assert (made.decisions, made.errors, made.latencies.count) == (3, 2, 3)
+
+
+def running(state: Any = "progressing", step: int = 0) -> Running:
+    (found,) = rollouts_in(documents(state=state, step=step))
+    return found
+
+
+def test_statuses_follow_verdicts() -> None:
+    """A step begins at the moment of its verdict; a clock that went back does not give two steps one name."""
+    now = running()
+    advanced = follow(now, Advance("well"), now.status.since - 5)
+    assert (advanced.state, advanced.step, advanced.since) == ("progressing", 1, now.status.since + 1)
+    aborted = follow(running(step=1), Abort("errors"), LATER)
+    assert (aborted.state, aborted.step, aborted.reason) == ("aborted", 1, "errors")
+    promoted = follow(running(step=2), Promote("well"), LATER)
+    assert (promoted.state, promoted.step) == ("promoted", 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "order", "becomes", "action"),
+    [
+        ("progressing", "pause", "paused", "pause"),
+        ("paused", "resume", "progressing", "resume"),
+        ("progressing", "abort", "aborted", "abort"),
+        ("paused", "abort", "aborted", "abort"),
+        ("promoted", "abort", "aborted", "abort"),
+        ("progressing", "promote", "promoted", "promote"),
+        ("paused", "promote", "promoted", "promote"),
+    ],
+)
+def test_orders_that_make_sense_are_obeyed(state: str, order: Any, becomes: str, action: str) -> None:
+    """What is recorded is what was ordered."""
+    made = obey(running(state), order, LATER)
+    assert made.state == becomes
+    assert action_of(made) == action
+    assert "by operator" in (made.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("state", "order"),
+    [
+        ("paused", "pause"),
+        ("promoted", "pause"),
+        ("aborted", "pause"),
+        ("progressing", "resume"),
+        ("promoted", "resume"),
+        ("aborted", "resume"),
+        ("aborted", "abort"),
+        ("aborted", "promote"),
+        ("promoted", "promote"),
+    ],
+)
+def test_orders_that_make_none_are_refused(state: str, order: Any) -> None:
+    """The message says how it stands."""
+    with pytest.raises(ValueError, match=f"scored/default/first is {state}, and cannot be told to {order}"):
+        obey(running(state), order, LATER)
+
+
+def test_a_moved_rollout_is_a_sound_revision_that_routes_otherwise() -> None:
+    """The next revision differs in the status alone, and its arms follow."""
+    before = compile_revision(documents())
+    now = running()
+    after = compile_revision(moved(before.documents, now.name, follow(now, Advance("well"), LATER)))
+    assert after.id != before.id
+    arms = [
+        dict(route.rules[0].tasks[0].arms)
+        for revision in (before, after)
+        for route in revision.routes
+        if route.name == "scored"
+    ]
+    assert arms == [{"1": 90, "2": 10}, {"1": 50, "2": 50}]
+    (moved_on,) = rollouts_in(after.documents)
+    assert (moved_on.percent, moved_on.status.step) == (50, 1)
+
+
+def test_a_status_of_something_else_is_no_rollout() -> None:
+    """A document that changed begins anew: its old status says nothing."""
+    content = [dict(each) for each in rollout_documents("http://127.0.0.1:1", prefix="")]
+    revision = read_revision(Source("test", each) for each in content)
+    assert list(rollouts_in(revision.documents)) == []
+
+
+def test_a_step_is_recorded_the_same_by_everyone() -> None:
+    """The record of a status has one id and one set of bytes, and survives its codec."""
+    now = running()
+    records = [
+        step_record(now, revision="sha256:1", previous="sha256:0", stats=stats(10, 1), source_topic="broker.registry")
+        for _ in range(2)
+    ]
+    assert encode_record(records[0]) == encode_record(records[1])
+    read = decode_record(encode_record(records[0]))
+    assert read == records[0]
+    told = orjson.loads(read.evidence or b"")
+    assert (told["action"], told["percent"], told["stats"]["errors"]) == ("start", 10, 1)
+    assert read.request_id == "rollout/scored/default/first"
+    other = follow(now, Advance("well"), LATER)
+    assert record_id(now.name, now.status) == read.execution_id != record_id(now.name, other)
+
+
+def test_the_name_of_a_rollout_is_read_as_it_is_written() -> None:
+    """ROUTE/RULE/TASK, all three."""
+    assert RolloutName.read(str(NAME)) == NAME
+    for wrong in ("scored", "scored/default", "scored//first", "a/b/c/d"):
+        with pytest.raises(ValueError, match="is not ROUTE/RULE/TASK"):
+            RolloutName.read(wrong)
+
+
+def test_the_support_documents_roll_out_what_they_say() -> None:
+    """The digest in a status is the document's."""
+    (found,) = rollouts_in(documents())
+    assert found.status.of == rollout_digest("default", found.task)
+    assert found.rollout.every == EVERY_MS
