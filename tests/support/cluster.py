@@ -112,10 +112,18 @@ class Member:
             return repr(error)
         return ""
 
+    @property
+    def url(self) -> str:
+        """Where it serves HTTP."""
+        port = self._port()
+        assert port is not None, f"{self.name} has not said on which port it serves"
+        return f"http://127.0.0.1:{port}"
+
     def _port(self) -> int | None:
         for line in self.lines():
-            if line.get("http_port"):
-                return int(line["http_port"])
+            port = line.get("http_port") or (line.get("port") if line.get("event") == "gateway serves" else None)
+            if port:
+                return int(port)
         return None
 
     def lines(self) -> list[dict[str, Any]]:
