@@ -1,9 +1,10 @@
 """CEL expressions: compiled once a revision, evaluated on values that are converted once a request.
 
 Converting a request's values costs the engine (common-expression-language, in Rust) forty times what evaluating an
-expression on them does, so a request has one ``Activation`` for all rules, conditions and results. Numbers do not mix
-in CEL (``5000 * 1.5`` fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. Length is
-bounded, for CEL's macros nest.
+expression on them does, so a request has one ``Activation`` for all rules, conditions and results, and of its values
+only those that an expression can look at: ``reach`` and ``within_reach``. Numbers do not mix in CEL (``5000 * 1.5``
+fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. Length is bounded, for CEL's macros
+nest.
 
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
@@ -75,6 +76,13 @@ _TOKEN: Final = re.compile(
 )
 _OPERATOR: Final = re.compile(r"[^A-Za-z0-9_]")
 _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
+_SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
+_BEGINS: Final = frozenset({"", "(", "[", ",", "?", ":", "&", "|"})
+_ENDS: Final = frozenset({"", ")", "]", ",", "?", ":", "&", "|"})
+"""What stands around a relation that is an operand by itself, such as ``"a" in b``."""
+
+Reach = Mapping[str, "Reach | None"] | None
+"""Which members of a value can be looked at, and of those which; None: any."""
 
 
 class Activation:
@@ -143,6 +151,32 @@ class Expression:
                 found[tuple(path), tested] = None
         return tuple(found)
 
+    def reach(self, root: str) -> Reach:
+        """Which members of ``root`` the expression can look at, whatever they hold.
+
+        >>> compile_expression('a.b.c > 1 && "x-y" in a.d && a.e.all(f, f)', ("a",)).reach("a")
+        {'b': {'c': None}, 'd': {'x-y': None}, 'e': None}
+        >>> compile_expression("size(a) > 1", ("a",)).reach("a") is None
+        True
+        """
+        if root in _MACRO_VARIABLE.findall(self.text):
+            return None
+        tokens = [match for match in _TOKEN.finditer(self.text) if match.lastgroup]
+        # Padded at both ends, so that neighbours can be asked for without looking where the text ends.
+        words = ["", "", "", *(match[0] for match in tokens), "", "", ""]
+        reach: Reach = {}
+        for start, token in enumerate(tokens, 3):
+            if token.lastgroup != "name" or token[0] != root:
+                continue
+            if words[start - 1] == "." and (words[start - 2][-1:].isalnum() or words[start - 2][-1:] in set("_)]\"'")):
+                continue  # a member of something else
+            path = _path_after(words, start)
+            tested = _SIMPLE_TEXT.fullmatch(words[start - 2]) if words[start - 1] == "in" else None
+            if tested is not None and words[start - 3] in _BEGINS and words[_end_after(words, start)] in _ENDS:
+                path = (*path, tested[2])
+            reach = joined(reach, _chain(path))
+        return reach or None
+
     def mistyped(self, activation: Activation) -> str | None:
         """Why types that ``activation`` holds do not fit the expression; None where it fails otherwise or never."""
         try:
@@ -163,6 +197,54 @@ class Expression:
             raise ExpressionFailed(f"unknown name {error} in: {self.text}") from error
         except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
             raise ExpressionFailed(f"{error} in: {self.text}") from error
+
+
+def _end_after(words: Sequence[str], start: int) -> int:
+    """Where the members named behind the word at ``start`` end."""
+    at = start + 1
+    while True:
+        if words[at] == "[" and words[at + 2] == "]" and _SIMPLE_TEXT.fullmatch(words[at + 1]):
+            at += 3
+        elif words[at] == "." and words[at + 1].isidentifier() and words[at + 2] != "(":
+            at += 2
+        else:
+            return at
+
+
+def _path_after(words: Sequence[str], start: int) -> tuple[str, ...]:
+    """The members named behind the word at ``start``, each a member of the one before."""
+    named = words[start + 1 : _end_after(words, start)]
+    return tuple(word.strip("\"'") for word in named if word not in (".", "[", "]"))
+
+
+def _chain(path: Sequence[str]) -> Reach:
+    reach: Reach = None
+    for name in reversed(path):
+        reach = {name: reach}
+    return reach
+
+
+def joined(one: Reach, other: Reach) -> Reach:
+    """What can be looked at by one or by the other.
+
+    >>> joined({"a": {"b": None}}, {"a": {"c": None}, "d": None})
+    {'a': {'b': None, 'c': None}, 'd': None}
+    """
+    if one is None or other is None:
+        return None
+    both = {**one, **other}
+    return {name: joined(one[name], other[name]) if name in one and name in other else both[name] for name in both}
+
+
+def within_reach(value: object, reach: Reach) -> object:
+    """The part of ``value`` that ``reach`` can look at.
+
+    >>> within_reach({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": None}, "e": None})
+    {'a': {'b': 1}}
+    """
+    if reach is None or not isinstance(value, Mapping):
+        return value
+    return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
 
 
 def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:

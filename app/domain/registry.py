@@ -38,7 +38,7 @@ from app.domain.documents import (
     item_label,
 )
 from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
-from app.domain.expressions import Activation, Expression, compile_expression
+from app.domain.expressions import Activation, Expression, Reach, compile_expression, joined
 from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
 from app.domain.paths import PathTree, placeholders_of
 
@@ -88,7 +88,7 @@ class Rule:
 class CompiledRoute:
     """A route, compiled; ``placeholders`` name the segments of its path that vary, in order.
 
-    ``roots`` and ``helpers`` are what its expressions need, together.
+    ``reach`` by root and ``helpers`` are what its expressions need, together.
     """
 
     name: str
@@ -96,7 +96,7 @@ class CompiledRoute:
     status: RouteStatus
     placeholders: tuple[str, ...]
     rules: tuple[Rule, ...]
-    roots: frozenset[str]
+    reach: Mapping[str, Reach]
     helpers: frozenset[str]
 
 
@@ -400,7 +400,7 @@ class _Check:
             document.status or RouteStatus(),
             placeholders,
             rules,
-            frozenset(root for expression in expressions for root in expression.roots),
+            _reach_of(expressions),
             frozenset(helper for expression in expressions for helper in expression.helpers),
         )
 
@@ -608,6 +608,15 @@ def _expressions_of(rule: Rule) -> Iterator[Expression]:
         yield from (each for each in (task.condition, *task.segments) if each is not None)
     yield from rule.result.values()
     yield from rule.reasons.values()
+
+
+def _reach_of(expressions: Iterable[Expression]) -> dict[str, Reach]:
+    reach: dict[str, Reach] = {}
+    for expression in expressions:
+        for root in expression.roots:
+            own = expression.reach(root)
+            reach[root] = joined(reach[root], own) if root in reach else own
+    return reach
 
 
 def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from app.domain.assignment import assign, fraction, subject_text
 from app.domain.documents import ModelVersionSpec, Scalar, Selection, TaskSpec
 from app.domain.errors import Code, ExpressionFailed, Problem
-from app.domain.expressions import Activation, Expression
+from app.domain.expressions import Activation, Expression, within_reach
 from app.domain.registry import CompiledRoute, CompiledTask, Revision, Rule
 from app.domain.requests import Request
 
@@ -123,16 +123,17 @@ def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -
     """
     metadata = {**request.metadata, **dict(zip(matched.placeholders, segments, strict=True))}
     seen: dict[str, object] = {}
-    for root in matched.roots:
+    for root, reach in matched.reach.items():
         match root:
             case "path":
                 seen[root] = request.path
-            case "entities":
-                seen[root] = request.entities
-            case "inputs":
-                seen[root] = request.inputs
+            case "entities" | "inputs":
+                seen[root] = within_reach(getattr(request, root), reach)
             case "metadata":
-                seen[root] = {**metadata, "headers": _texts(request.headers)}
+                whole: dict[str, object] = metadata
+                if reach is None or "headers" in reach:
+                    whole = {**metadata, "headers": _texts(request.headers)}
+                seen[root] = within_reach(whole, reach)
     return metadata, Activation(seen, matched.helpers)
 
 

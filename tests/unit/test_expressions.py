@@ -155,3 +155,29 @@ def test_helpers_are_named_by_the_expressions_that_call_them() -> None:
     """Only what is called has to be there when an expression runs; a macro's variable may have a helper's name."""
     assert compile_expression("max([path.size()]) > min([1])", ROOTS).helpers == ("max", "min")
     assert compile_expression("path == ''", ROOTS).helpers == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("inputs.a > 1", {"a": None}),
+        ("inputs['a'].b == inputs [ \"a\" ] . c", {"a": {"b": None, "c": None}}),
+        ("inputs.a.size() > inputs.b", {"a": None, "b": None}),
+        ("'x-y' in inputs.a && inputs.a['x-y'] == 'z'", {"a": {"x-y": None}}),
+        ("'a' + 'b' in inputs", None),
+        ("'a' in inputs.c + []", {"c": None}),
+        ("has(inputs.a) ? inputs.a : inputs", None),
+        ("inputs[inputs.a] == 1", None),
+        ("inputs[r'a'] == 1", None),
+        ("inputs['a\\\\n'] == 1", None),
+        ("inputs.all(k, k == 'a')", None),
+        ("metadata.inputs == 1 && inputs.a == 1", {"a": None}),
+        ("[metadata][0].inputs == 1 && inputs.a == 1", {"a": None}),
+        ("metadata.list.exists(inputs, inputs.a == 1) && inputs.b", None),
+        ("inputs.a == 'inputs' // inputs.b", {"a": None}),
+        ("{'a': inputs}.a.b == 1", None),
+    ],
+)
+def test_reach(text: str, expected: object) -> None:
+    """Only what a text plainly names limits what it is given; anything else is given the whole."""
+    assert compile_expression(text, ROOTS).reach("inputs") == expected
