@@ -2,7 +2,8 @@
 
 It starts the embedded Kafka and Redis, a model server that answers at once, the floor and one decide worker, and then
 measures in rounds: floor, broker with one task, broker with three, and again. A figure is the median of its rounds'
-ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s. ``--json FILE`` holds each figure by its name.
+ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s. ``--json FILE`` holds
+each figure by its name.
 
 Run: ``python -m bench.run --rounds 5 --json bench/out/latest.json``
 """
@@ -273,7 +274,7 @@ def running(directory: Path) -> Iterator[Bench]:
 
 def measure(bench: Bench, directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and the memory of a worker whose window is full."""
-    routing = routing_us()  # before anything else wants the processor
+    routing = routing_us()  # while nothing but idle services runs
     model_port, decide_port = free_port(), free_port()
     url = f"http://127.0.0.1:{model_port}"
     bench.spawn("model", sys.executable, "-m", "bench.model", str(model_port))
