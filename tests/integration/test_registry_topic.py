@@ -4,21 +4,28 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import orjson
 import pytest
 import zstandard
 from confluent_kafka import Producer
 from prometheus_client import REGISTRY
 
 from app.adapters.registry_topic import (
+    MESSAGE_LENGTH_MAX,
     POINTER_KEY,
+    PUBLICATION_HEADER,
+    PUBLICATIONS_KEPT,
     REVISIONS_KEPT,
     Pointer,
+    Publication,
     RegistryFollower,
+    find_revision,
     publish_revision,
     read_head,
+    read_history,
     read_published,
 )
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
@@ -47,17 +54,19 @@ def numbered(number: int) -> Revision:
     return revision(changed(sound(), "credit-pd", "spec.owner", f"team {number}"))
 
 
-def publish(settings: Settings, number: int, expected: str | None) -> Revision:
+def publish(settings: Settings, number: int, expected: str | None, message: str | None = None) -> Revision:
     published = numbered(number)
-    publish_revision(settings, published, expected=expected, now_ms=time.time_ns() // 1_000_000)
+    now_ms = time.time_ns() // 1_000_000
+    publish_revision(settings, published, expected=expected, now_ms=now_ms, message=message)
     return published
 
 
-def write(settings: Settings, *records: tuple[bytes, bytes | None]) -> None:
+def write(settings: Settings, *records: tuple[bytes, bytes | None], headers: Sequence[tuple[str, bytes]] = ()) -> None:
     """Put records on the topic by hand, past every check."""
     producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
     for key, value in records:
-        producer.produce(settings.topic(REGISTRY_TOPIC), key=key, value=value, partition=0)
+        named: list[tuple[str, str | bytes | None]] = list(headers)
+        producer.produce(settings.topic(REGISTRY_TOPIC), key=key, value=value, partition=0, headers=named)
     assert producer.flush(BOUND_S) == 0
 
 
@@ -88,17 +97,30 @@ def refusals(record: str) -> float:
     return REGISTRY.get_sample_value("broker_registry_refused_total", {"record": record}) or 0.0
 
 
+def revisions_reported() -> set[str]:
+    """The revisions that this process says it is at."""
+    return {
+        sample.labels["revision"]
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "broker_registry_revision_info" and sample.value == 1
+    }
+
+
 async def test_what_is_published_is_followed_within_a_second(settings: Settings) -> None:
-    """A follower starts without a revision, goes over to each as it is published, and says so."""
+    """A follower starts without a revision, goes over to each as it is published, and says which one it is at."""
+    elsewhere = revisions_reported()
     switched: list[str] = []
     async with following(settings, lambda each: switched.append(each.id)) as follower:
         assert (follower.current, follower.healthy) == (None, False)
         first = await asyncio.to_thread(publish, settings, 1, None)
         assert await until(lambda: follower.current is not None, "the first revision") < 1
         assert follower.healthy
+        assert revisions_reported() - elsewhere == {first.id}
         second = await asyncio.to_thread(publish, settings, 2, first.id)
         assert await until(lambda: follower.current is not None and follower.current.id == second.id, "the second") < 1
         assert switched == [first.id, second.id]
+        assert revisions_reported() - elsewhere == {second.id}
         old = follower.get(first.id)
         assert old is not None
         assert old.models["credit-pd"].owner == "team 1"
@@ -177,10 +199,19 @@ def test_a_publisher_that_saw_an_older_head_is_refused(settings: Settings) -> No
     assert read_head(settings).id == second.id
 
 
-def _unsound() -> tuple[str, bytes]:
-    """A revision that hashes to its id, and that `apply` would refuse."""
-    content = b'[{"kind":"Route"}]'
-    return f"sha256:{hashlib.sha256(content).hexdigest()}", zstandard.compress(content)
+def unsound(content: bytes = b'[{"kind":"Route"}]') -> list[tuple[bytes, bytes | None]]:
+    """A revision that hashes to its id, and that `apply` would refuse; and the pointer to it."""
+    identity = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return [(identity.encode(), zstandard.compress(content)), (POINTER_KEY, pointer_to(identity))]
+
+
+def spoiled(path: str, value: object) -> list[tuple[bytes, bytes | None]]:
+    """The canonical form of the sound documents, but for one field of their route."""
+    documents = changed(orjson.loads(canonical(revision().documents)), "credit", path, value)
+    return unsound(orjson.dumps(documents, option=orjson.OPT_SORT_KEYS))
+
+
+STATUS = {"state": "progressing", "step": 0, "since": 1, "of": "0" * 16}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +225,18 @@ def _unsound() -> tuple[str, bytes]:
         ([(POINTER_KEY, pointer_to("sha256:unheard-of"))], "revision"),
         ([(b"sha256:a", b"not zstd"), (POINTER_KEY, pointer_to("sha256:a"))], "revision"),
         ([(b"sha256:b", zstandard.compress(b"[]")), (POINTER_KEY, pointer_to("sha256:b"))], "revision"),
-        ([(_unsound()[0].encode(), _unsound()[1]), (POINTER_KEY, pointer_to(_unsound()[0]))], "revision"),
+        (unsound(), "revision"),
+        # These would be taken, but for the one field.
+        (spoiled("status", {"rollouts": {"default/pd": STATUS}}), "revision"),
+        (spoiled("status", {"rollouts": {"default/pd": {**STATUS, "state": "lost"}}}), "revision"),
+        (spoiled("spec.rules.0.tasks.0.after", ["pd"]), "revision"),
+        (spoiled("spec.rules.0.tasks.0.fallback", [{"alias": "best"}]), "revision"),
+        (spoiled("spec.rules.0.reasons", {"R1": "1 +"}), "revision"),
+        (spoiled("spec.path", "/credit/*/more"), "revision"),
+        (
+            [(POINTER_KEY, b'{"revision": "x", "previous": null, "published_at": 1, "documents": 1, "message": 1}')],
+            "pointer",
+        ),
         ([(b"sha256:c", zstandard.compress(bytes(17 << 20))), (POINTER_KEY, pointer_to("sha256:c"))], "revision"),
     ],
 )
@@ -218,6 +260,81 @@ async def test_what_is_wrong_on_the_topic_is_refused_and_the_last_good_stays(
         assert bool(head.faults) == (records[-1][1] is not None)
         second = await asyncio.to_thread(publish, settings, 2, head.id)
         await until(lambda: follower.current is not None and follower.current.id == second.id, "the next good one")
+
+
+def test_what_was_published_is_told_newest_first(settings: Settings) -> None:
+    """When, what it replaced, how many documents, why; a revision that came back stands in both places."""
+    assert read_history(settings) == ()
+    first = publish(settings, 1, None, "the first")
+    second = publish(settings, 2, first.id, "  two\nlines " + "x" * MESSAGE_LENGTH_MAX)
+    publish(settings, 1, second.id)
+    told = read_history(settings)
+    assert [(each.revision, each.previous, each.current) for each in told] == [
+        (first.id, second.id, True),
+        (second.id, first.id, False),
+        (first.id, None, False),
+    ]
+    assert [each.documents for each in told] == [5, 5, 5]
+    assert told[0].message is None
+    assert told[1].message is not None
+    assert (told[1].message[:11], len(told[1].message)) == ("two lines x", MESSAGE_LENGTH_MAX)
+    assert told[2].message == "the first"
+    moments = [each.published_at for each in told]
+    assert moments == sorted(moments, reverse=True)
+
+
+def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) -> None:
+    """Headers that are missing, unreadable, or of another revision are passed over."""
+    first = publish(settings, 1, None)
+    before_ms = time.time_ns() // 1_000_000
+    headers = [(PUBLICATION_HEADER, b"{"), (PUBLICATION_HEADER, pointer_to(first.id)), ("other", b"1")]
+    write(settings, (b"sha256:a", b"not zstd"), headers=headers)
+    newest, oldest = read_history(settings)
+    assert newest == Publication("sha256:a", newest.published_at, None, None, None)
+    assert newest.published_at >= before_ms - 1_000
+    assert (oldest.revision, oldest.current) == (first.id, True)
+
+
+def test_the_history_of_one_revision_is_bounded(settings: Settings) -> None:
+    """A revision that two sides publish in turn, again and again, keeps a record that Kafka takes."""
+    one, other = numbered(1), numbered(2)
+    publications = [(PUBLICATION_HEADER, Pointer(one.id, None, at, 5).as_bytes()) for at in range(PUBLICATIONS_KEPT)]
+    write(settings, (one.id.encode(), zstandard.compress(canonical(one.documents))), headers=publications)
+    publish(settings, 2, None)
+    publish_revision(settings, one, expected=other.id, now_ms=time.time_ns() // 1_000_000)
+    told = [each for each in read_history(settings) if each.revision == one.id]
+    assert len(told) == PUBLICATIONS_KEPT
+    assert (told[0].current, told[-1].published_at) == (True, 1)
+
+
+def test_any_revision_is_found_by_the_beginning_of_its_id(settings: Settings) -> None:
+    """However many came after it; what is ambiguous, unknown or no id is said to be."""
+    first = publish(settings, 1, None)
+    revisions = [numbered(number) for number in range(2, REVISIONS_KEPT + 3)]
+    write(settings, *((each.id.encode(), zstandard.compress(canonical(each.documents))) for each in revisions))
+    for beginning in (first.id, first.id[:19], first.id.removeprefix("sha256:")[:12]):
+        found = find_revision(settings, beginning)
+        assert found.revision.id == first.id
+        assert found.head.id == first.id
+    write(settings, (f"{first.id[:20]}beef".encode(), b"not zstd"))
+    with pytest.raises(ConfigurationError, match="2 revisions begin so"):
+        find_revision(settings, first.id[:19])
+    with pytest.raises(ConfigurationError, match="model-broker history"):
+        find_revision(settings, "0" * 12)
+    for wrong in ("sha", "abc", "latest", "sha256:"):
+        with pytest.raises(ConfigurationError, match="4 hexadecimal digits"):
+            find_revision(settings, wrong)
+
+
+def test_workers_go_by_the_last_good_revision_and_so_does_a_publisher(settings: Settings) -> None:
+    """Where the head is refused, what is carried over comes from the one that workers still decide by."""
+    assert read_head(settings).last_good is None
+    first = publish(settings, 1, None)
+    write(settings, *unsound())
+    head = read_head(settings)
+    assert head.published is None
+    assert head.last_good is not None
+    assert head.last_good.id == first.id
 
 
 def test_a_head_that_is_refused_is_said_to_be(settings: Settings) -> None:

@@ -1,0 +1,81 @@
+"""A registry of 5,000 documents on real Kafka, within the bounds that operators were promised.
+
+Processor time is what is bounded: it does not depend on what else the machine does, and none of the work is parallel.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from app.adapters.registry_topic import RegistryFollower
+from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
+from app.settings import Settings
+from tests.support.many_documents import write_documents
+
+DOCUMENTS = 5_000
+APPLIED_WITHIN_S = 10.0
+LOADED_WITHIN_S = 2.0
+ENDED_WITHIN_S = 120.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings in the environment, whose registry topic exists."""
+    monkeypatch.setenv("BROKER_KAFKA_BOOTSTRAP", kafka_bootstrap)
+    monkeypatch.setenv("BROKER_TOPIC_PREFIX", topic_prefix)
+    settings = Settings()
+    registry = settings.topic(REGISTRY_TOPIC)
+    TopicAdmin(settings).apply(
+        [each for each in wanted_topics(read_documents(), settings, []) if each.name == registry]
+    )
+    yield settings
+
+
+def apply(directory: Path, *, message: str) -> tuple[dict[str, object], float]:
+    """What `apply` reports, and the processor time of its whole process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "apply", "-f", str(directory), "--yes", "--json", "--message", message],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        timeout=ENDED_WITHIN_S,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr.decode()
+    return orjson.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+async def test_five_thousand_documents_apply_and_load_in_time(settings: Settings, tmp_path: Path) -> None:
+    """`apply` of all of them, of one change among them, and a worker that loads them: each within its bound."""
+    write_documents(tmp_path, DOCUMENTS)
+    first, first_s = apply(tmp_path, message="all")
+    assert (first["documents"], first["published"]) == (DOCUMENTS, True)
+    route = next(path for path in sorted(tmp_path.iterdir()) if "deadline: 250ms" in path.read_text())
+    route.write_text(route.read_text().replace("deadline: 250ms", "deadline: 300ms", 1))
+    second, second_s = apply(tmp_path, message="one of them")
+    assert isinstance(second["changes"], list)
+    assert len(second["changes"]) == 1
+    follower = RegistryFollower(settings)
+    began_s = time.process_time()
+    await follower.start()
+    loaded_s = time.process_time() - began_s
+    try:
+        assert follower.current is not None
+        assert follower.current.id == second["revision"]
+        assert len(follower.current.documents) == DOCUMENTS
+    finally:
+        await follower.stop()
+    print(f"apply {first_s:.1f} s, one change {second_s:.1f} s, load {loaded_s:.2f} s")
+    assert first_s < APPLIED_WITHIN_S
+    assert second_s < APPLIED_WITHIN_S
+    assert loaded_s < LOADED_WITHIN_S
