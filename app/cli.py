@@ -34,10 +34,11 @@ COMMANDS = {
     "history": Command("history:history_app", "List the revisions that were published, the newest first."),
     "rollback": Command("history:history_app", "Publish an old revision's documents as the next revision."),
     "explain": Command("explain:explain_app", "Say what would happen to a request, without running it."),
-    "worker": Command("worker:worker_app", "Run one worker until SIGTERM: decide, features, audit or pool."),
+    "worker": Command("worker:worker_app", "Run one worker until SIGTERM: decide, features, audit, pool or rollouts."),
     "gateway": Command("gateway:gateway_app", "Serve decisions over HTTP until SIGTERM."),
     "request": Command("request:request_app", "Send one request and print its reply."),
     "decision": Command("decision:decision_app", "Recorded decisions."),
+    "rollouts": Command("rollouts:rollouts_app", "How far rollouts are; pause, resume, abort or promote one."),
     "compare": Command("compare:compare_app", "Compare a task's shadows with what they shadow."),
     "dlt": Command("dlt:dlt_app", "Dead letters: records that could not be handled."),
 }

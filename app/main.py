@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
+    from app.domain.registry import Revision
 
 
 async def run_decide(settings: Settings, *, instance: str, http_port: int) -> int:
@@ -179,6 +180,72 @@ async def run_audit(settings: Settings, *, instance: str, http_port: int) -> int
             http_port=http_port,
             intakes=[intake],
             ready_checks={"objects": objects.ping, "pointers": pointers.ping},
+        )
+        return await worker.run()
+
+
+async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> int:
+    """A rollouts worker: counts what new versions and shadows do, and moves rollouts."""
+    from app.adapters.faust_app import create_app
+    from app.adapters.faust_table import DurableTable
+    from app.adapters.kafka import KafkaPublisher
+    from app.adapters.registry_topic import RegistryFollower, publish_revision
+    from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, WINDOWED, check_copartitioned
+    from app.adapters.window_follower import WindowFollower
+    from app.agents import rollouts
+    from app.agents.worker import Worker
+
+    partitions = check_copartitioned(settings, WINDOWED)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
+        registry = RegistryFollower(settings)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
+        app = create_app(settings, role="rollouts", instance=instance)
+        audit_topic, changelog = settings.topic("inference.audit"), settings.topic(ROLLOUT_WINDOWS)
+        followed = WindowFollower(
+            settings,
+            changelog=changelog,
+            log_topic=audit_topic,
+            partitions=partitions,
+            group=app.conf.id,
+            client_id=instance,
+        )
+        await followed.start()
+        stack.push_async_callback(followed.stop)
+        table = DurableTable(app, name="windows", changelog=changelog, publisher=publisher)
+
+        def publish(revision: "Revision", expected: str, now_ms: int, message: str) -> None:
+            publish_revision(settings, revision, expected=expected, now_ms=now_ms, message=message)
+
+        judge = rollouts.Judge(
+            table=table,
+            windows=followed,
+            registry=registry,
+            publisher=publisher,
+            publish_revision=publish,
+            clock=clock,
+            audit_topic=audit_topic,
+            registry_topic=settings.topic(REGISTRY_TOPIC),
+        )
+        intake = rollouts.attach(
+            app, topic=audit_topic, windows=rollouts.Windows(table=table, registry=registry, clock=clock)
+        )
+
+        async def following() -> None:
+            if not followed.healthy:
+                raise StoreUnavailable("the windows are not being followed")
+
+        worker = Worker(
+            app,
+            settings=settings,
+            role="rollouts",
+            instance=instance,
+            http_port=http_port,
+            intakes=[intake],
+            ready_checks={"registry": _registry_ready(registry), "windows": following},
+            background=[judge.run],
         )
         return await worker.run()
 

@@ -34,6 +34,9 @@ REGISTRY_TOPIC: Final = "broker.registry"
 JOINS_CHANGELOG: Final = "decide-joins-changelog"
 COPARTITIONED: Final = ("inference.requests", "inference.results", "inference.audit", JOINS_CHANGELOG)
 """Topics whose equal partitions one decide worker holds together."""
+ROLLOUT_WINDOWS: Final = "rollouts-windows-changelog"
+WINDOWED: Final = ("inference.audit", ROLLOUT_WINDOWS)
+"""Topics whose equal partitions one rollouts worker holds together."""
 
 _POOL: Final = "<pool>"
 _TOPIC: Final = "<topic>"
@@ -305,7 +308,7 @@ class TopicAdmin:
 
 
 def check_copartitioned(settings: Settings, topics: Sequence[str] = COPARTITIONED) -> int:
-    """The partition count that ``topics`` (contract names) share; a decide worker checks it before it starts.
+    """The partition count that ``topics`` (contract names) share; a worker checks it before it starts.
 
     Raises:
         ConfigurationError: one does not exist, they differ, or Kafka does not answer.

@@ -22,6 +22,7 @@ class Role(StrEnum):
     FEATURES = "features"
     AUDIT = "audit"
     POOL = "pool"
+    ROLLOUTS = "rollouts"
 
 
 @worker_app.command(epilog="Example: model-broker worker decide --instance decide-0 --http-port 8081")
@@ -54,6 +55,7 @@ def worker(
             Role.DECIDE: root.run_decide,
             Role.FEATURES: root.run_features,
             Role.AUDIT: root.run_audit,
+            Role.ROLLOUTS: root.run_rollouts,
         }
         return await runs[role](settings, instance=name, http_port=http_port)
 

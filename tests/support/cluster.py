@@ -42,6 +42,7 @@ _ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "features": ("worker", "features"),
     "audit": ("worker", "audit"),
     "pool": ("worker", "pool", "--pool", POOL, "--runner", "tests.support.cluster_runner:load"),
+    "rollouts": ("worker", "rollouts"),
     "gateway": ("gateway",),
 }
 

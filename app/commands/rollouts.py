@@ -1,0 +1,248 @@
+"""``model-broker rollouts``: how far rollouts are, and an operator's word on them.
+
+An order is the next revision, published by compare-and-swap as the rollouts worker does it, and a record in the audit.
+Where something else was published meanwhile, the order is held against what is there now and given again.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.adapters.kafka import KafkaPublisher
+from app.adapters.record_codec import encode_record
+from app.adapters.registry_topic import Published, publish_revision, read_published
+from app.adapters.topic_reader import read_topic
+from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
+from app.agents.rollouts import audit_record
+from app.commands.failures import failed
+from app.domain.errors import BrokerError, ConfigurationError, RevisionConflict
+from app.domain.registry import compile_revision
+from app.domain.rollouts import (
+    Order,
+    RolloutName,
+    Running,
+    StepStats,
+    action_of,
+    judge,
+    moved,
+    obey,
+    rollouts_in,
+    step_record,
+)
+from app.domain.windows import step_stats
+from app.durations import format_duration
+from app.settings import Settings
+
+rollouts_app = typer.Typer(
+    name="rollouts",
+    help="Rollouts: how far they are, and an operator's word on them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+_ATTEMPTS: Final = 5
+_STATE_STYLES: Final = {"progressing": "cyan", "paused": "yellow", "promoted": "green", "aborted": "red"}
+
+Name = Annotated[str, typer.Argument(metavar="ROUTE/RULE/TASK", help="The rollout, as `rollouts list` names it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@rollouts_app.command("list", epilog="Example: model-broker rollouts list --json")
+def list_rollouts(
+    name: Annotated[str | None, typer.Argument(metavar="ROUTE/RULE/TASK", help="Only this rollout.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show each rollout's state, step and percent, and what its step has seen so far."""
+    settings = Settings()
+    try:
+        published = _published(settings)
+        found = _rollouts(published) if name is None else [_named(published, name)]
+        windows = _windows(settings) if found else {}
+    except BrokerError as error:
+        raise failed(error) from error
+    now_ms = time.time_ns() // 1_000_000
+    stats = {running.name: step_stats(windows.values(), running.step_id) for running in found}
+    if as_json:
+        documents = [_document(running, stats[running.name], now_ms) for running in found]
+        typer.echo(orjson.dumps({"revision": published.revision.id, "rollouts": documents}))
+    elif found:
+        Console().print(_table(found, stats, now_ms))
+    else:
+        typer.echo("No rollouts: give a task `rollout` in its route and apply.")
+
+
+@rollouts_app.command(epilog="Example: model-broker rollouts pause credit-decision/default/pd")
+def pause(name: Name, as_json: Json = False) -> None:
+    """Keep a rollout at its step until it is resumed; its bounds are not held against it meanwhile."""
+    _order(name, "pause", as_json=as_json)
+
+
+@rollouts_app.command(epilog="Example: model-broker rollouts resume credit-decision/default/pd")
+def resume(name: Name, as_json: Json = False) -> None:
+    """Let a paused rollout go on; its step begins anew."""
+    _order(name, "resume", as_json=as_json)
+
+
+@rollouts_app.command(epilog="Example: model-broker rollouts abort credit-decision/default/pd")
+def abort(name: Name, as_json: Json = False) -> None:
+    """Take a rollout back: the version of before serves all again, also after a promotion."""
+    _order(name, "abort", as_json=as_json)
+
+
+@rollouts_app.command(epilog="Example: model-broker rollouts promote credit-decision/default/pd")
+def promote(name: Name, as_json: Json = False) -> None:
+    """Let the new version serve all at once."""
+    _order(name, "promote", as_json=as_json)
+
+
+def _order(name: str, order: Order, *, as_json: bool) -> None:
+    try:
+        before, after, revision = give_order(Settings(), name, order)
+    except BrokerError as error:
+        raise failed(error) from error
+    if as_json:
+        document = {"rollout": name, "from": before.status.state, "to": after.status.state, "percent": after.percent}
+        typer.echo(orjson.dumps(document | {"revision": revision}))
+    else:
+        typer.echo(
+            f"{name}: {before.status.state} at {before.percent} % → {after.status.state} at {after.percent} %, "
+            f"by revision {revision}"
+        )
+
+
+def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Running, str]:
+    """Give an order: the rollout before and after, and the revision that says so.
+
+    Raises:
+        BrokerError: the order makes no sense as the rollout stands, or nothing could be published.
+    """
+    for attempt in range(_ATTEMPTS):
+        published = _published(settings)
+        before = _named(published, name)
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            status = obey(before, order, now_ms)
+        except ValueError as error:
+            raise BrokerError(str(error)) from error
+        revision = compile_revision(moved(published.revision.documents, before.name, status))
+        try:
+            message = f"rollout {before.name}: {order} by operator"
+            publish_revision(settings, revision, expected=published.revision.id, now_ms=now_ms, message=message)
+        except RevisionConflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        (after,) = (each for each in rollouts_in(revision.documents) if each.name == before.name)
+        asyncio.run(_tell(settings, after, revision.id, published.revision.id))
+        return before, after, revision.id
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _tell(settings: Settings, after: Running, revision: str, previous: str) -> None:
+    """The audit record of an order; the rollouts worker writes it where this fails."""
+    record = step_record(
+        after, revision=revision, previous=previous, stats=None, source_topic=settings.topic(REGISTRY_TOPIC)
+    )
+    out = audit_record(settings.topic("inference.audit"), record.execution_id, record.request_id, encode_record(record))
+    try:
+        async with KafkaPublisher(settings, client_id="rollouts-command") as publisher:
+            await publisher.publish([out])
+    except BrokerError as error:
+        typer.echo(
+            f"warning: done, but not yet told in the audit ({error}): the rollouts worker will tell it", err=True
+        )
+
+
+def _published(settings: Settings) -> Published:
+    published = read_published(settings)
+    if published is None:
+        raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`")
+    return published
+
+
+def _rollouts(published: Published) -> list[Running]:
+    return sorted(rollouts_in(published.revision.documents), key=lambda running: running.name)
+
+
+def _named(published: Published, name: str) -> Running:
+    try:
+        wanted = RolloutName.read(name)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    found = _rollouts(published)
+    for running in found:
+        if running.name == wanted:
+            return running
+    known = ", ".join(str(running.name) for running in found) or "none"
+    raise ConfigurationError(f"no rollout {name} in {published.revision.id}; there is {known}")
+
+
+def _windows(settings: Settings) -> Mapping[int, Mapping[str, bytes]]:
+    """The entries of every partition, as they are now."""
+    partitions: dict[int, dict[str, bytes]] = {}
+    for record in read_topic(settings, settings.topic(ROLLOUT_WINDOWS)):
+        entries = partitions.setdefault(record.partition, {})
+        key = (record.key or b"").decode()
+        if record.value is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = record.value
+    return partitions
+
+
+def _document(running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]:
+    status = running.status
+    return {
+        "rollout": str(running.name),
+        "to": running.rollout.to,
+        "state": status.state,
+        "action": action_of(status),
+        "step": status.step,
+        "steps": running.rollout.steps,
+        "percent": running.percent,
+        "since": status.since,
+        "reason": status.reason,
+        "stats": stats.summary(),
+        "verdict": _verdict(running, stats, now_ms),
+    }
+
+
+def _verdict(running: Running, stats: StepStats, now_ms: int) -> str | None:
+    if running.status.state != "progressing":
+        return None
+    return judge(running.rollout, running.status, stats, now_ms).reason
+
+
+def _table(found: list[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("rollout", "to", "state", "step", "since", "seen", "what it waits for, or why"):
+        table.add_column(heading, overflow="fold")
+    for running in found:
+        status, seen = running.status, stats[running.name]
+        since = datetime.fromtimestamp(status.since / 1_000, UTC).isoformat(timespec="seconds")
+        said = [f"{seen.decisions} decisions", f"{seen.errors} errors"]
+        if seen.compared:
+            said.append(f"{seen.flips} of {seen.compared} flips")
+        p99_ms = seen.latencies.quantile_ms(0.99)
+        if p99_ms is not None:
+            said.append(f"p99 {format_duration(max(1, round(p99_ms)))}")
+        table.add_row(
+            Text(str(running.name)),
+            running.rollout.to,
+            Text(status.state, style=_STATE_STYLES[status.state]),
+            f"{status.step + 1} of {len(running.rollout.steps)}, {running.percent} %",
+            since,
+            ", ".join(said),
+            Text(_verdict(running, seen, now_ms) or status.reason or "-"),
+        )
+    return table
