@@ -34,6 +34,7 @@ from confluent_kafka import TopicPartition as AssignedPartition
 from prometheus_client import Counter, Gauge
 
 from app.adapters.topics import REGISTRY_TOPIC
+from app.domain.documents import Document
 from app.domain.errors import (
     ConfigurationError,
     DocumentsRefused,
@@ -124,6 +125,11 @@ class Head:
     published: Published | None
     last_good: Revision | None = None
     faults: tuple[Fault, ...] = ()
+
+    @property
+    def carried(self) -> tuple[Document, ...]:
+        """The documents whose status goes over to the next revision: those that workers go by."""
+        return self.last_good.documents if self.last_good is not None else ()
 
 
 @dataclass(frozen=True, slots=True)

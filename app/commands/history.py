@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.adapters.registry_topic import Publication, find_revision, read_history
-from app.commands.registry import DryRun, Json, Message, Yes, check_message, fail, offer, offer_json, shortened, today
+from app.adapters.registry_topic import Head, Publication, find_revision, read_history
+from app.commands.registry import DryRun, Json, Message, Yes, check_message, fail, offer, shortened, today
 from app.domain.errors import BrokerError
-from app.domain.registry import compile_revision
+from app.domain.registry import Revision, compile_revision
 from app.domain.rollout_status import restored
 from app.settings import Settings
 
@@ -80,15 +80,18 @@ def rollback(
     try:
         check_message(message)
         found = find_revision(settings, revision)
-        target, head = found.revision, found.head
-        before = head.last_good.documents if head.last_good else ()
-        documents = restored(target.documents, before, now_ms, reason=f"rolled back to {target.id[:19]}")
-        again = compile_revision(documents, today=today(), origin=f"revision {target.id[:19]}")
-        published, changes = offer(
+        target = found.revision
+        called = target.id[:19]
+
+        def again(head: Head) -> Revision:
+            documents = restored(target.documents, head.carried, now_ms, reason=f"rolled back to {called}")
+            return compile_revision(documents, today=today(), origin=f"revision {called}")
+
+        offered = offer(
             settings,
             again,
-            head,
-            message=message or f"rollback to {target.id[:19]}",
+            found.head,
+            message=message or f"rollback to {called}",
             now_ms=now_ms,
             dry_run=dry_run,
             yes=yes,
@@ -97,11 +100,10 @@ def rollback(
     except BrokerError as error:
         fail(error, as_json=as_json)
     if as_json:
-        report = offer_json(again, head, changes, published=published)
-        typer.echo(orjson.dumps({**report, "restored": target.id}))
-    elif published:
-        typer.echo(f"Published {again.id}: the documents of {target.id}.")
-    elif head.published is not None and head.id == again.id:
-        typer.echo(f"Nothing to publish: {again.id} is the current revision.")
+        typer.echo(orjson.dumps({**offered.as_json(), "restored": target.id}))
+    elif offered.published:
+        typer.echo(f"Published {offered.revision.id}: the documents of {target.id}.")
+    elif offered.unchanged:
+        typer.echo(f"Nothing to publish: {offered.revision.id} is the current revision.")
     else:
-        typer.echo(f"Sound: the documents of {target.id} make {again.id}. Nothing was published.")
+        typer.echo(f"Sound: the documents of {target.id} make {offered.revision.id}. Nothing was published.")

@@ -5,6 +5,8 @@ import datetime
 import re
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
@@ -23,10 +25,10 @@ from app.adapters.registry_topic import MESSAGE_LENGTH_MAX, Head, publish_revisi
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
 from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
-from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused
-from app.domain.registry import Revision, compile_revision, content_of, pools_of, read_revision
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
+from app.domain.registry import Revision, canonical, compile_revision, content_of, pools_of, read_revision
 from app.domain.registry_diff import Change, differences
-from app.domain.rollout_status import status_faults, with_status
+from app.domain.rollout_status import status_faults, with_status, without_status
 from app.durations import format_duration
 from app.garbage import uncollected
 from app.settings import Settings
@@ -40,6 +42,7 @@ KINDS: Final = {
 """What `get` understands, beside plurals and capitals."""
 
 _VALUE_LENGTH_MAX: Final = 60
+_PUBLISH_ATTEMPTS: Final = 3
 _DIGEST: Final = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 registry_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -73,23 +76,32 @@ def apply(
         check_message(message)
         with uncollected():
             written = read_files(file, today=today())
-            head = read_head(settings)
-            before = head.last_good.documents if head.last_good else ()
-            documents = with_status(written.documents, before, now_ms)
-            revision = written if documents == written.documents else compile_revision(documents)
-            published, changes = offer(
-                settings, revision, head, message=message, now_ms=now_ms, dry_run=dry_run, yes=yes, as_json=as_json
+
+            def carried_over(head: Head) -> Revision:
+                documents = with_status(written.documents, head.carried, now_ms)
+                return written if documents == written.documents else compile_revision(documents)
+
+            offered = offer(
+                settings,
+                carried_over,
+                read_head(settings),
+                message=message,
+                now_ms=now_ms,
+                dry_run=dry_run,
+                yes=yes,
+                as_json=as_json,
             )
     except BrokerError as error:
         fail(error, as_json=as_json)
     if as_json:
-        typer.echo(orjson.dumps(offer_json(revision, head, changes, published=published)))
-    elif published:
-        typer.echo(f"Published {revision.id}: {len(revision.documents)} documents.")
-    elif head.published is not None and head.id == revision.id:
-        typer.echo(f"Nothing to publish: {revision.id} is the current revision.")
+        typer.echo(orjson.dumps(offered.as_json()))
+    elif offered.published:
+        typer.echo(f"Published {offered.revision.id}: {len(offered.revision.documents)} documents.")
+    elif offered.unchanged:
+        typer.echo(f"Nothing to publish: {offered.revision.id} is the current revision.")
     else:
-        typer.echo(f"Sound: {len(revision.documents)} documents make {revision.id}. Nothing was published.")
+        documents = len(offered.revision.documents)
+        typer.echo(f"Sound: {documents} documents make {offered.revision.id}. Nothing was published.")
 
 
 def today() -> datetime.date:
@@ -103,9 +115,34 @@ def check_message(message: str | None) -> None:
         raise ConfigurationError(f"--message: one line of 1 to {MESSAGE_LENGTH_MAX} printable characters")
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What was made of an offer: the revision, the head that it was held against, and whether it was published."""
+
+    revision: Revision
+    head: Head
+    changes: tuple[Change, ...]
+    published: bool
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it was the current revision already."""
+        return self.head.published is not None and self.head.id == self.revision.id
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, for programs."""
+        return {
+            "revision": self.revision.id,
+            "previous": self.head.id,
+            "documents": len(self.revision.documents),
+            "changes": [_change_json(change) for change in self.changes],
+            "published": self.published,
+        }
+
+
 def offer(
     settings: Settings,
-    revision: Revision,
+    make: Callable[[Head], Revision],
     head: Head,
     *,
     message: str | None,
@@ -113,30 +150,48 @@ def offer(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-) -> tuple[bool, tuple[Change, ...]]:
-    """Show what ``revision`` changes of ``head``, ask, publish; whether it was published, and the changes."""
-    changes = differences(head.published.revision.documents if head.published else (), revision.documents)
-    unchanged = head.published is not None and head.id == revision.id
+) -> Offered:
+    """Show what ``make`` makes of ``head`` changes, ask, publish.
+
+    Where only a rollout moved on meanwhile, what was shown still holds, and the revision is made anew from there; where
+    somebody published the very same, nothing is left to do.
+
+    Raises:
+        RevisionConflict: somebody published other documents meanwhile.
+        BrokerError: as ``publish_revision``.
+    """
+    offered = _held_against(head, make)
     if not as_json:
-        print_changes(changes, head, revision)
-    if dry_run or unchanged:
-        return False, changes
+        print_changes(offered.changes, head, offered.revision)
+    if dry_run or offered.unchanged:
+        return offered
     if not yes:
         _confirm()
-    _create_pool_topics(settings, revision)
-    publish_revision(settings, revision, expected=head.id, now_ms=now_ms, message=message)
-    return True, changes
+    _create_pool_topics(settings, offered.revision)
+    for attempts_left in reversed(range(_PUBLISH_ATTEMPTS)):
+        try:
+            publish_revision(settings, offered.revision, expected=offered.head.id, now_ms=now_ms, message=message)
+            return replace(offered, published=True)
+        except RevisionConflict:
+            seen, offered = offered.head, _held_against(read_head(settings), make)
+            if offered.unchanged:
+                break
+            if not attempts_left or not _differ_in_status_only(seen, offered.head):
+                raise
+    return offered
 
 
-def offer_json(revision: Revision, head: Head, changes: tuple[Change, ...], *, published: bool) -> dict[str, Any]:
-    """What ``offer`` did, for programs."""
-    return {
-        "revision": revision.id,
-        "previous": head.id,
-        "documents": len(revision.documents),
-        "changes": [_change_json(change) for change in changes],
-        "published": published,
-    }
+def _held_against(head: Head, make: Callable[[Head], Revision]) -> Offered:
+    revision = make(head)
+    before = head.published.revision.documents if head.published else ()
+    return Offered(revision, head, differences(before, revision.documents), published=False)
+
+
+def _differ_in_status_only(before: Head, after: Head) -> bool:
+    if before.published is None or after.published is None:
+        return False
+    written = (without_status(head.revision.documents) for head in (before.published, after.published))
+    return len({canonical(documents) for documents in written}) == 1
 
 
 def read_files(paths: list[Path], *, today: datetime.date | None) -> Revision:
@@ -242,11 +297,11 @@ def get(
             raise ConfigurationError(f"no {wanted} {name} in {published.revision.id}; there is {names[:500]}")
     except BrokerError as error:
         fail(error, as_json=as_json)
-    contents = [content_of(document) for document in documents]
     if as_json or output == "json":
+        contents = [content_of(document) for document in documents]
         typer.echo(orjson.dumps({"revision": published.revision.id, "documents": contents}))
     elif output == "yaml":
-        written = [{name: part for name, part in content.items() if name != "status"} for content in contents]
+        written = [content_of(document) for document in without_status(documents)]
         typer.echo(yaml.safe_dump_all(written, sort_keys=False, allow_unicode=True), nl=False)
     else:
         Console().print(_documents_table(wanted, documents, published.revision))

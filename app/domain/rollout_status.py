@@ -58,6 +58,11 @@ def restored(
     return tuple(_with_progress(old_documents, progress))
 
 
+def without_status(documents: Iterable[Document]) -> tuple[Document, ...]:
+    """``documents`` as people wrote them."""
+    return tuple(_unstated(each) if isinstance(each, Route) and each.status is not None else each for each in documents)
+
+
 def statuses_of(documents: Iterable[Document]) -> Mapping[tuple[str, str], RolloutStatus]:
     """How far each rollout is, by its route's name and its ``RULE/TASK``."""
     return {
@@ -98,10 +103,10 @@ def _with_progress(documents: Iterable[Document], progress: _Progress) -> Iterat
         statuses = {key: status for key, status in found if status is not None}
         if statuses:
             yield document.model_copy(update={"status": RouteStatus(rollouts=statuses)})
-        elif document.status is not None:
-            # Rebuilt rather than set to None: what was not written is not in a revision.
-            yield Route(
-                api_version=document.api_version, kind=document.kind, metadata=document.metadata, spec=document.spec
-            )
         else:
-            yield document
+            yield document if document.status is None else _unstated(document)
+
+
+def _unstated(route: Route) -> Route:
+    # Rebuilt rather than set to None: what was not written is not in a revision.
+    return Route(api_version=route.api_version, kind=route.kind, metadata=route.metadata, spec=route.spec)

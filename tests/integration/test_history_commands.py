@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.adapters.registry_topic import POINTER_KEY, Pointer, publish_revision, 
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
 from app.cli import app
 from app.commands import history as history_module
+from app.commands import registry as registry_module
 from app.domain.documents import RolloutStatus, Route, RouteStatus
 from app.domain.registry import canonical, compile_revision
 from app.domain.rollout_status import statuses_of
@@ -110,6 +112,39 @@ def test_apply_leaves_rollouts_where_they_are(settings: Settings, tmp_path: Path
     assert status(settings).step == 0
     gone = run_json("apply", "-f", write(tmp_path / "gone", sound()), "--yes")
     assert "status" in {change["field"] for change in gone["changes"]}
+
+
+def test_a_rollout_that_moves_meanwhile_is_no_conflict(
+    settings: Settings, tmp_path: Path, files: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was shown still holds: it is published over the step; other people's documents are never overwritten."""
+    run_json("apply", "-f", files, "--yes")
+    meanwhile: list[Callable[[], object]] = [lambda: move(settings, step=1), lambda: move(settings, step=2)]
+
+    def after_another(*arguments: Any, **options: Any) -> object:
+        if meanwhile:
+            meanwhile.pop(0)()
+        return publish_revision(*arguments, **options)
+
+    monkeypatch.setattr(registry_module, "publish_revision", after_another)
+    slower = write(tmp_path / "slower", changed(rolling(), "credit", "spec.deadline", "1s"))
+    (change,) = run_json("apply", "-f", slower, "--yes")["changes"]
+    assert change["field"] == "deadline"
+    assert status(settings).step == 2
+    assert not meanwhile
+
+    other = write(tmp_path / "other", changed(rolling(), "credit", "spec.deadline", "2s"))
+    meanwhile.append(lambda: run_json("apply", "-f", other, "--yes"))
+    lost = run("apply", "-f", files, "--yes")
+    assert lost.exit_code != 0
+    assert "nothing was published; look at the difference again" in lost.stderr
+    assert "2s" in run("get", "routes").stdout
+    # Somebody else published the very same: there is nothing left to do.
+    meanwhile.extend([lambda: move(settings, step=0), lambda: run_json("apply", "-f", files, "--yes")])
+    same = run("apply", "-f", files, "--yes")
+    assert same.exit_code == 0
+    assert "Nothing to publish" in same.stdout
+    assert not meanwhile
 
 
 def test_a_status_is_not_written_by_people(settings: Settings, tmp_path: Path, files: str) -> None:
