@@ -46,14 +46,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """The ``Clock`` of a virtual loop."""
+    """The ``Clock`` of a virtual loop; ``start_ms`` is the moment at which the loop was made."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, start_ms: int = START_MS) -> None:
         self._loop = loop
+        self.start_ms = start_ms
 
     def now_ms(self) -> int:
         """Epoch milliseconds."""
-        return START_MS + round(self._loop.time() * 1000)
+        return self.start_ms + round(self._loop.time() * 1000)
 
     def steady_ms(self) -> float:
         """Milliseconds since the loop was made."""
