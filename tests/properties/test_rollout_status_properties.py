@@ -1,0 +1,86 @@
+"""Properties of rollouts' status over any history of applies, moves and rollbacks."""
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.domain.documents import Document, Route, RouteStatus
+from app.domain.registry import canonical, compile_revision, load_revision, rollout_digest
+from app.domain.rollout_status import restored, statuses_of, with_status, without_status
+from tests.support.registry_documents import changed, revision, sound, task
+
+
+def _files(rollout: dict[str, Any] | None, deadline: str) -> tuple[Document, ...]:
+    """What somebody wrote: the sound documents, with a rollout or none."""
+    selection = task() if rollout is None else task(select={"version": "1"}, rollout=rollout)
+    documents = changed(sound(), "credit", "spec.rules.0.tasks.0", selection)
+    return revision(changed(documents, "credit", "spec.deadline", deadline)).documents
+
+
+FILES = [
+    _files(None, "1s"),
+    _files({"to": "2", "steps": [5, 50, 100], "every": "10m"}, "1s"),
+    _files({"to": "2", "steps": [5, 50, 100], "every": "10m"}, "2s"),
+    _files({"to": "2", "steps": [10, 50, 100], "every": "10m"}, "1s"),
+]
+
+applies = st.tuples(st.just("apply"), st.integers(0, len(FILES) - 1))
+moves = st.tuples(
+    st.just("move"), st.tuples(st.sampled_from(["progressing", "paused", "promoted", "aborted"]), st.integers(0, 2))
+)
+rollbacks = st.tuples(st.just("rollback"), st.integers(0, 20))
+
+
+def moved(documents: tuple[Document, ...], state: str, step: int, now_ms: int) -> tuple[Document, ...]:
+    """The documents with their rollout, if there is one, moved as its worker does."""
+    changes = {"state": state, "step": step, "since": now_ms}
+    return tuple(
+        each.model_copy(
+            update={
+                "status": RouteStatus(
+                    rollouts={key: one.model_copy(update=changes) for key, one in each.status.rollouts.items()}
+                )
+            }
+        )
+        if isinstance(each, Route) and each.status is not None
+        else each
+        for each in documents
+    )
+
+
+@given(st.lists(applies | moves | rollbacks, min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_any_history_is_sound(steps: list[tuple[str, Any]]) -> None:
+    """Each revision loads; the files it was made of are nothing new to it; every status is of a rollout that it has.
+
+    Going back never leaves a rollout progressing, and never brings an aborted one back.
+    """
+    history: list[tuple[Document, ...]] = [()]
+    for now_ms, (what, how) in enumerate(steps, 1):
+        head = history[-1]
+        if what == "apply":
+            after = with_status(FILES[how], head, now_ms)
+        elif what == "move":
+            state, step = how
+            after = moved(head, state, step, now_ms)
+        else:
+            after = restored(history[how % len(history)], head, now_ms, reason="rolled back")
+            assert all(each.state != "progressing" for each in statuses_of(after).values())
+            for name, status in statuses_of(head).items():
+                same = statuses_of(after).get(name)
+                if status.state == "aborted" and same is not None and same.of == status.of:
+                    assert same == status
+        whole = compile_revision(after)
+        assert statuses_of(load_revision(whole.id, canonical(after)).documents) == statuses_of(after)
+        again = with_status(without_status(after), after, now_ms + 1_000)
+        assert compile_revision(again).id == whole.id
+        digests = {
+            (route.name, f"{rule.spec.name}/{each.spec.name}"): rollout_digest(rule.spec.name, each.spec)
+            for route in whole.routes
+            for rule in route.rules
+            for each in rule.tasks
+            if each.spec.rollout is not None
+        }
+        assert {name: status.of for name, status in statuses_of(after).items()} == digests
+        history.append(after)
