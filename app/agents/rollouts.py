@@ -80,7 +80,7 @@ REGISTRY_GRACE_MS: Final = 5_000
 TELL_AFTER_MS: Final = 5_000
 """Who moved a rollout tells of it within this, unless it died."""
 _SHOW_EVERY_MS: Final = 5_000
-_INTENT_KEPT_MS: Final = 60_000
+_MARK_KEPT_MS: Final = 60_000
 _REGISTRY_POLL_S: Final = 0.1
 _RETRY_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _REVISIONS_KNOWN_MAX: Final = 64
@@ -288,7 +288,7 @@ class Windows:
         if partition == _JUDGING_PARTITION:
             for identity in told:
                 if self._table.get(partition, f"told|{identity}") is None:
-                    puts[f"told|{identity}"] = b"1"
+                    puts[f"told|{identity}"] = str(self._clock.now_ms()).encode()
                 if self._table.get(partition, f"intent|{identity}") is not None:
                     puts[f"intent|{identity}"] = None
         for key, entry in puts.items():
@@ -485,7 +485,9 @@ class Judge:
         for key, entry in entries.items():
             kind, _, identity = key.partition("|")
             if kind == "told" and identity not in current:
-                await self._table.put(_JUDGING_PARTITION, key, None)
+                # What is told may be of a revision that is not here yet.
+                if now_ms - int(entry) >= _MARK_KEPT_MS:
+                    await self._table.put(_JUDGING_PARTITION, key, None)
             elif kind == "intent" and f"told|{identity}" not in entries:
                 await self._tell_intended(key, identity, entry, identity in current, now_ms)
         for identity, running in current.items():
@@ -510,7 +512,7 @@ class Judge:
         if holds or await asyncio.to_thread(self._registry.get, published) is not None:
             await self._send(identity, decode_record(encoded).request_id, encoded)
             self._intended[identity] = now_ms
-        elif now_ms - since >= _INTENT_KEPT_MS:
+        elif now_ms - since >= _MARK_KEPT_MS:
             await self._table.put(_JUDGING_PARTITION, key, None)
             del self._intended[identity]
 

@@ -63,9 +63,10 @@ def begun(
     return tuple(result)
 
 
-def documents(*, state: Any = "progressing", step: int = 0) -> tuple[Document, ...]:
+def documents(*, state: Any = "progressing", step: int = 0, min_decisions: int = 5) -> tuple[Document, ...]:
     """A registry whose rollout is in ``state``; nobody answers at its endpoints."""
-    everything = begun(rollout_documents("http://127.0.0.1:1", prefix=""), state=state, step=step)
+    contents = rollout_documents("http://127.0.0.1:1", prefix="", min_decisions=min_decisions)
+    everything = begun(contents, state=state, step=step)
     kept = ("inline", "inline-1", "inline-2", "subject", SCORED.route)
     return tuple(each for each in everything if each.metadata.name in kept)
 
