@@ -30,7 +30,7 @@ decision_app = typer.Typer(
 )
 
 _STATUS_STYLES = {"completed": "green", "ok": "green", "partial": "yellow", "defaulted": "yellow", "PRESENT": "green"}
-_SHADOWS_SHOWN_MAX = 64
+_BESIDE_SHOWN_MAX = 100
 _UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
 
 
@@ -44,17 +44,22 @@ def show(
     request_id: Annotated[str, typer.Argument(help="The request's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
-    """Show a decision: where it came from, what was routed, fetched, asked and answered; exit 1 if there is none."""
+    """Show a decision: where it came from, what was routed, fetched, asked and answered; exit 1 if there is none.
+
+    Of rollout/ROUTE/RULE/TASK: the steps of that rollout, and what each was judged by.
+    """
     try:
-        record, shadows, pointers = asyncio.run(_find(Settings(), request_id))
+        record, beside, pointers = asyncio.run(_find(Settings(), request_id))
     except BrokerError as error:
         raise failed(error) from error
+    shadows = [each for each in beside if each["kind"] == Kind.SHADOW]
+    steps = sorted((each for each in beside if each["kind"] == Kind.ROLLOUT), key=lambda each: int(each["received_ms"]))
     if as_json and (record is not None or pointers):
-        document = {"record": record, "shadows": shadows, "items": [_item(pointer) for pointer in pointers]}
+        document = {"record": record, "shadows": shadows, "rollout": steps, "items": list(map(_item, pointers))}
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
     elif record is not None or pointers:
-        Console().print(describe(record, pointers, shadows))
-    if record is None:
+        Console().print(describe(record, pointers, shadows, steps))
+    if record is None and not steps:
         typer.echo(
             f"error: no decision of request {request_id} is recorded; one that was just made appears within seconds",
             err=True,
@@ -72,15 +77,19 @@ async def _find(
         reader = AuditReader(objects, table)
         pointers = await reader.pointers(request_id)
         decided = next((pointer for pointer in pointers if pointer.sort_key == DECISION), None)
-        beside = [pointer for pointer in pointers if pointer.kind == Kind.SHADOW][:_SHADOWS_SHOWN_MAX]
-        shadows = [readable(await reader.read(pointer)) for pointer in beside]
-        return None if decided is None else readable(await reader.read(decided)), shadows, pointers
+        told = [pointer for pointer in pointers if pointer.kind in (Kind.SHADOW, Kind.ROLLOUT)]
+        latest = sorted(told, key=lambda pointer: pointer.recorded_ms)[-_BESIDE_SHOWN_MAX:]
+        beside = [readable(await reader.read(pointer)) for pointer in latest]
+        return None if decided is None else readable(await reader.read(decided)), beside, pointers
 
 
 def describe(
-    record: Mapping[str, Any] | None, pointers: Sequence[Pointer], shadows: Sequence[Mapping[str, Any]] = ()
+    record: Mapping[str, Any] | None,
+    pointers: Sequence[Pointer],
+    shadows: Sequence[Mapping[str, Any]] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
 ) -> RenderableType:
-    """A decision's account for a terminal; ``record`` and its ``shadows`` as ``readable`` gives them."""
+    """A decision's account for a terminal; ``record``, ``shadows`` and a rollout's ``steps`` as ``readable`` gives."""
     parts: list[RenderableType] = []
     if record is not None:
         parts.append(_summary(record))
@@ -92,6 +101,8 @@ def describe(
         parts += [Text("\nreply", style="bold"), Text(_compact(record["reply"]))]
     if shadows:
         parts.append(_shadows(shadows))
+    if steps:
+        parts.append(_steps(steps))
     parts.append(_places(pointers))
     return Group(*parts)
 
@@ -165,6 +176,22 @@ def _shadows(shadows: Sequence[Mapping[str, Any]]) -> Table:
             Text("-" if result.get("shadow") is None else _compact(result["shadow"])),
             flips,
             Text(str(told.get("segment") or "-")),
+        )
+    return table
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
+    """How a rollout went, the first step first."""
+    table = Table("when", "action", "step", "percent", "decisions", "errors", "flips", "reason", box=SIMPLE_HEAD)
+    for step in steps:
+        told = step["evidence"] if isinstance(step.get("evidence"), dict) else {}
+        stats = told.get("stats") or {}
+        table.add_row(
+            _moment(step["received_ms"]),
+            Text(str(told.get("action", "-"))),
+            *(str(told.get(name, "-")) for name in ("step", "percent")),
+            *(str(stats.get(name, "-")) for name in ("decisions", "errors", "flips")),
+            Text(str(told.get("reason") or "-")),
         )
     return table
 

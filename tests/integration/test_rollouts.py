@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
+from typer.testing import CliRunner
 
 from app.adapters.record_codec import decode_record
 from app.adapters.registry_topic import POINTER_KEY, read_published
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC
+from app.cli import app as command_line
 from app.commands.rollouts import give_order
-from app.domain.errors import BrokerError
 from app.domain.rollouts import Running, rollouts_in
 from tests.support.caller import Caller, request
 from tests.support.cluster import Cluster
@@ -45,6 +46,15 @@ def cluster(standing_cluster: Cluster, new_models: SwitchableModels) -> Cluster:
     new_models.heal()
     standing_cluster.heal("decide-0", "rollouts-0")
     return standing_cluster
+
+
+@pytest.fixture
+def commands(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, and commands run in this process find it."""
+    for name in ("KAFKA_BOOTSTRAP", "TOPIC_PREFIX", "PARTITIONS", "AUDIT_BUCKET", "AUDIT_TABLE"):
+        monkeypatch.setenv(f"BROKER_{name}", cluster.env[f"BROKER_{name}"])
+    monkeypatch.setenv("COLUMNS", "200")
+    return cluster
 
 
 def begin(cluster: Cluster, new_models: SwitchableModels, **rollout: Any) -> int:
@@ -217,6 +227,54 @@ async def test_a_bad_version_is_taken_back_by_itself(cluster: Cluster, new_model
             assert new_models.calls(body["request_id"]) == 0
 
 
+async def test_a_version_that_would_decide_otherwise_is_taken_back(
+    commands: Cluster, new_models: SwitchableModels
+) -> None:
+    """It answers soundly, and its shadow shows that every other decision flips; `compare` and `list` say the same."""
+    cluster = commands
+    new_models.switch("inline", "off")
+    shadow = [{"version": "2", "percent": 100, "segment": "inputs.x < 20.0 ? 'small' : 'large'"}]
+    since = await asyncio.to_thread(
+        begin, cluster, new_models, shadow=shadow, min_decisions=20, every="1h", abortOn={"flipRate": 0.05}
+    )
+    async with traffic_to(cluster) as traffic:
+        await until_state(cluster, "aborted")
+        await until_told(cluster, since, 2)
+        await traffic.stop()
+    assert await asyncio.to_thread(statuses, cluster, since) == [("progressing", 0), ("aborted", 0)]
+    abort = (await asyncio.to_thread(evidence, cluster, since))[-1]
+    assert abort["action"] == "abort"
+    assert abort["stats"]["flips"] >= 2
+    assert abort["stats"]["errors"] == 0
+    assert "flips in" in abort["reason"]
+    found = await asyncio.to_thread(command, "compare", SCORED.route, SCORED.task, "--json")
+    (compared,) = found["shadows"]
+    assert (compared["version"], compared["champions"]) == ("2", ["1"])
+    assert compared["overall"]["flip_rate"] == 1
+    assert compared["overall"]["outputs"]["y"]["mean_difference"] == pytest.approx(1)
+    assert "small" in compared["segments"]
+    listed = await asyncio.to_thread(command, "rollouts", "list", "--json")
+    (rollout,) = listed["rollouts"]
+    assert (rollout["rollout"], rollout["state"], rollout["percent"]) == (str(SCORED), "aborted", 0)
+    assert "flips in" in rollout["reason"]
+    await asyncio.to_thread(cluster.start, "audit-0")
+    await until(lambda: kept_steps(since) == ["start", "abort"], lambda: f"{kept_steps(since)}\n{cluster.tails()}")
+
+
+def kept_steps(since: int) -> list[str]:
+    """What `decision show` tells of the rollout since, from S3 and DynamoDB."""
+    answer = CliRunner().invoke(command_line, ["decision", "show", f"rollout/{SCORED}", "--json"])
+    steps = orjson.loads(answer.stdout)["rollout"] if answer.exit_code == 0 else []
+    return [step["evidence"]["action"] for step in steps if step["received_ms"] >= since]
+
+
+def command(*words: str) -> Any:
+    """What a command prints as JSON."""
+    answer = CliRunner().invoke(command_line, words)
+    assert answer.exit_code == 0, answer.output
+    return orjson.loads(answer.stdout)
+
+
 async def test_workers_that_are_killed_or_frozen_skip_and_repeat_nothing(
     cluster: Cluster, new_models: SwitchableModels
 ) -> None:
@@ -248,19 +306,29 @@ async def test_workers_that_are_killed_or_frozen_skip_and_repeat_nothing(
     assert [each["step"] for each in accounts] == [*range(len(steps)), len(steps) - 1]
 
 
-async def test_an_operator_pauses_resumes_and_aborts(cluster: Cluster, new_models: SwitchableModels) -> None:
+async def test_an_operator_pauses_resumes_and_aborts(commands: Cluster, new_models: SwitchableModels) -> None:
     """What is paused stays, whatever comes; resumed, it goes on; each order is told in the audit."""
+    cluster = commands
     since = await asyncio.to_thread(begin, cluster, new_models)
     name = str(SCORED)
     async with traffic_to(cluster) as traffic:
         await until_told(cluster, since, 1)
-        await asyncio.to_thread(give_order, cluster.settings, name, "pause")
+        told_of = await asyncio.to_thread(command, "rollouts", "pause", name, "--json")
+        assert (told_of["from"], told_of["to"], told_of["percent"]) == ("progressing", "paused", 10)
+        shown = await asyncio.to_thread(CliRunner().invoke, command_line, ["rollouts", "list"])
+        assert "paused by operator" in shown.stdout
         paused_at = (await asyncio.to_thread(running, cluster)).status
         await asyncio.sleep(4)
         assert (await asyncio.to_thread(running, cluster)).status == paused_at
-        with pytest.raises(BrokerError, match="is paused, and cannot be told to pause"):
-            await asyncio.to_thread(give_order, cluster.settings, name, "pause")
-        await asyncio.to_thread(give_order, cluster.settings, name, "resume")
+        for words, code, said in (
+            (("pause", name), 1, "is paused, and cannot be told to pause"),
+            (("pause", "scored/default/other"), 2, "no rollout scored/default/other in sha256:"),
+            (("abort", "scored"), 2, "is not ROUTE/RULE/TASK"),
+        ):
+            answer = await asyncio.to_thread(CliRunner().invoke, command_line, ["rollouts", *words])
+            assert answer.exit_code == code
+            assert said in answer.stderr
+        await asyncio.to_thread(command, "rollouts", "resume", name, "--json")
         await until_state(cluster, "promoted")
         await asyncio.to_thread(give_order, cluster.settings, name, "abort")
         await until(

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 import orjson
 from aiohttp import web
 
-Mode = Literal["ok", "hang", "error", "garbage", "slow"]
+Mode = Literal["ok", "hang", "error", "garbage", "slow", "off"]
+"""``off`` answers, and is one above what it should be."""
 SLOW_S: Final = 0.5
 _START_WITHIN_S: Final = 30.0
 
@@ -91,12 +92,13 @@ class SwitchableModels:
                 return web.Response(body=b'{"outputs": [', content_type="application/json")
             case "slow":
                 await asyncio.sleep(SLOW_S)
-            case "ok":
+            case "ok" | "off":
                 pass
-        return web.Response(body=orjson.dumps(_answer(body)), content_type="application/json")
+        answer = _answer(body, error=1 if mode == "off" else 0)
+        return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
 
-def _answer(body: dict[str, Any]) -> dict[str, Any]:
+def _answer(body: dict[str, Any], *, error: int) -> dict[str, Any]:
     inputs = {tensor["name"]: tensor["data"] for tensor in body["inputs"]}
-    data = [2 * x + score for x, score in zip(inputs["x"], inputs["score"], strict=True)]
+    data = [2 * x + score + error for x, score in zip(inputs["x"], inputs["score"], strict=True)]
     return {"outputs": [{"name": "y", "shape": [len(data)], "datatype": "FP64", "data": data}]}

@@ -14,7 +14,13 @@ STEPS: Final = (10, 50, 100)
 
 
 def rollout_documents(
-    url: str, *, prefix: str, bad_url: str | None = None, min_decisions: int = 5, **rollout: Any
+    url: str,
+    *,
+    prefix: str,
+    bad_url: str | None = None,
+    min_decisions: int = 5,
+    shadow: Sequence[Mapping[str, Any]] = (),
+    **rollout: Any,
 ) -> Sequence[Mapping[str, Any]]:
     """The cluster's documents, a second version of a model (at ``bad_url`` if given), and a route that rolls it out."""
     base = list(registry_documents(url, prefix=prefix))
@@ -42,6 +48,7 @@ def rollout_documents(
             **rollout,
         },
         "fallback": [{"version": "1"}],
+        "shadow": list(shadow),
     }
     rule = {"name": "default", "tasks": [task], "result": {"y": "outputs.first.y"}}
     route = document("Route", SCORED.route, {"path": "/scored", "deadline": "60s", "rules": [rule]})

@@ -45,3 +45,15 @@ def test_a_shadow_without_an_answer_is_listed_too() -> None:
 def test_a_decision_alone_lists_no_shadows() -> None:
     """Nothing ran beside it, nothing is said of it."""
     assert "would have said" not in shown()
+
+
+def test_the_steps_of_a_rollout_are_listed_with_their_evidence() -> None:
+    """What was done, at which percentage, and what it was judged by."""
+    stats = {"decisions": 212, "errors": 7, "flips": 0}
+    told = {"action": "abort", "step": 1, "percent": 0, "reason": "errors in 7 of 212 decisions", "stats": stats}
+    step = readable(CODEC.decode(audit_value("rollout/a/b/c", "s", kind="rollout", evidence=told)))
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(describe(None, (), (), [step]))
+    (line,) = [line for line in capture.get().splitlines() if "abort" in line]
+    assert all(part in line for part in ("212", "7", "errors in 7 of 212 decisions"))
