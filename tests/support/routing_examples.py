@@ -121,7 +121,7 @@ class PageModels:
 async def answer(revision: Revision, asking: Asking) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The reply to a request and the audit's records of it, from the decide engine; call it in virtual time."""
     world = World(revision)
-    world.model = PageModels(world.clock)  # type: ignore[assignment] - a backend of its own in the scripted one's place
+    world.model = PageModels(world.clock)  # type: ignore[assignment]  # in the scripted one's place
     if asking.day is not None:
         midnight = datetime.datetime.combine(asking.day, datetime.time(), datetime.UTC)
         world.clock.start_ms = round(midnight.timestamp() * 1_000)

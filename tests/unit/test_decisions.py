@@ -21,7 +21,7 @@ def plan_of(result: dict[str, str]) -> Plan:
     """The plan of a request whose rule has this result."""
     rules = [{"name": "default", "tasks": [documents.task(select={"version": "1"})], "result": result}]
     whole = [*documents.sound()[:-1], documents.route(rules=rules)]
-    plan = route(documents.revision(whole), documents.request())
+    plan = route(documents.revision(whole), documents.request(), NOW_MS)
     assert isinstance(plan, Plan)
     return plan
 
@@ -67,7 +67,7 @@ def reply_of(decided: DecisionRecord) -> dict[str, Any]:
 def test_the_replys_bytes() -> None:
     """Members in their order, latencies in milliseconds, nothing more."""
     plan = plan_of({"decision": 'outputs.pd.probability < 0.3 ? "approve" : "refer"', "product": "metadata.product"})
-    decided = decide(record(), plan, documents.request(), outcome(), NOW_MS + 11)
+    decided = decide(record(), plan, outcome(), NOW_MS + 11)
     assert decided.reply == (
         b'{"request_id":"r-1","execution_id":"e-1","status":"completed","path":"/credit/card","route":"credit",'
         b'"rule":"default","revision":"sha256:1","outputs":{"pd":{"status":"ok","model":"credit-pd","version":"1",'
@@ -82,7 +82,7 @@ def test_the_replys_bytes() -> None:
 def test_without_all_that_is_required_there_is_no_result() -> None:
     """A failed decision names the problem, and its task has no output."""
     plan = plan_of({"decision": "outputs.pd.probability < 0.3"})
-    decided = decide(record(), plan, documents.request(), outcome(Status.FAILED, TaskStatus.ERROR), NOW_MS)
+    decided = decide(record(), plan, outcome(Status.FAILED, TaskStatus.ERROR), NOW_MS)
     reply = reply_of(decided)
     assert reply["result"] == {}
     assert reply["errors"] == [{"code": "model_error", "task": "pd", "message": "why"}]
@@ -93,7 +93,7 @@ def test_a_default_stands_in() -> None:
     """A defaulted task's output is in the reply and in the result."""
     plan = plan_of({"probability": "outputs.pd.probability"})
     defaulted = outcome(Status.PARTIAL, TaskStatus.DEFAULTED, {"probability": 0.5})
-    reply = reply_of(decide(record(), plan, documents.request(), defaulted, NOW_MS))
+    reply = reply_of(decide(record(), plan, defaulted, NOW_MS))
     assert (reply["status"], reply["result"]) == ("partial", {"probability": 0.5})
     assert reply["outputs"]["pd"]["output"] == {"probability": 0.5}
 
@@ -101,7 +101,7 @@ def test_a_default_stands_in() -> None:
 def test_a_result_that_cannot_be_evaluated_fails_the_decision() -> None:
     """An output that is not there, or a value that JSON cannot hold; the outputs stay in the reply."""
     for text, said in (("inputs.absent", "rule default"), ("b'x'", "which JSON cannot hold")):
-        decided = decide(record(), plan_of({"x": text}), documents.request(), outcome(), NOW_MS)
+        decided = decide(record(), plan_of({"x": text}), outcome(), NOW_MS)
         assert decided.status is Status.FAILED
         assert [problem.code for problem in decided.problems] == [Code.RESULT_FAILED]
         assert said in decided.problems[0].message
@@ -125,7 +125,7 @@ def test_the_nearer_deadline_counts() -> None:
 
 def test_a_decision_that_does_not_fit_has_failed() -> None:
     """Body, tasks and headers go; the digest, the identity and the reply's address stay."""
-    decided = decide(record(), plan_of({}), documents.request(), outcome(), NOW_MS)
+    decided = decide(record(), plan_of({}), outcome(), NOW_MS)
     shrunk = shrink(decided, 1_000, NOW_MS + 1)
     assert shrunk.status is Status.FAILED
     assert [problem.code for problem in shrunk.problems] == [Code.RECORD_TOO_LARGE]
