@@ -30,6 +30,7 @@ from faust.types import StreamT
 from prometheus_client import Counter, Gauge
 
 from app.adapters.record_codec import decode_record, encode_record
+from app.adapters.rollout_records import JUDGING_PARTITION, audit_record
 from app.agents.delivery import Intake
 from app.domain.comparison_stats import OTHER, SEGMENTS_MAX, Comparison
 from app.domain.decisions import DecisionRecord, Kind
@@ -65,7 +66,7 @@ from app.domain.windows import (
     write_intent,
 )
 from app.ports.clock import Clock
-from app.ports.log import JoinTable, OutboundRecord, Publisher
+from app.ports.log import JoinTable, Publisher
 from app.ports.registry import Registry
 
 log = structlog.get_logger()
@@ -85,7 +86,6 @@ _REGISTRY_POLL_S: Final = 0.1
 _RETRY_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _REVISIONS_KNOWN_MAX: Final = 64
 _RECALLED_MAX: Final = 20_000
-_JUDGING_PARTITION: Final = 0
 _ALL: Final = "all"
 
 _COMPARED = Counter(
@@ -285,7 +285,7 @@ class Windows:
             for key, account in accounts.items()
             if account.touched
         }
-        if partition == _JUDGING_PARTITION:
+        if partition == JUDGING_PARTITION:
             for identity in told:
                 if self._table.get(partition, f"told|{identity}") is None:
                     puts[f"told|{identity}"] = str(self._clock.now_ms()).encode()
@@ -407,7 +407,7 @@ class Judge:
         """
         await self._purge()
         revision = self._registry.current
-        if revision is None or not (self._table.recovered and self._table.owns(_JUDGING_PARTITION)):
+        if revision is None or not (self._table.recovered and self._table.owns(JUDGING_PARTITION)):
             self._fences.clear()
             self._tell_at.clear()
             self._intended.clear()
@@ -449,7 +449,7 @@ class Judge:
             after, revision=following.id, previous=revision.id, stats=stats, source_topic=self._registry_topic
         )
         encoded = encode_record(record)
-        await self._table.put(_JUDGING_PARTITION, f"intent|{record.execution_id}", write_intent(following.id, encoded))
+        await self._table.put(JUDGING_PARTITION, f"intent|{record.execution_id}", write_intent(following.id, encoded))
         self._intended[record.execution_id] = now_ms
         try:
             message = f"rollout {after.name}: {action_of(after.status)}, {after.percent} %: {after.status.reason}"
@@ -476,7 +476,7 @@ class Judge:
     async def _tell(self, revision: Revision, rollouts: Sequence[Running]) -> None:
         """Send what was published and is not told in the audit: our own records first, then others' in our words."""
         now_ms = self._clock.now_ms()
-        entries = dict(self._table.entries(_JUDGING_PARTITION))
+        entries = dict(self._table.entries(JUDGING_PARTITION))
         current = {record_id(running.name, running.status): running for running in rollouts}
         for identity in self._tell_at.keys() - current.keys():
             del self._tell_at[identity]
@@ -487,7 +487,7 @@ class Judge:
             if kind == "told" and identity not in current:
                 # What is told may be of a revision that is not here yet.
                 if now_ms - int(entry) >= _MARK_KEPT_MS:
-                    await self._table.put(_JUDGING_PARTITION, key, None)
+                    await self._table.put(JUDGING_PARTITION, key, None)
             elif kind == "intent" and f"told|{identity}" not in entries:
                 await self._tell_intended(key, identity, entry, identity in current, now_ms)
         for identity, running in current.items():
@@ -513,7 +513,7 @@ class Judge:
             await self._send(identity, decode_record(encoded).request_id, encoded)
             self._intended[identity] = now_ms
         elif now_ms - since >= _MARK_KEPT_MS:
-            await self._table.put(_JUDGING_PARTITION, key, None)
+            await self._table.put(JUDGING_PARTITION, key, None)
             del self._intended[identity]
 
     async def _send(self, identity: str, request_id: str, encoded: bytes) -> None:
@@ -561,17 +561,6 @@ class Judge:
 def _clear(*gauges: Gauge) -> None:
     for gauge in gauges:
         gauge.clear()
-
-
-def audit_record(topic: str, identity: str, request_id: str, encoded: bytes) -> OutboundRecord:
-    """A rollout's step on its way to the audit, where the judging worker sees it."""
-    headers = (
-        ("request-id", request_id.encode()),
-        ("execution-id", identity.encode()),
-        ("kind", Kind.ROLLOUT.encode()),
-        ("status", b"completed"),
-    )
-    return OutboundRecord(topic, encoded, request_id.encode(), _JUDGING_PARTITION, headers)
 
 
 async def _until_published(attempt: Callable[[], Awaitable[None]]) -> None:

@@ -20,9 +20,9 @@ from rich.text import Text
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.record_codec import encode_record
 from app.adapters.registry_topic import Published, publish_revision, read_published
+from app.adapters.rollout_records import audit_record
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
-from app.agents.rollouts import audit_record
 from app.commands.failures import failed
 from app.domain.errors import BrokerError, ConfigurationError, RevisionConflict
 from app.domain.registry import compile_revision
