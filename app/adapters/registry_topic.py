@@ -57,6 +57,11 @@ PUBLICATION_HEADER: Final = "publication"
 PUBLICATIONS_KEPT: Final = 50
 """Publications of one revision that its record tells, the last ones; headers count into a record's size."""
 MESSAGE_LENGTH_MAX: Final = 500
+POINTER_DELETED: Final = (
+    "the pointer to the current revision was deleted; workers keep the last good one; publish again with "
+    "`model-broker apply -f DIR`"
+)
+"""What commands say then: that nothing was ever published would be untrue."""
 
 _POLL_MS: Final = 500
 _RETRY_S: Final = 1.0
@@ -119,12 +124,14 @@ class Head:
     """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``.
 
     ``last_good`` is what workers go by: the published one, or where that is refused the last sound one before it.
+    ``deleted``: revisions were published, and the pointer that named the current one is gone.
     """
 
     id: str | None
     published: Published | None
     last_good: Revision | None = None
     faults: tuple[Fault, ...] = ()
+    deleted: bool = False
 
     @property
     def carried(self) -> tuple[Document, ...]:
@@ -167,7 +174,8 @@ def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
 
 def _head_of(topic: "_Topic") -> Head:
     if topic.pointer is None:
-        return Head(None, None, topic.contents.newest_sound(), topic.faults)
+        deleted = bool(topic.records) and not topic.faults
+        return Head(None, None, topic.contents.newest_sound(), topic.faults, deleted)
     try:
         revision = topic.contents.load(topic.pointer.revision)
     except DocumentsRefused as error:
@@ -222,10 +230,12 @@ def read_published(settings: Settings, *, timeout_s: float = 30.0) -> Published 
     """The current revision, or None where none was published yet.
 
     Raises:
-        ConfigurationError, StoreUnavailable: as ``read_head``.
+        ConfigurationError, StoreUnavailable: as ``read_head``; or the pointer to the current revision was deleted.
         DocumentsRefused: what the topic points at is not a sound revision.
     """
     head = read_head(settings, timeout_s=timeout_s)
+    if head.deleted:
+        raise ConfigurationError(f"{settings.topic(REGISTRY_TOPIC)}: {POINTER_DELETED}")
     if head.faults:
         raise DocumentsRefused(head.faults)
     return head.published

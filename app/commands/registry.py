@@ -21,7 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from app.adapters.documents_yaml import read_directory
-from app.adapters.registry_topic import MESSAGE_LENGTH_MAX, Head, publish_revision, read_head, read_published
+from app.adapters.registry_topic import (
+    MESSAGE_LENGTH_MAX,
+    POINTER_DELETED,
+    Head,
+    publish_revision,
+    read_head,
+    read_published,
+)
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
 from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
@@ -234,6 +241,8 @@ def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -
         console.print("The current revision is refused, and will be replaced whole:", style="bold red")
         for fault in head.faults:
             console.print(f"  {fault}", markup=False, highlight=False)
+    if head.deleted:
+        console.print(f"Note: {POINTER_DELETED}", markup=False, highlight=False, soft_wrap=True)
     if not changes:
         return
     out = Console(highlight=False)

@@ -194,6 +194,9 @@ def load_revision(identity: str, content: bytes) -> Revision:
         raise DocumentsRefused([Fault(at, "", "", f"not JSON: {error}")]) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DocumentsRefused([Fault(at, "", "", "not a list of documents")])
+    if not entries:
+        # `apply` publishes none, and a worker that went over to it would reject every request.
+        raise DocumentsRefused([Fault(at, "", "", "holds no documents; publish some by `apply`")])
     revision = read_revision(Source(identity[:19], entry) for entry in entries)
     if revision.id != identity:
         raise DocumentsRefused([Fault(at, "", "", "its content is not in canonical form; publish it by `apply`")])

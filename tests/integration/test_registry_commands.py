@@ -180,6 +180,24 @@ def test_every_fault_is_listed_and_nothing_is_published(settings: Settings, tmp_
     assert "no documents" in run("apply", "-f", directory, "--yes").stderr
 
 
+def test_a_deleted_head_is_published_again(settings: Settings, tmp_path: Path) -> None:
+    """`get` and `explain` say what happened to the current revision, `apply` says it too and publishes anew."""
+    run_json("topics", "apply")
+    documents = write(tmp_path, sound())
+    published = run_json("apply", "-f", documents, "--yes")
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
+    producer.produce(settings.topic("broker.registry"), key=POINTER_KEY, value=None, partition=0)
+    assert producer.flush(10) == 0
+    for command in (["get", "routes"], ["explain", "/credit/card"]):
+        deleted = run(*command)
+        assert deleted.exit_code == 2
+        assert "was deleted; workers keep the last good one; publish again" in deleted.stderr
+    applied = run("apply", "-f", documents, "--yes")
+    assert applied.exit_code == 0
+    assert "was deleted" in applied.stderr
+    assert run_json("get", "routes")["revision"] == published["revision"]
+
+
 def test_a_head_written_by_hand_is_replaced(settings: Settings, tmp_path: Path) -> None:
     """`apply` says that the current revision is refused, and publishes a sound one over it."""
     run_json("topics", "apply")

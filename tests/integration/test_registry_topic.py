@@ -226,6 +226,8 @@ STATUS = {"state": "progressing", "step": 0, "since": 1, "of": "0" * 16}
         ([(b"sha256:a", b"not zstd"), (POINTER_KEY, pointer_to("sha256:a"))], "revision"),
         ([(b"sha256:b", zstandard.compress(b"[]")), (POINTER_KEY, pointer_to("sha256:b"))], "revision"),
         (unsound(), "revision"),
+        # An empty registry would reject every request.
+        (unsound(b"[]"), "revision"),
         # These would be taken, but for the one field.
         (spoiled("status", {"rollouts": {"default/pd": STATUS}}), "revision"),
         (spoiled("status", {"rollouts": {"default/pd": {**STATUS, "state": "lost"}}}), "revision"),
@@ -335,6 +337,21 @@ def test_workers_go_by_the_last_good_revision_and_so_does_a_publisher(settings: 
     assert head.published is None
     assert head.last_good is not None
     assert head.last_good.id == first.id
+
+
+def test_a_deleted_pointer_is_said_to_be(settings: Settings) -> None:
+    """It is not as if nothing had been published: commands say what happened, and that publishing again mends it."""
+    assert not read_head(settings).deleted
+    first = publish(settings, 1, None)
+    write(settings, (POINTER_KEY, None))
+    head = read_head(settings)
+    assert (head.deleted, head.id, head.published) == (True, None, None)
+    assert head.last_good is not None
+    assert head.last_good.id == first.id
+    with pytest.raises(ConfigurationError, match="was deleted; workers keep the last good one; publish again"):
+        read_published(settings)
+    publish(settings, 1, head.id)
+    assert read_published(settings) is not None
 
 
 def test_a_head_that_is_refused_is_said_to_be(settings: Settings) -> None:

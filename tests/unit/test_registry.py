@@ -594,7 +594,7 @@ def test_what_json_cannot_hold_is_refused() -> None:
         parse([Source("a", {"kind": "Route", "metadata": {"name": "a"}})])
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]", b'[{"kind": "Route"}]'])
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]", b"[]", b'[{"kind": "Route"}]'])
 def test_a_published_revision_is_not_believed(content: bytes) -> None:
     """What is read back from the topic is checked as if it had just been written."""
     with pytest.raises(DocumentsRefused):
