@@ -113,7 +113,7 @@ class FeatureUpdates:
             views = self._views()
             if views is not None:
                 try:
-                    return read_update(body, views)
+                    return read_update(body, views, self._clock.now_ms())
                 except UpdateRefused as error:
                     age_ms = self._clock.now_ms() - record.timestamp_ms
                     if not error.unknown or not 0 <= age_ms < REGISTRY_GRACE_MS:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from app.domain.documents import FeatureViewSpec
 from app.domain.errors import BrokerError
-from app.domain.features import EntityKey, Value, coerce
+from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, coerce
 
 _MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_time"})
 EVENT_TIME_MS_MAX: Final = 253_402_300_799_999
@@ -49,11 +49,12 @@ class UpdateRefused(BrokerError):
         self.unknown = unknown
 
 
-def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec]) -> FeatureRow:
-    """The row that a decoded update makes under the registry's views.
+def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], now_ms: int) -> FeatureRow:
+    """The row that a decoded update makes under the registry's views, at ``now_ms``.
 
     Raises:
-        UpdateRefused: a member is missing, unknown or of the wrong type; the message names it.
+        UpdateRefused: a member is missing, unknown or of the wrong type, or the event time has not come yet; the
+            message names it.
     """
     if set(body) != _MEMBERS:
         wrong = sorted(f"{name} is missing" for name in _MEMBERS - set(body))
@@ -81,7 +82,7 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec]) -
         tuple(values),
         tuple(_typed(given, types[feature], f"values.{feature}") for feature, given in values.items()),
         tuple(types[feature] for feature in values),
-        _event_time_ms(body["event_time"]),
+        _event_time_ms(body["event_time"], now_ms),
         tuple(feature for feature in types if feature not in values),
     )
 
@@ -129,7 +130,7 @@ def _typed(given: Any, type_: str, where: str) -> Value:
     return value
 
 
-def _event_time_ms(given: Any) -> int:
+def _event_time_ms(given: Any, now_ms: int) -> int:
     moment: int | None = None
     if isinstance(given, int) and not isinstance(given, bool):
         moment = given
@@ -143,4 +144,10 @@ def _event_time_ms(given: Any) -> int:
         raise UpdateRefused(f"event_time {str(given)[:80]!r}: send ISO 8601 text or epoch milliseconds")
     if not 0 <= moment <= EVENT_TIME_MS_MAX:
         raise UpdateRefused(f"event_time {str(given)[:80]!r} is not between the years 1970 and 9999: send milliseconds")
+    if moment - now_ms > EVENT_TIME_AHEAD_MS_MAX:
+        ahead_s, allowed_s = (moment - now_ms) // 1_000, EVENT_TIME_AHEAD_MS_MAX // 1_000
+        raise UpdateRefused(
+            f"event_time {str(given)[:80]!r} is {ahead_s} s in the future, and {allowed_s} s are allowed: no later "
+            "update would be taken before; correct the producer's clock, or the time's unit"
+        )
     return moment

@@ -18,6 +18,9 @@ from app.domain.requests import Request, is_finite
 Value = str | int | float | bool | bytes | None
 
 REQUEST_SOURCES: Final = ("inputs", "entities", "metadata")
+EVENT_TIME_AHEAD_MS_MAX: Final = 300_000
+"""How far an event time may lie ahead of our clock: machines without a good clock are seconds off, a few of them
+minutes. A time beyond it is an error that would keep a value fresh, and newer ones out, until it has come."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
 
 
@@ -266,24 +269,26 @@ def _from_request(contract: FeatureContract, request: Request) -> Fetched:
 _BROKEN: Final = {
     FeatureStatus.MISSING: (Code.FEATURE_MISSING, "is missing"),
     FeatureStatus.NULL: (Code.FEATURE_MISSING, "is null"),
-    FeatureStatus.STALE: (Code.FEATURE_STALE, "is older than its maxAge"),
 }
+_TOO_OLD: Final = "is older than its maxAge"
+_AHEAD: Final = "has an event time in the future, so that its age is not known"
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
-    if (
-        found.status is FeatureStatus.PRESENT
-        and contract.max_age is not None
-        and found.event_time_ms is not None
-        and now_ms - found.event_time_ms > contract.max_age
-    ):
-        found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, "older than maxAge")
+    if found.status is FeatureStatus.PRESENT and contract.max_age is not None and found.event_time_ms is not None:
+        # Within what clocks differ by, a time ahead of ours is an age of 0.
+        age_ms = now_ms - found.event_time_ms
+        if age_ms > contract.max_age or age_ms < -EVENT_TIME_AHEAD_MS_MAX:
+            why = _TOO_OLD if age_ms > 0 else _AHEAD
+            found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why)
     if found.status is FeatureStatus.PRESENT:
         return found, None
     if contract.required:
         if found.status is FeatureStatus.ERROR:
             code = Code.FEATURES_UNAVAILABLE if found.reason == UNAVAILABLE else Code.FEATURE_INVALID
             said = found.reason or "cannot be used"
+        elif found.status is FeatureStatus.STALE:
+            code, said = Code.FEATURE_STALE, found.reason or _TOO_OLD
         else:
             code, said = _BROKEN[found.status]
         return found, Problem(code, f"required feature {contract.ref} {said}", feature=contract.ref)

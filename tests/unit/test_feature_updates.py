@@ -8,6 +8,7 @@ from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
 
+NOW_MS = 1_795_392_000_000
 VIEWS = {
     "applicant": FeatureViewSpec.model_validate_json(
         """{"entities": [{"name": "applicant_id", "type": "INT64"}],
@@ -39,7 +40,7 @@ def update(**changes: Any) -> dict[str, Any]:
 def test_an_update_becomes_a_typed_row() -> None:
     """Values get their declared types; what is left out is kept."""
     values = {"age": 41.0, "history": None, "share": 1, "scan": "AP8=", "since": "2026-11-23T00:00:00Z", "owner": True}
-    assert read_update(update(values=values), VIEWS) == FeatureRow(
+    assert read_update(update(values=values), VIEWS, NOW_MS) == FeatureRow(
         "applicant",
         EntityKey("credit", ("applicant_id",), (17,), ("INT64",)),
         ("age", "history", "share", "scan", "since", "owner"),
@@ -47,13 +48,14 @@ def test_an_update_becomes_a_typed_row() -> None:
         ("INT64", "STRING", "FLOAT", "BYTES", "UNIX_TIMESTAMP", "BOOL"),
         1_795_392_000_000,
     )
-    assert read_update(update(), VIEWS).kept == ("history", "share", "scan", "since", "owner")
+    assert read_update(update(), VIEWS, NOW_MS).kept == ("history", "share", "scan", "since", "owner")
 
 
 def test_join_keys_are_sorted_by_name() -> None:
     """A compound key has Feast's order, whatever the document's and the update's."""
     body = update(view="account", entities={"iban": "DE1", "branch": 3}, values={"balance": 1})
-    assert read_update(body, VIEWS).key == EntityKey("credit", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
+    expected = EntityKey("credit", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
+    assert read_update(body, VIEWS, NOW_MS).key == expected
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,13 @@ def test_join_keys_are_sorted_by_name() -> None:
         ("2026-11-23T01:00:00+01:00", 1_795_392_000_000),
         ("2026-11-23T00:00:00", 1_795_392_000_000),
         (0, 0),
+        # Clocks differ.
+        (NOW_MS + 300_000, NOW_MS + 300_000),
     ],
 )
 def test_event_times(given: object, epoch_ms: int) -> None:
     """Epoch milliseconds, or ISO 8601 text, UTC where it names no offset."""
-    assert read_update(update(event_time=given), VIEWS).event_time_ms == epoch_ms
+    assert read_update(update(event_time=given), VIEWS, NOW_MS).event_time_ms == epoch_ms
 
 
 @pytest.mark.parametrize(
@@ -102,11 +106,13 @@ def test_event_times(given: object, epoch_ms: int) -> None:
         ({"event_time": True}, "event_time 'True'", False),
         ({"event_time": 1_795_392_000_000_000}, "milliseconds", False),
         ({"event_time": -1}, "1970", False),
+        ({"event_time": NOW_MS + 300_001}, "is 300 s in the future, and 300 s are allowed", False),
+        ({"event_time": "2027-11-23T00:00:00Z"}, "in the future", False),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str, unknown: bool) -> None:
     """A refusal says which member and why, and whether the registry could still make it right."""
     with pytest.raises(UpdateRefused) as refused:
-        read_update(update(**changes), VIEWS)
+        read_update(update(**changes), VIEWS, NOW_MS)
     assert said in str(refused.value)
     assert refused.value.unknown is unknown

@@ -180,6 +180,11 @@ def present(value: Any, age_ms: int = 0) -> Fetched:
         (present(41, DAY_MS + 1), {"maxAge": "1d"}, FeatureStatus.DEFAULTED, None, []),
         (present(41, DAY_MS + 1), {"maxAge": "1d", "default": 35}, FeatureStatus.DEFAULTED, 35, []),
         (present(41, DAY_MS + 1), {"maxAge": "1d", "required": True}, FeatureStatus.STALE, 41, [Code.FEATURE_STALE]),
+        # Clocks differ; what lies further ahead has no age.
+        (present(41, -300_000), {"maxAge": "1d"}, FeatureStatus.PRESENT, 41, []),
+        (present(41, -300_001), {"maxAge": "1d"}, FeatureStatus.DEFAULTED, None, []),
+        (present(41, -300_001), {"maxAge": "1d", "required": True}, FeatureStatus.STALE, 41, [Code.FEATURE_STALE]),
+        (present(41, -300_001), {}, FeatureStatus.PRESENT, 41, []),
         (None, {}, FeatureStatus.DEFAULTED, None, []),
         (None, {"default": 35}, FeatureStatus.DEFAULTED, 35, []),
         (None, {"required": True}, FeatureStatus.MISSING, None, [Code.FEATURE_MISSING]),
@@ -241,6 +246,18 @@ def test_problems_name_their_feature() -> None:
     inputs = resolve([contract("applicant.age", required=True)], VIEWS, request(), {}, NOW_MS)
     said = "required feature applicant.age is missing"
     assert inputs.problems == (Problem(Code.FEATURE_MISSING, said, feature="applicant.age"),)
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "said"), [(DAY_MS + 1, "is older than its maxAge"), (-DAY_MS, "has an event time in the future")]
+)
+def test_a_stale_feature_says_why(age_ms: int, said: str) -> None:
+    """A value that is too old is told from one whose time cannot be right; a default's record says it too."""
+    stored = {("applicant", "age"): present(41, age_ms)}
+    for required in (True, False):
+        inputs = resolve([contract("applicant.age", maxAge="1d", required=required)], VIEWS, request(), stored, NOW_MS)
+        assert said in str(inputs.features[0].reason)
+        assert [said in problem.message for problem in inputs.problems] == [True] * required
 
 
 def test_columns_and_types_are_the_models() -> None:

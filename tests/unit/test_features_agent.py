@@ -129,6 +129,7 @@ async def test_json_and_avro_are_stored() -> None:
         b"\xc3\x01garbage",
         orjson.dumps(body("old")),
         orjson.dumps(body(view="x")),
+        orjson.dumps(body(time_ms=NOW_MS + 3_600_000)),
     ],
 )
 async def test_what_cannot_be_stored_is_buried_and_holds_up_nobody(value: bytes | None) -> None:
