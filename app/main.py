@@ -26,7 +26,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.faust_table import DurableTable
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
-    from app.adapters.record_codec import read_entry_header
+    from app.adapters.record_codec import entry_yields, read_entry_header
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.request_codec import RequestDecoder
@@ -55,7 +55,8 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         stack.push_async_callback(decoder.close)
         app = create_app(settings, role="decide", instance=instance)
         group = app.conf.id
-        table = DurableTable(app, name="joins", changelog=settings.topic(JOINS_CHANGELOG), publisher=publisher)
+        changelog = settings.topic(JOINS_CHANGELOG)
+        table = DurableTable(app, name="joins", changelog=changelog, publisher=publisher, yields=entry_yields)
         ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
         decider = Decider(
             admission=Admission(decoder, publisher, settings),

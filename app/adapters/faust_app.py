@@ -1,5 +1,6 @@
 """The Faust application of a worker, with every setting that loses data or time by default set on purpose."""
 
+import asyncio
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
@@ -8,7 +9,9 @@ import faust
 from faust.sensors import Monitor
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, AppT
+from faust.types.settings import Settings as FaustSettings
 
+from app.adapters.membership import membership
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
@@ -41,7 +44,54 @@ class _Active:
         return self._partitions is None or tp in self._partitions
 
 
+class _Settings(FaustSettings):
+    """Faust's settings as they are set here.
+
+    Faust would also take them from the environment, over what the code says, under names that others use too
+    (``APP_VERSION``), and two of which are settings of ours in other units.
+    """
+
+    def getenv(self, env_name: str) -> Any:
+        return None
+
+    def _init_env_prefix(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_env_prefix(env={})
+
+
+class _App(faust.App):
+    Settings = _Settings
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):
+    async def on_start(self) -> None:
+        await super().on_start()
+        self._watch_membership()
+
+    def _watch_membership(self) -> None:
+        """Have the group's answers renew the lease; no hook of aiokafka's tells of them."""
+        app = self.consumer.app
+        mine = membership(app)
+        coordinator: Any = self._ensure_consumer()._coordinator
+        beat, joined = coordinator._do_heartbeat, coordinator._on_join_complete
+
+        async def heartbeat() -> bool:
+            sent_s = mine.now()
+            answered = bool(await beat())
+            if answered:
+                mine.confirm(sent_s)
+            return answered
+
+        async def join_complete(generation: int, member_id: str, *rest: Any) -> None:
+            if not mine.join(member_id):
+                said = (
+                    f"expelled from group {app.conf.id} again and again: another process runs as instance "
+                    f"{app.conf.broker_client_id}; give each an --instance of its own"
+                )
+                asyncio.run_coroutine_threadsafe(app.crash(ConfigurationError(said)), app.loop)
+            await joined(generation, member_id, *rest)
+
+        coordinator._do_heartbeat, coordinator._on_join_complete = heartbeat, join_complete
+
     async def _fetch_records(
         self,
         consumer: Any,
@@ -164,7 +214,7 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
         raise ConfigurationError(
             f"{datadir} cannot be made ({error}): set BROKER_DATA_DIR to a place that can"
         ) from error
-    app = faust.App(
+    app = _App(
         f"{settings.topic_prefix}{role}",
         broker=[f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")],
         broker_client_id=instance,

@@ -4,6 +4,9 @@ Faust's own table fires its changelog records and forgets them, and writes only 
 Faust does well, recovery and hand-over of partitions, and writes through the process's idempotent producer: ``put``
 returns once the changelog has the entry. The partition is explicit, so timers may write. Local entries remember their
 changelog offset, so that a replay during a rebalance cannot put an older entry over a newer one.
+
+Nothing is written while the membership's lease is over. A process that was expelled meanwhile comes back as another
+member: it forgets what it holds, reads all of it again, and counts every partition as gained, for others wrote there.
 """
 
 import asyncio
@@ -16,10 +19,12 @@ from faust.types import TP, EventT
 from faust.types.stores import StoreT
 from prometheus_client import Gauge
 
+from app.adapters.membership import membership
 from app.domain.errors import NotOwner
 from app.ports.log import OutboundRecord, Publisher
 
 _ENTRIES = Gauge("broker_join_entries", "Entries of the joins table held by this worker")
+_LEASE_POLL_S: Final = 0.05
 _SETTLE_TIMEOUT_S: Final = 120.0
 """A rebalance and its recovery take seconds; past this bound the work is left to whoever owns the partition."""
 
@@ -30,16 +35,18 @@ class PartitionedStore(Store[bytes, bytes]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.partitions: dict[int, dict[bytes, tuple[int, bytes]]] = {}
+        self.yields: Callable[[bytes, bytes], bool] = lambda held, entry: True
         self._applied: dict[TP, int] = {}
+        self._member = ""
 
     def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None) -> None:
-        """One changelog record, unless a later one of its key is here already."""
+        """One changelog record, unless a later one of its key is here already, or what is here does not yield to it."""
         entries = self.partitions.setdefault(tp.partition, {})
         held = entries.get(key)
         if held is None or offset > held[0]:
             if value is None:
                 entries.pop(key, None)
-            else:
+            elif held is None or self.yields(held[1], value):
                 entries[key] = (offset, value)
         self._applied[tp] = max(offset, self._applied.get(tp, -1))
 
@@ -58,7 +65,11 @@ class PartitionedStore(Store[bytes, bytes]):
     async def on_rebalance(
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
     ) -> None:
-        """Forget partitions that went to another worker: they change there."""
+        """Forget partitions that went to another worker, and all of them after having been expelled."""
+        member = membership(self.app).member_id
+        if member != self._member:
+            self._member = member
+            self._clear()
         topic = self.table.changelog_topic.get_topic_name()
         kept = {tp.partition for tp in assigned if tp.topic == topic}
         for partition in set(self.partitions) - kept:
@@ -82,10 +93,23 @@ class _RecoveredTable(faust.Table[bytes, bytes]):
 
 
 class DurableTable:
-    """``ports.log.JoinTable`` over the compacted topic ``changelog``; made before the app starts."""
+    """``ports.log.JoinTable`` over the compacted topic ``changelog``; made before the app starts.
 
-    def __init__(self, app: faust.App, *, name: str, changelog: str, publisher: Publisher) -> None:
+    ``yields`` says of two entries of one key whether the one that is held yields to the later one.
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        *,
+        name: str,
+        changelog: str,
+        publisher: Publisher,
+        yields: Callable[[bytes, bytes], bool] | None = None,
+    ) -> None:
         self._app = app
+        self._membership = membership(app)
+        self._member = ""
         self._topic = changelog
         self._publisher = publisher
         topic = app.topic(
@@ -101,6 +125,8 @@ class DurableTable:
         )
         self._table = _RecoveredTable(app, name=name, key_type=bytes, value_type=bytes, changelog_topic=topic)
         app.tables.add(self._table)
+        if yields is not None:
+            self._store.yields = yields
         self._settled = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
         self._listeners: list[Callable[[frozenset[int], frozenset[int]], None]] = []
@@ -125,6 +151,9 @@ class DurableTable:
     async def _on_assigned(self, *args: Any, **_: object) -> None:
         # Another rebalance may come before this one settles: what was away in between counts as gained anew.
         assigned: Iterable[TP] = args[-1]
+        if self._membership.member_id != self._member:
+            self._member = self._membership.member_id
+            self._owned = frozenset()
         self._owned &= {tp.partition for tp in assigned if tp.topic == self._topic}
 
     async def _on_settled(self, *_: object, **__: object) -> None:
@@ -136,6 +165,10 @@ class DurableTable:
             listener(owned, gained)
 
     @property
+    def _standing(self) -> bool:
+        return self._settled.is_set() and self._membership.stands
+
+    @property
     def recovered(self) -> bool:
         """Whether an assignment stands and its entries are all here."""
         return self._settled.is_set()
@@ -145,10 +178,14 @@ class DurableTable:
         return partition in self._owned
 
     async def settled(self, partition: int) -> None:
-        """Wait while a rebalance runs; NotOwner unless the partition is ours after it."""
-        if not self._settled.is_set():
+        """Wait while a rebalance runs or the lease is over; NotOwner unless the partition is ours after it."""
+        if not self._standing:
             try:
-                await asyncio.wait_for(self._settled.wait(), _SETTLE_TIMEOUT_S)
+                async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+                    while not self._standing:
+                        await self._settled.wait()
+                        if not self._membership.stands:
+                            await asyncio.sleep(_LEASE_POLL_S)
             except TimeoutError as error:
                 raise NotOwner(f"the assignment is unsettled for {_SETTLE_TIMEOUT_S:.0f} s") from error
         if partition not in self._owned:

@@ -233,6 +233,17 @@ def read_entry_header(entry: bytes) -> EntryHeader:
     return EntryHeader(EntryState(state), time_ms, body.hex())
 
 
+def entry_yields(held: bytes, entry: bytes) -> bool:
+    """Whether ``held`` yields to a later entry of its id: a decision yields only to itself in a later state.
+
+    Another one, or a join that pends again, can only have been written by a process that was expelled and did not know.
+    """
+    before, after = read_entry_header(held), read_entry_header(entry)
+    if before.state is EntryState.PENDING:
+        return True
+    return after.state is not EntryState.PENDING and after.time_ms == before.time_ms
+
+
 def entry_record(entry: bytes) -> bytes:
     """The encoded record that an entry holds; ValueError where it is damaged."""
     try:

@@ -6,10 +6,12 @@ of any part ends the process with a non-zero code: one that is started again bea
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import faust
@@ -22,7 +24,7 @@ from prometheus_client import Gauge
 
 from app.agents.delivery import Intake
 from app.agents.health import HealthServer
-from app.domain.errors import BrokerError, StoreUnavailable
+from app.domain.errors import BrokerError, ConfigurationError, StoreUnavailable
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -115,6 +117,10 @@ class Worker:
             raise RuntimeError("workers run on uvloop; start them by run_worker")
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
+        with _sole_instance(self._settings.data_dir / self._instance, self._instance):
+            return await self._run()
+
+    async def _run(self) -> int:
         await self._health.start()
         _settle_memory()
         log.info("starting", role=self._role, instance=self._instance, http_port=self._health.port)
@@ -185,6 +191,23 @@ class Worker:
         finally:
             if admin is not None:
                 await admin.close()
+
+
+@contextlib.contextmanager
+def _sole_instance(directory: Path, instance: str) -> Iterator[None]:
+    """Hold an instance's name on this host; ConfigurationError where another process does.
+
+    Two processes of one name would expel each other from their group, and decide the same requests in between. The
+    lock goes with the process, however that ends.
+    """
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"instance {instance} runs already (it holds {lock.name}): end it, or choose another --instance"
+            ) from error
+        yield
 
 
 def _settle_memory() -> None:

@@ -239,6 +239,12 @@ class Cluster:
             self._members[name] = Member(name, self.env, self.directory)
         return self._members[name]
 
+    def twin(self, name: str) -> Member:
+        """Another process of that name, not started; it ends by itself or with the test process."""
+        directory = self.directory / "twins"
+        directory.mkdir(exist_ok=True)
+        return Member(name, self.env, directory)
+
     def start(self, *names: str) -> None:
         """Start those that do not run, and wait until all of them are ready."""
         members = [self[name] for name in names]

@@ -321,7 +321,8 @@ class World:
             held = held_by(entry)
             if held.execution_id != result.execution_id:
                 return
-            if any(task.name == result.task and task.result is None for task in held.tasks):
+            asked = (result.task, result.version)
+            if any((task.name, task.version) == asked and task.result is None for task in held.tasks):
                 self.faults.append(f"{record.position} was acknowledged, and its join does not hold it")
 
     def _entry(self, partition: int, request_id: str) -> bytes | None:
