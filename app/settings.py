@@ -4,6 +4,7 @@ Each bound says its unit and its reason. AWS is configured by its own standard v
 ``AWS_REGION``, ...), which boto3 and aiobotocore read themselves.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,6 +16,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.durations import DurationMs
 
 _PREFIX: Final = "BROKER_"
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_PORT_MAX: Final = 65_535
+_PREFIX_LENGTH_MAX: Final = 100
+"""Beside a prefix, a topic's 249 characters must hold our names, a pool's among them, and the changelogs'."""
+_PREFIXES: Final = re.compile(rf"[A-Za-z0-9._-]{{0,{_PREFIX_LENGTH_MAX}}}")
 
 
 def _comma_separated(value: object) -> object:
@@ -28,7 +34,9 @@ class Settings(BaseSettings):
 
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
-    topic_prefix: str = Field("", description="put before every topic's and consumer group's name")
+    topic_prefix: str = Field(
+        "", description="put before every topic's and consumer group's name: letters, digits, `.`, `_`, `-`"
+    )
     partitions: int = Field(
         8, gt=0, description="of each topic but the registry's, when created: at most so many workers share a role"
     )
@@ -56,7 +64,10 @@ class Settings(BaseSettings):
         description="bytes; keeps request, features and outputs of one record below Kafka's 1 MiB",
     )
     record_bytes_max: int = Field(
-        1_000_000, gt=0, description="bytes of one produced record; just below Kafka's message.max.bytes"
+        1_000_000,
+        # Below it, a record that says no more than why it is too large would not fit either.
+        ge=16_384,
+        description="bytes of one produced record, 16384 at least; just below Kafka's message.max.bytes",
     )
     requests_in_flight_max: int = Field(
         256,
@@ -99,6 +110,26 @@ class Settings(BaseSettings):
         if level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"{value!r} is no level: write debug, info, warning or error")
         return level
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _kafka(cls, value: str) -> str:
+        for server in value.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not _HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) <= _PORT_MAX:
+                said = f"{server[:80]!r} is no server" if server.strip() else "names no server"
+                raise ValueError(f"{said}: write host:port, several with commas between")
+        return value
+
+    @field_validator("topic_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if not _PREFIXES.fullmatch(value):
+            raise ValueError(
+                f"{value[:80]!r} cannot begin a topic's name: write letters, digits, dots, underscores and hyphens, "
+                f"{_PREFIX_LENGTH_MAX} at most"
+            )
+        return value
 
     @field_validator("redis_url")
     @classmethod

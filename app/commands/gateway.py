@@ -11,6 +11,7 @@ from app.adapters.audit_reader import AuditReader
 from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.s3 import S3ObjectStore
 from app.commands.failures import failed
+from app.commands.options import Instance, ServicePort
 from app.domain.errors import BrokerError
 from app.gateway.server import run
 from app.observability import configure_logging
@@ -21,11 +22,9 @@ gateway_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @gateway_app.command(epilog="Example: model-broker gateway --http-port 8080")
 def gateway(
-    instance: Annotated[
-        str | None, typer.Option("--instance", help="Names this process; default: host name and role.")
-    ] = None,
+    instance: Instance = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option("--http-port", help="Port to listen on; 0 takes any and prints it.")] = 8080,
+    http_port: ServicePort = 8080,
 ) -> None:
     """Serve decisions over HTTP until SIGTERM; metrics and probes are on the same port."""
     settings = Settings()

@@ -9,6 +9,7 @@ import typer
 
 from app import main as root
 from app.agents.worker import run_worker
+from app.commands.options import Instance, MetricsPort
 from app.observability import configure_logging
 from app.settings import Settings
 
@@ -28,13 +29,8 @@ class Role(StrEnum):
 @worker_app.command(epilog="Example: model-broker worker decide --instance decide-0 --http-port 8081")
 def worker(
     role: Annotated[Role, typer.Argument(help="What this process does.")],
-    instance: Annotated[
-        str | None,
-        typer.Option(help="Names this process: client id, static group membership; default: host name and role."),
-    ] = None,
-    http_port: Annotated[
-        int, typer.Option(help="Port of /metrics, /livez and /readyz; 0 takes any and prints it.")
-    ] = 0,
+    instance: Instance = None,
+    http_port: MetricsPort = 0,
     pool: Annotated[str | None, typer.Option(help="Of role pool: the pool whose tasks it answers.")] = None,
     runner: Annotated[str | None, typer.Option(help="Of role pool: module:factory of the models it runs.")] = None,
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import COMMANDS, app
+from app.commands.worker import Role
+from app.settings import Settings
 
 ALWAYS_HEAVY = ("faust", "aiobotocore", "fastapi", "sklearn", "aiokafka")
 
@@ -90,6 +92,14 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
         ("BROKER_LOG_LEVEL", "loud", "'loud' is no level: write debug, info, warning or error"),
         ("BROKER_REDIS_URL", "foo", "not a URL of Redis: write redis://"),
         ("BROKER_PARTITIONS", "many", "integer"),
+        ("BROKER_TOPIC_PREFIX", "a/b.", "'a/b.' cannot begin a topic's name: write letters, digits"),
+        ("BROKER_TOPIC_PREFIX", "a" * 101, "100 at most"),
+        ("BROKER_RECORD_BYTES_MAX", "16383", "greater than or equal to 16384"),
+        ("BROKER_KAFKA_BOOTSTRAP", "", "names no server: write host:port"),
+        ("BROKER_KAFKA_BOOTSTRAP", "kafka", "'kafka' is no server: write host:port"),
+        ("BROKER_KAFKA_BOOTSTRAP", "kafka:9092,kafka:many", "'kafka:many' is no server"),
+        ("BROKER_KAFKA_BOOTSTRAP", "kafka://kafka:9092", "is no server"),
+        ("BROKER_KAFKA_BOOTSTRAP", "kafka:70000", "is no server"),
     ],
 )
 def test_a_setting_that_cannot_be(name: str, value: str, said: str) -> None:
@@ -100,6 +110,31 @@ def test_a_setting_that_cannot_be(name: str, value: str, said: str) -> None:
     assert line.startswith(f"error: settings: {name}: ")
     assert "Value error" not in line
     assert said in line
+
+
+def test_bootstrap_servers_that_can_be() -> None:
+    """Names, addresses of either kind, and several of them."""
+    for servers in ("kafka:9092", "10.0.0.1:9092, kafka_1.example:9093", "[::1]:9092"):
+        assert Settings(kafka_bootstrap=servers).kafka_bootstrap == servers
+
+
+@pytest.mark.parametrize("process", [*(f"worker {role}" for role in Role), "gateway"])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--http-port=-1", "0"),
+        ("--http-port=65536", "65535"),
+        ("--instance=a/b", "'a/b': write 1 to 200 letters, digits"),
+        ("--instance=", "'': write 1 to 200 letters"),
+        (f"--instance={'a' * 201}", "write 1 to 200 letters"),
+    ],
+)
+def test_an_option_that_cannot_be(process: str, option: str, said: str) -> None:
+    """Every process refuses it before it starts, and says what can be."""
+    result = CliRunner().invoke(app, [*process.split(), option], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert option.partition("=")[0] in result.output
+    assert said in " ".join(result.output.replace("│", " ").split())
 
 
 def test_settings_that_are_none_are_named() -> None:

@@ -289,13 +289,13 @@ async def test_without_an_address_a_request_is_decided_all_the_same() -> None:
 @in_virtual_time
 async def test_too_large_to_read_and_too_large_to_write() -> None:
     """A request past its bound is rejected; a record past Kafka's fails, and the reply still goes out."""
-    made = await world({"request_bytes_max": 500, "record_bytes_max": 3_000})
+    made = await world({"request_bytes_max": 500, "record_bytes_max": 16_384})
     made.send("r", value=b"x" * 501)
-    made.send("v", value=random_bytes(2_500), correlation="v")
+    made.send("v", value=random_bytes(16_000), correlation="v")
     for request_id, path in (("s", "/inline"), ("t", "/queued"), ("u", "/mixed")):
-        made.send(request_id, path, correlation=request_id, headers=(("padding", random_bytes(2_500)),))
+        made.send(request_id, path, correlation=request_id, headers=(("padding", random_bytes(16_000)),))
     await asyncio.sleep(1)
-    made.send("v", value=random_bytes(2_600), correlation="conflict")
+    made.send("v", value=random_bytes(16_100), correlation="conflict")
     await settled(made)
     assert codes(made.reply("c")) == codes(made.reply("v")) == ["request_too_large"]
     assert codes(made.reply("conflict")) == ["request_id_conflict"]
