@@ -71,6 +71,9 @@ def test_any_history_is_sound(steps: list[tuple[str, Any]]) -> None:
                 same = statuses_of(after).get(name)
                 if status.state == "aborted" and same is not None and same.of == status.of:
                     assert same == status
+        if not after:
+            # Nothing was applied yet, and nothing would be published.
+            continue
         whole = compile_revision(after)
         assert statuses_of(load_revision(whole.id, canonical(after)).documents) == statuses_of(after)
         again = with_status(without_status(after), after, now_ms + 1_000)
