@@ -215,6 +215,8 @@ class _Check:
         self.today = today
         self.documents: list[tuple[str, Document]] = []
         self.faults: list[Fault] = []
+        # What is sound of documents that have a fault in a part: looked through for references, and no more.
+        self.parts: list[tuple[str, Document]] = []
         # What documents that could not be read would have defined: references to it are not faults of their own.
         self.unread: set[tuple[str, str]] = set()
         self.models: dict[str, ModelSpec] = {}
@@ -241,6 +243,9 @@ class _Check:
                 found = (_shape_fault(source, where, detail) for detail in details)
                 self.faults += dict.fromkeys(found)
                 self.unread |= _defined_by(source.content)
+                part = _sound_part(shape, source.content, error)
+                if part is not None:
+                    self.parts.append((source.origin, part))
             except TypeError as error:
                 self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
                 self.unread |= _defined_by(source.content)
@@ -263,6 +268,8 @@ class _Check:
                     self._check_model(origin, document)
                 case Route():
                     routes.append((origin, self._compile_route(origin, document)))
+        for origin, document in self.parts:
+            self._check_references(origin, document)
         self._refuse_same_paths(routes)
         documents = tuple(document for _, document in self.documents)
         content = canonical(documents)
@@ -333,10 +340,35 @@ class _Check:
         if document.metadata.name in REQUEST_SOURCES:
             self._add(origin, document, "metadata.name", "means the request's own values in a ref; rename the view")
 
+    def _check_references(self, origin: str, document: Document) -> None:
+        match document:
+            case ModelVersion():
+                self._check_its_model(origin, document)
+                self._check_contracts(origin, document)
+            case Route():
+                for rule in document.spec.rules:
+                    self._check_tasks(origin, document, rule)
+            case _:
+                pass
+
+    def _check_its_model(self, origin: str, document: ModelVersion) -> None:
+        if not self._model_exists(document.spec.model):
+            self._add(origin, document, "spec.model", f"there is no Model {document.spec.model}")
+
+    def _check_contracts(self, origin: str, document: ModelVersion) -> None:
+        for contract in document.spec.features:
+            fault = self._contract_fault(contract)
+            if fault is not None:
+                self._add(origin, document, f"spec.features[{contract.ref}].{fault[0]}", fault[1])
+
+    def _check_tasks(self, origin: str, document: Route, rule: RuleSpec) -> None:
+        for task in rule.tasks:
+            for field_, message in self._task_faults(task):
+                self._add(origin, document, f"spec.rules[{rule.name}].tasks[{task.name}].{field_}", message)
+
     def _check_version(self, origin: str, document: ModelVersion) -> None:
         spec = document.spec
-        if not self._model_exists(spec.model):
-            self._add(origin, document, "spec.model", f"there is no Model {spec.model}")
+        self._check_its_model(origin, document)
         ended = spec.governance.last_day if spec.governance else None
         if self.today is not None and ended is not None and ended < self.today:
             self._add(origin, document, "spec.governance.validUntil", f"ended on {ended}; have it validated again")
@@ -347,10 +379,7 @@ class _Check:
         columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)
         self._add_repeated(origin, document, "spec.features", columns)
         self._add_repeated(origin, document, "spec.outputs", (output.name for output in spec.outputs))
-        for contract in spec.features:
-            fault = self._contract_fault(contract)
-            if fault is not None:
-                self._add(origin, document, f"spec.features[{contract.ref}].{fault[0]}", fault[1])
+        self._check_contracts(origin, document)
         for output in spec.outputs:
             if output.min is not None and output.max is not None and output.min > output.max:
                 self._add(origin, document, f"spec.outputs[{output.name}].min", "is above max; no value would be sound")
@@ -410,9 +439,7 @@ class _Check:
     def _compile_rule(self, origin: str, document: Route, rule: RuleSpec) -> Rule:
         at = f"spec.rules[{rule.name}]"
         self._add_repeated(origin, document, f"{at}.tasks", (task.name for task in rule.tasks))
-        for task in rule.tasks:
-            for field_, message in self._task_faults(task):
-                self._add(origin, document, f"{at}.tasks[{task.name}].{field_}", message)
+        self._check_tasks(origin, document, rule)
         for field_, message in (*_order_faults(rule.tasks), *_join_faults(rule)):
             self._add(origin, document, f"{at}.{field_}", message)
 
@@ -429,7 +456,14 @@ class _Check:
             made = {name: compiled(f"{field_}.{name}", text, roots) for name, text in texts.items()}
             return {name: expression for name, expression in made.items() if expression is not None}
 
-        when = compiled("when", rule.when, WHEN_ROOTS)
+        def condition_of(field_: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
+            expression = compiled(field_, text, roots)
+            said = None if expression is None else _constant_fault(expression)
+            if said is not None:
+                self._add(origin, document, f"{at}.{field_}", said)
+            return expression
+
+        when = condition_of("when", rule.when, WHEN_ROOTS)
         result, reasons = each("result", rule.result, RESULT_ROOTS), each("reasons", rule.reasons, REASON_ROOTS)
         served = {task.name: self._served(task) for task in rule.tasks}
         maybe_absent = _maybe_absent(rule)
@@ -439,7 +473,7 @@ class _Check:
                     self._add(origin, document, f"{at}.{field_}.{name}", message)
         tasks = []
         for task in rule.tasks:
-            condition = compiled(f"tasks[{task.name}].when", task.when, RESULT_ROOTS)
+            condition = condition_of(f"tasks[{task.name}].when", task.when, RESULT_ROOTS)
             if condition is not None:
                 before = {name: served[name] for name in task.after if name in served}
                 for message in _result_faults(condition, before, maybe_absent):
@@ -659,6 +693,18 @@ def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:
     return faults
 
 
+def _constant_fault(expression: Expression) -> str | None:
+    """Why a condition that looks at nothing cannot hold or fail to hold; None where it can, or looks at something."""
+    if expression.roots:
+        return None
+    try:
+        value = expression.evaluate(Activation({}))
+    except ExpressionFailed as error:
+        return str(error)
+    said = f"is always {_shown(value)}, and a condition is true or false; compare it with something"
+    return None if isinstance(value, bool) else said
+
+
 def _maybe_absent(rule: RuleSpec) -> frozenset[str]:
     """The tasks that may have no output in a decision that has a result."""
     if rule.join.policy != "all":
@@ -711,6 +757,39 @@ _SAMPLES: Final[Mapping[str, Any]] = {"BOOL": True, "BYTES": "", "FP32": 0.5, "F
 def _sample(version: ModelVersionSpec) -> dict[str, Any]:
     """An answer of the types that ``version`` declares."""
     return {output.name: _SAMPLES.get(output.datatype, 1) for output in version.outputs}
+
+
+_NAMED_LISTS: Final = frozenset({"rules", "tasks", "features", "outputs"})
+"""Lists whose items are called by name, so that those beside one that is left out keep what they are called."""
+
+
+def _sound_part(shape: type[Document], content: Mapping[str, Any], error: ValidationError) -> Document | None:
+    """The document without the rules, tasks, features and outputs in which the faults lie; None where no more helps."""
+    left = orjson.loads(orjson.dumps(content))
+    while True:
+        details = error.errors(include_url=False)
+        places = {_item_at(detail["loc"]) for detail in details if not _is_echo(detail)}
+        items = sorted((place for place in places if place is not None), reverse=True)
+        if not items or None in places:
+            return None
+        for *way, index in items:
+            owner = left
+            for step in way:
+                owner = owner[step]
+            if index < len(owner):
+                del owner[index]
+        try:
+            return shape.model_validate_json(orjson.dumps(left))
+        except ValidationError as another:
+            error = another
+
+
+def _item_at(location: tuple[str | int, ...]) -> tuple[Any, ...] | None:
+    """The innermost item of a named list in which ``location`` lies."""
+    for end in range(len(location), 1, -1):
+        if isinstance(location[end - 1], int) and location[end - 2] in _NAMED_LISTS:
+            return location[:end]
+    return None
 
 
 def _name_in(content: Mapping[str, Any]) -> str:

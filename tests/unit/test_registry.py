@@ -269,6 +269,14 @@ FIRST, SECOND = task(name="first", select=PLAIN), task(name="second", select=PLA
             [(f"{RULE}.tasks[first].need", "join policy first says")],
         ),
         ((FIRST,), {}, {"pinnable": ["first", "third"]}, [("spec.pinnable[third]", "there is no task third")]),
+        ((FIRST,), {"when": "1 + 1"}, {}, [(f"{RULE}.when", "is always 2, and a condition is true or false")]),
+        ((FIRST,), {"when": "1 / 0 == 1"}, {}, [(f"{RULE}.when", "in: 1 / 0 == 1")]),
+        (
+            (FIRST, SECOND | {"after": ["first"], "when": "'yes'"}),
+            {},
+            {},
+            [(f"{RULE}.tasks[second].when", "is always 'yes'")],
+        ),
         ((FIRST,), {"reasons": {"low": "true"}}, {}, [(f"{RULE}.reasons.low", "pattern")]),
         ((FIRST,), {"reasons": {"LOW": "1 +"}}, {}, [(f"{RULE}.reasons.LOW", "in: 1 +")]),
         ((FIRST,), {"reasons": {"LOW": "outputs.first.score < 1.0"}}, {}, [(f"{RULE}.reasons.LOW", "no output score")]),
@@ -421,6 +429,33 @@ def test_every_way_to_be_wrong_is_listed_at_once(monkeypatch: pytest.MonkeyPatch
         ("", "", ""),
     ]
     assert all(each.message for each in faults)
+
+
+def test_a_fault_of_shape_does_not_hide_references() -> None:
+    """What is beside the rule, task or feature that cannot be read is still held against the other documents."""
+    tasks = [task(colour="red"), task(name="lost", model="credit-lgd")]
+    rules = [
+        {"name": "a", "when": "true", "tasks": tasks},
+        {"name": "b", "tasks": [task(select={"version": "9"})]},
+        {"name": "c", "tasks": [task(colour="red")]},
+    ]
+    documents = changed(sound(), "credit-pd-2", "spec.features.0.colour", "red")
+    documents = changed(documents, "credit-pd-2", "spec.features.1.ref", "person.age")
+    found = [(each.document, each.field) for each in refused([*documents, route("other", "/other", rules=rules)])]
+    assert len(found) == len(set(found)) == 6
+    assert [field for document, field in found if document == "Route other"] == [
+        "spec.rules[a].tasks[pd].colour",
+        "spec.rules[c].tasks[pd].colour",
+        "spec.rules[a].tasks[lost].model",
+        "spec.rules[b].tasks[pd].select.version",
+    ]
+    assert ("ModelVersion credit-pd-2", "spec.features[person.age].ref") in found
+
+
+def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
+    """A rule that is switched off, or for everybody."""
+    for text in ("false", "1 < 2", "true || false"):
+        assert read_revision(sources(whole_route(FIRST, when=text))).routes
 
 
 @pytest.mark.parametrize("name", ["credit-pd", "credit-pd-1", "applicant"])
