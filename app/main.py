@@ -65,7 +65,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             tasks=Tasks(
                 ledger=ledger, features=store, backend=backend, replies=publisher, clock=clock, settings=settings
             ),
-            shadows=Shadows(backend=backend, ledger=ledger, clock=clock, in_flight_max=settings.shadows_in_flight_max),
+            shadows=Shadows(backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings),
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,

@@ -129,6 +129,8 @@ class Decider:
 
     async def on_result(self, partition: int, result: QueuedResult) -> None:
         """Join one queued result; returns when it may be acknowledged."""
+        if self._shadows.take(result):
+            return
         await self._ledger.owned(partition)
         live = self._live.get(result.request_id)
         if live is None:

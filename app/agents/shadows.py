@@ -2,7 +2,8 @@
 
 They have slots of their own and wait for none: when these are taken, or the worker is busy, a shadow is shed and
 counted. Whatever becomes of one is an audit record that names its decision and compares the two; nothing of it reaches
-the caller.
+the caller. A pool's answer to a shadow is waited for here, as long as the version's policy allows; a worker that ends
+meanwhile loses it, and nothing else.
 """
 
 import asyncio
@@ -14,36 +15,46 @@ import structlog
 from prometheus_client import Counter
 
 from app.adapters.record_codec import encode_record
+from app.adapters.task_codec import QueuedResult
 from app.agents.ledger import Ledger
 from app.agents.live import Live
-from app.agents.tasks import version_record
+from app.agents.tasks import encoded, version_record
 from app.domain.comparison import compare_shadow
 from app.domain.decisions import Kind
-from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
-from app.domain.errors import BrokerError, NotOwner
+from app.domain.dispatch import Answer, Row, TaskResult, TaskStatus, judge
+from app.domain.documents import ModelVersionSpec
+from app.domain.errors import BrokerError, Code, NotOwner, Problem
 from app.domain.features import TaskInputs, resolve
 from app.domain.join import Status
 from app.domain.routing import ShadowPlan, TaskPlan
 from app.ports.clock import Clock
+from app.ports.log import Replies
 from app.ports.model_backend import ModelBackend
+from app.settings import Settings
 
 log = structlog.get_logger()
 
 _SHADOWS: Final = Counter(
     "broker_shadows", "Shadows by model, version and fate: compared, failed, shed, lost", ["model", "version", "fate"]
 )
+_SUFFIX: Final = "/shadow"
+"""Of a task's name, which cannot hold this character itself."""
 _NAMESPACE: Final = UUID("0f5f2a1e-6d5c-5b0a-8d0e-3b8a6c2f9e41")
 
 
 class Shadows:
-    """Runs at most ``in_flight_max`` shadows of one worker at once."""
+    """Runs at most ``shadows_in_flight_max`` shadows of one worker at once."""
 
-    def __init__(self, *, backend: ModelBackend, ledger: Ledger, clock: Clock, in_flight_max: int) -> None:
+    def __init__(
+        self, *, backend: ModelBackend, ledger: Ledger, replies: Replies, clock: Clock, settings: Settings
+    ) -> None:
         self._backend = backend
         self._ledger = ledger
+        self._replies = replies
         self._clock = clock
-        self._in_flight_max = in_flight_max
+        self._settings = settings
         self._running: set[asyncio.Task[None]] = set()
+        self._asked: dict[tuple[str, str, str], asyncio.Future[QueuedResult]] = {}
 
     def offer(self, live: Live, *, busy: bool) -> None:
         """Begin the shadows of a decision that is made; sheds them when ``busy``, or without a free slot."""
@@ -54,7 +65,7 @@ class Shadows:
                 version = shadow.version
                 if version is live.tasks[task.name].version:
                     continue
-                if busy or len(self._running) >= self._in_flight_max:
+                if busy or len(self._running) >= self._settings.shadows_in_flight_max:
                     _SHADOWS.labels(version.model, version.version, "shed").inc()
                     continue
                 running = asyncio.create_task(self._run(live, task, shadow))
@@ -115,16 +126,46 @@ class Shadows:
         row = Row(
             live.record.request_id,
             # A server that remembers what it was asked must not take this for the task itself.
-            f"{task.name}/shadow",
+            f"{task.name}{_SUFFIX}",
             inputs.values,
             inputs.types,
             began_ms + shadow.version.policy.timeout,
             live.request.traceparent if live.request else None,
             live.record.execution_id,
         )
+        if shadow.version.backend.type == "kafka":
+            return await self._ask_pool(live, task, shadow.version, row, began_ms)
         started = self._clock.steady_ms()
         (answer,) = await self._backend.infer(shadow.version, (row,))
         return judge(task.name, shadow.version, answer, self._clock.steady_ms() - started)
+
+    async def _ask_pool(
+        self, live: Live, task: TaskPlan, version: ModelVersionSpec, row: Row, began_ms: int
+    ) -> TaskResult:
+        asked = await encoded(self._replies, self._settings, row, version, live.partition, began_ms)
+        if isinstance(asked, Problem):
+            return judge(task.name, version, Answer(None, replace(asked, task=task.name), (), b""), 0.0)
+        key = (row.execution_id, row.task, version.version)
+        answered = self._asked[key] = asyncio.get_running_loop().create_future()
+        try:
+            await self._ledger.dispatch(live.partition, *asked)
+            result = await asyncio.wait_for(answered, version.policy.timeout / 1000)
+        except TimeoutError:
+            said = f"{version.model} {version.version} did not answer within its {version.policy.timeout} ms"
+            problem = Problem(Code.MODEL_TIMEOUT, said, task.name)
+            return judge(task.name, version, Answer(None, problem, (), b""), version.policy.timeout)
+        finally:
+            del self._asked[key]
+        return judge(task.name, version, result.answer, result.latency_ms)
+
+    def take(self, result: QueuedResult) -> bool:
+        """Whether a pool's answer was to a shadow; one that nobody waits for any more is passed over."""
+        if not result.task.endswith(_SUFFIX):
+            return False
+        answered = self._asked.get((result.execution_id, result.task, result.version))
+        if answered is not None and not answered.done():
+            answered.set_result(result)
+        return True
 
     async def close(self) -> None:
         """Give up those that run: they are worth no wait."""

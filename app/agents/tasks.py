@@ -210,20 +210,9 @@ class Tasks:
         return inline
 
     async def _encoded(self, live: Live, task: TaskPlan, now_ms: int) -> tuple[OutboundRecord, int] | Problem:
-        """The record that asks a pool, and until when it makes sense; or why it cannot be asked."""
-        backend = task.version.backend
-        assert backend.type == "kafka"  # noqa: S101 - what `queued` means
-        topic = self._settings.topic(f"inference.tasks.{backend.pool}")
-        if not await self._replies.has_partition(topic, None):
-            said = f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
-            return Problem(Code.MODEL_UNAVAILABLE, said, task.name)
         row = await self._row(live, task)
         row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + task.version.policy.timeout))
-        try:
-            value = encode_task(row, task.version, live.partition, now_ms)
-        except ValueError as error:
-            return Problem(Code.MODEL_ERROR, str(error), task.name)
-        return OutboundRecord(topic, value, live.record.request_id.encode()), row.deadline_ms
+        return await encoded(self._replies, self._settings, row, task.version, live.partition, now_ms)
 
     async def _row(self, live: Live, task: TaskPlan) -> Row:
         inputs = await self._inputs(live, task)
@@ -330,6 +319,23 @@ class Tasks:
             ),
         )
         return task
+
+
+async def encoded(
+    replies: Replies, settings: Settings, row: Row, version: ModelVersionSpec, partition: int, now_ms: int
+) -> tuple[OutboundRecord, int] | Problem:
+    """The record that asks a version's pool, and until when it makes sense; or why the pool cannot be asked."""
+    backend = version.backend
+    assert backend.type == "kafka"  # noqa: S101 - what `queued` means
+    topic = settings.topic(f"inference.tasks.{backend.pool}")
+    if not await replies.has_partition(topic, None):
+        said = f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
+        return Problem(Code.MODEL_UNAVAILABLE, said, row.task)
+    try:
+        value = encode_task(row, version, partition, now_ms)
+    except ValueError as error:
+        return Problem(Code.MODEL_ERROR, str(error), row.task)
+    return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
 
 
 def _must_answer(live: Live, task: TaskPlan) -> bool:

@@ -561,10 +561,6 @@ class _Check:
                     if set(answer) != outputs:
                         given, wanted = ", ".join(sorted(answer)) or "nothing", ", ".join(sorted(outputs))
                         faults.append((where, f"names {given}, and version {version} answers {wanted}; name the same"))
-                if field_.startswith("shadow") and isinstance(spec.backend, KafkaBackend):
-                    faults.append(
-                        (field_, f"version {version} has backend type kafka: shadows of it are not supported yet")
-                    )
                 refusal = self._governance_fault(spec, decides=not field_.startswith("shadow"))
                 if refusal is not None:
                     faults.append((field_, refusal))

@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings in the environment, whose registry topic exists."""
     monkeypatch.setenv("BROKER_KAFKA_BOOTSTRAP", kafka_bootstrap)
     monkeypatch.setenv("BROKER_TOPIC_PREFIX", topic_prefix)
@@ -36,7 +35,7 @@ def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.Monkey
     TopicAdmin(settings).apply(
         [each for each in wanted_topics(read_documents(), settings, []) if each.name == registry]
     )
-    yield settings
+    return settings
 
 
 def apply(directory: Path, *, message: str) -> tuple[dict[str, object], float]:
@@ -55,13 +54,18 @@ def apply(directory: Path, *, message: str) -> tuple[dict[str, object], float]:
     return orjson.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def change_one(directory: Path) -> None:
+    """Give one route another deadline."""
+    route = next(path for path in sorted(directory.iterdir()) if "deadline: 250ms" in path.read_text())
+    route.write_text(route.read_text().replace("deadline: 250ms", "deadline: 300ms", 1))
+
+
 async def test_five_thousand_documents_apply_and_load_in_time(settings: Settings, tmp_path: Path) -> None:
     """`apply` of all of them, of one change among them, and a worker that loads them: each within its bound."""
     write_documents(tmp_path, DOCUMENTS)
     first, first_s = apply(tmp_path, message="all")
     assert (first["documents"], first["published"]) == (DOCUMENTS, True)
-    route = next(path for path in sorted(tmp_path.iterdir()) if "deadline: 250ms" in path.read_text())
-    route.write_text(route.read_text().replace("deadline: 250ms", "deadline: 300ms", 1))
+    change_one(tmp_path)
     second, second_s = apply(tmp_path, message="one of them")
     assert isinstance(second["changes"], list)
     assert len(second["changes"]) == 1

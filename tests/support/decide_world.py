@@ -106,6 +106,7 @@ def documents() -> list[dict[str, Any]]:
             {},
         ),
         "reasoned": ([task(**here)], {"probability": "outputs.pd.probability"}),
+        "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
         "shadowed": (
             [task(shadow=[{"version": "4", "segment": 'inputs.amount > 1000.0 ? "large" : "small"'}], **here)],
             {"high": "outputs.pd.probability > 0.4"},
@@ -199,7 +200,9 @@ class World:
         self.log = MemoryLog(self.clock, TOPICS)
         self.registry = FixedRegistry(registry)
         self.features = MemoryFeatureStore()
-        self.settings = Settings.model_validate({"reply_topics_allowed": ["*replies"], **(settings or {})})
+        self.settings = Settings.model_validate(
+            {"reply_topics_allowed": ["*replies"], "shadows_in_flight_max": 4, **(settings or {})}
+        )
         self.numbers = itertools.count()
         self.model = ScriptedModel(self.clock, self.numbers)
         self.committed: dict[tuple[str, int], int] = {}
@@ -394,7 +397,13 @@ class DecideProcess:
                 clock=world.clock,
                 settings=world.settings,
             ),
-            shadows=Shadows(backend=world.model, ledger=ledger, clock=world.clock, in_flight_max=4),
+            shadows=Shadows(
+                backend=world.model,
+                ledger=ledger,
+                replies=self.publisher,
+                clock=world.clock,
+                settings=world.settings,
+            ),
             clock=world.clock,
             new_id=world.new_id,
             settings=world.settings,

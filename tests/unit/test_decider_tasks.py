@@ -296,6 +296,31 @@ async def test_a_shadow_that_fails_is_a_record_too() -> None:
     assert [problem.code for problem in shadow.problems] == [Code.MODEL_ERROR]
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_pool_can_be_a_shadow(answers: bool) -> None:
+    """Its answer is compared; silence past its policy's time is a record too. Neither is joined."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", "/pooled")
+        await asyncio.sleep(0.05)
+        (asked,) = made.tasks()
+        assert made.reply()["status"] == "completed"
+        if answers:
+            made.answer(asked)
+            made.answer(asked)
+        await settled(made)
+        _, shadow = made.audits()
+        evidence = orjson.loads(shadow.evidence or b"")
+        assert evidence["task"] == "pd"
+        assert (evidence["outputs"]["shadow"] is not None) is answers
+        assert [problem.code for problem in shadow.problems] == ([] if answers else [Code.MODEL_TIMEOUT])
+        assert len(made.replies()) == 1
+
+    run()
+
+
 @in_virtual_time
 async def test_shadows_are_shed_first() -> None:
     """More than there are slots: decisions go on, their replies wait for nothing, and what is shed has no record."""

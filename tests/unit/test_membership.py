@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import faust
 import pytest
 from faust.types import TP
 
 from app.adapters.faust_app import create_app
-from app.adapters.faust_table import DurableTable, PartitionedStore
+from app.adapters.faust_table import DurableTable
 from app.adapters.membership import Membership, membership
 from app.adapters.record_codec import EntryState, encode_entry, entry_yields
 from app.domain.decisions import DecisionRecord, Kind
@@ -155,9 +154,7 @@ def entry(state: EntryState, decided_ms: int | None, execution: str) -> bytes:
 
 def test_a_decision_yields_to_itself_alone(app: faust.App) -> None:
     """Not to a join that pends again, nor to another decision; deleted, it makes room."""
-    DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), yields=entry_yields)
-    store: Any = app.tables["joins"].data
-    assert isinstance(store, PartitionedStore)
+    store = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), yields=entry_yields)._store
     tp = TP(CHANGELOG, 0)
     pending, decided = entry(EntryState.PENDING, None, "a"), entry(EntryState.DECIDED, 5, "a")
     completed, other = entry(EntryState.COMPLETED, 5, "a"), entry(EntryState.COMPLETED, 6, "b")

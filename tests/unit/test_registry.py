@@ -172,7 +172,6 @@ def whole_route(*tasks: dict[str, Any], spec: dict[str, Any] | None = None, **ru
         ({"shadow": [{"version": "3", "percent": 101}]}, ".shadow[3].percent", "less than or equal to 100"),
         ({"shadow": [{"version": "7"}]}, ".shadow[0].version", "no version 7"),
         ({"shadow": [{"alias": "best"}]}, ".shadow[0].alias", "no alias best"),
-        ({"shadow": [{"version": "2"}]}, ".shadow[0].version", "backend type kafka"),
         ({"shadow": [{"version": "3", "segment": "nofn(path)"}]}, ".shadow[0].segment", "unknown function nofn"),
         ({"shadow": [{"version": "3", "segment": "outputs.pd"}]}, ".shadow[0].segment", "unknown name outputs"),
         # fallbacks
