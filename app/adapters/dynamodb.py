@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import structlog
-from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from app.adapters.aws import client_config, error_code, translated
+from app.adapters.aws import error_code, open_client, translated
 from app.domain.audit import DECISION, Pointer
 from app.domain.errors import StoreUnavailable
 
@@ -86,10 +85,7 @@ class DynamoPointerTable:
         self._put_slots = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
-        async with translated("DynamoDB"):
-            self._client = await self._resources.enter_async_context(
-                get_session().create_client("dynamodb", config=client_config("dynamodb"))
-            )
+        self._client = await open_client("dynamodb", self._resources)
         return self
 
     async def __aexit__(

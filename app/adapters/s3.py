@@ -9,10 +9,9 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from app.adapters.aws import client_config, error_code, http_status, translated
+from app.adapters.aws import error_code, http_status, open_client, translated
 from app.ports.record_sink import StoredObject
 
 
@@ -30,10 +29,7 @@ class S3ObjectStore:
         return self._bucket
 
     async def __aenter__(self) -> Self:
-        async with translated("S3"):
-            self._client = await self._resources.enter_async_context(
-                get_session().create_client("s3", config=client_config("s3"))
-            )
+        self._client = await open_client("s3", self._resources)
         return self
 
     async def __aexit__(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -161,3 +162,25 @@ def test_options_of_another_role_are_refused(arguments: tuple[str, ...]) -> None
     result = CliRunner().invoke(app, ["worker", *arguments])
     assert result.exit_code == 2
     assert "--runner go with role pool" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", [("decision", "show", "r"), ("gateway", "--http-port", "0")])
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "set AWS_REGION"),
+        ({"AWS_REGION": "eu-west-1"}, "set AWS_ACCESS_KEY_ID"),
+        ({"AWS_DEFAULT_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "a"}, "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_what_aws_needs_is_named(
+    command: tuple[str, ...], environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a region or credentials a process that reads the audit ends at once, naming the variable."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    nowhere = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    done = command_line(*command, **nowhere, **environment)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line
