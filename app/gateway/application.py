@@ -95,7 +95,7 @@ class Gateway:
         """``POST /v1/decisions``."""
         body = await self._body(request)
         members = decode_json(body)
-        request_id = _identify(request, members.get("request_id"))
+        request_id = _identify(request, members.get("request_id"), "request_id")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         if _prefers_async(request):
             return await self._submit(request, body, request_id)
@@ -112,7 +112,7 @@ class Gateway:
         call = decode_json(await self._body(request))
         wanted = wanted_outputs(call)
         body = orjson.dumps(read_infer(path, call))
-        request_id = _identify(request, call.get("id") or None)
+        request_id = _identify(request, None if call.get("id") == "" else call.get("id"), "id")
         structlog.contextvars.bind_contextvars(request_id=request_id)
         answer = await self._call(request, body, request_id)
         if answer.status != 200:
@@ -357,8 +357,8 @@ def _come_back() -> dict[str, str]:
     return {"Retry-After": str(RETRY_AFTER_S)}
 
 
-def _identify(request: Request, own_id: object) -> RequestId:
-    """The header's id, else the body's, else a new one.
+def _identify(request: Request, own_id: object, member: str) -> RequestId:
+    """The header's id, else the one of the body's ``member``, else a new one.
 
     Raises:
         RequestRefused: it cannot serve as an id.
@@ -372,7 +372,9 @@ def _identify(request: Request, own_id: object) -> RequestId:
             raise RequestRefused(Problem(Code.REQUEST_INVALID, "header Idempotency-Key is not UTF-8")) from error
     if own_id is None:
         return RequestId(str(uuid.uuid4()))
-    return checked_id(own_id if isinstance(own_id, str) else "")
+    if not isinstance(own_id, str):
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, f"{member} is not text: send a string"))
+    return checked_id(own_id)
 
 
 def _deadline(request: Request) -> tuple[int | None, Headers]:

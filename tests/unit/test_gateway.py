@@ -208,6 +208,16 @@ async def test_request_id(
     assert client.sent[0].request_id == expected
 
 
+@pytest.mark.parametrize("own_id", [5, 0, False, ["a"], {}])
+async def test_an_id_that_is_not_text(http: httpx.AsyncClient, client: FakeRequestReply, own_id: object) -> None:
+    """It is named as what it is, whichever way a decision is asked for; nothing is sent."""
+    for url, member in (("/v1/decisions", "request_id"), ("/v2/models/a/infer", "id")):
+        response = await http.post(url, content=orjson.dumps({"path": "/a", "inputs": [], member: own_id}))
+        assert response.status_code == 400
+        assert problem_of(response)["detail"] == f"{member} is not text: send a string"
+    assert not client.sent
+
+
 async def test_request_id_made(http: httpx.AsyncClient, client: FakeRequestReply) -> None:
     """A request without an id gets a new one each time."""
     await http.post("/v1/decisions", content=BODY)
