@@ -81,7 +81,7 @@ class Admission:
     async def admit(self, record: InboundRecord) -> Arrival:
         """What ``record`` asks for. Raises StoreUnavailable where that cannot be known yet."""
         address, fault = await self._address(record)
-        traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
+        traceparent = next((value for name, value in record.headers if value and name == "traceparent"), None)
         envelope: Envelope | None = None
         members: Mapping[str, Any] | None = None
         try:
@@ -159,5 +159,6 @@ class Admission:
 
 def content_type_of(headers: Headers) -> str:
     """The content type as it was sent, for the record of a request whose headers cannot be understood."""
-    named = next((value for name, value in headers if name in ("content-type", "contentType")), b"application/json")
+    given = (value for name, value in headers if value and name in ("content-type", "contentType"))
+    named = next(given, b"application/json")
     return named[:100].decode(errors="replace")

@@ -92,8 +92,9 @@ class Envelope:
 
 
 def _first(headers: Headers, names: Sequence[str]) -> bytes | None:
+    """The first header of ``names`` that says something: one without a value, or an empty one, is none."""
     for name, value in headers:
-        if name in names:
+        if value and name in names:
             return value
     return None
 
@@ -126,7 +127,7 @@ def read_address(headers: Headers) -> ReplyAddress | None:
     return ReplyAddress(
         name,
         int.from_bytes(partition, "big") if partition is not None and len(partition) == 4 else None,
-        tuple((key, value) for key, value in headers if key in _CORRELATION_HEADERS),
+        tuple((key, value) for key, value in headers if value and key in _CORRELATION_HEADERS),
     )
 
 

@@ -119,7 +119,7 @@ def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -
     """The request's metadata, and what expressions see of the request.
 
     The path's placeholders are metadata, and so are the headers, as ``metadata.headers`` by lower-case name; both win
-    over the caller's own. Headers that are no text are not seen.
+    over the caller's own. Headers that are no text, or say nothing, are not seen.
     """
     metadata = {**request.metadata, **dict(zip(matched.placeholders, segments, strict=True))}
     seen: dict[str, object] = {}
@@ -140,6 +140,8 @@ def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -
 def _texts(headers: Sequence[tuple[str, bytes]]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, value in headers:
+        if not value:
+            continue
         try:
             texts.setdefault(name.lower(), value.decode())
         except UnicodeDecodeError:

@@ -179,7 +179,7 @@ def test_a_request_without_its_subject_is_rejected(entities: dict[str, Any]) -> 
 
 
 def test_headers_are_seen_as_metadata() -> None:
-    """By lower-case name, the first of a name; those that are no text are left out, and metadata is no way round."""
+    """By lower-case name, the first of a name; those that are no text or empty are left out, and metadata is no way round."""
     documents = rules('"x-channel" in metadata.headers && metadata.headers["x-channel"] == "canary"', None)
     whole = revision(documents)
 
@@ -190,6 +190,7 @@ def test_headers_are_seen_as_metadata() -> None:
 
     assert rule_of(("x-channel", b"canary")) == "r0"
     assert rule_of(("X-Channel", b"canary"), ("x-channel", b"web")) == "r0"
+    assert rule_of(("x-channel", b""), ("x-channel", b"canary")) == "r0"
     assert rule_of(("x-channel", b"web"), ("x-channel", b"canary")) == "r1"
     assert rule_of(("x-channel", b"\xff"), ("y", b"\xff")) == "r1"
     assert rule_of(metadata={"headers": {"x-channel": "canary"}}) == "r1"
