@@ -24,7 +24,7 @@ from app.adapters.record_codec import (
     entry_record,
     read_entry_header,
 )
-from app.domain.decisions import DecisionRecord, shrink
+from app.domain.decisions import DecisionRecord, shrink, what_is_large
 from app.domain.errors import PublishFailed, RecordTooLarge
 from app.domain.requests import InboundRecord, ReplyAddress
 from app.ports.clock import Clock
@@ -88,7 +88,8 @@ class Ledger:
         """Make a pending join durable; RecordTooLarge where it does not fit."""
         encoded = encode_record(record)
         if len(encoded) > self._entry_bytes_max:
-            raise RecordTooLarge(f"a pending join of {len(encoded)} bytes; {self._entry_bytes_max} are allowed")
+            said = f"a pending join of {len(encoded)} bytes, and {self._entry_bytes_max} are allowed"
+            raise RecordTooLarge(f"{said}: {what_is_large(record)}")
         entry = encode_entry(EntryState.PENDING, record, encoded)
         await self._put(record, entry, check)
 

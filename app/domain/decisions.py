@@ -20,6 +20,12 @@ from app.domain.requests import InboundRecord, Request, RequestId, address_heade
 from app.domain.routing import Plan, TaskPlan
 
 _KEY_BYTES_KEPT: Final = 256
+_SMALLER: Final[Mapping[str, str]] = {
+    "body": "send smaller inputs",
+    "headers": "send fewer or shorter headers",
+    "features": "let the models need fewer or shorter features",
+    "outputs": "ask for smaller outputs",
+}
 
 
 class Kind(StrEnum):
@@ -228,16 +234,34 @@ def _close(
     )
 
 
+def what_is_large(record: DecisionRecord) -> str:
+    """Of what a record's bytes are, the most first, and what to do about those."""
+    tasks = [each for task in record.tasks for each in (task, *task.earlier)]
+    results = [task.result for task in tasks if task.result is not None]
+    sizes = {
+        "body": len(record.source.value or b""),
+        "headers": sum(len(name) + len(value) for name, value in record.source.headers),
+        # What was sent to models is features in another form.
+        "features": sum(len(each.ref) + _size_of(each.value) for task in tasks for each in task.features)
+        + sum(len(result.sent) for result in results),
+        "outputs": sum(len(orjson.dumps(result.output)) for result in results if result.output is not None),
+    }
+    ordered = sorted(sizes, key=lambda part: -sizes[part])
+    listed = ", ".join(f"{part} {sizes[part]} bytes" for part in ordered)
+    return f"{listed}; {_SMALLER[ordered[0]]}"
+
+
+def _size_of(value: object) -> int:
+    return len(value) if isinstance(value, bytes) else len(str(value).encode(errors="replace"))
+
+
 def shrink(record: DecisionRecord, limit: int, now_ms: int) -> DecisionRecord:
     """The record of a decision too large for Kafka, without the request's bytes, whose digest it keeps.
 
     A refusal stays what it is; any other decision has failed, for what explains it did not fit either. The reply's
     address stays, since whoever takes over must still find it.
     """
-    problem = Problem(
-        Code.RECORD_TOO_LARGE,
-        f"the decision's record exceeds {limit} bytes: send smaller inputs or ask for smaller outputs",
-    )
+    problem = Problem(Code.RECORD_TOO_LARGE, f"the decision's record exceeds {limit} bytes: {what_is_large(record)}")
     key = record.source.key and record.source.key[:_KEY_BYTES_KEPT]
     source = replace(record.source, value=None, key=key, headers=address_headers(record.source.headers))
     bare = replace(record, source=source, content_type=record.content_type[:_KEY_BYTES_KEPT], tasks=())

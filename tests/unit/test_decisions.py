@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+import pytest
 
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord, deadline_of, decide, refuse, shrink
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
+from app.domain.features import FeatureStatus, FeatureValue
 from app.domain.join import Outcome, Status
 from app.domain.requests import Headers, InboundRecord, RequestId
 from app.domain.routing import Plan, route
@@ -132,6 +134,38 @@ def test_a_decision_that_does_not_fit_has_failed() -> None:
     assert (shrunk.source.value, shrunk.tasks, shrunk.source.headers) == (None, (), ADDRESS)
     assert (shrunk.body, shrunk.execution_id) == (decided.body, decided.execution_id)
     assert reply_of(shrunk)["errors"][0]["code"] == "record_too_large"
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("body", "body 9000 bytes, headers 49 bytes, outputs 20 bytes, features 0 bytes; send smaller inputs"),
+        ("headers", "headers 9056 bytes, outputs 20 bytes, body 4 bytes, features 0 bytes; send fewer"),
+        (
+            "features",
+            "features 9013 bytes, headers 49 bytes, outputs 20 bytes, body 4 bytes; let the models need fewer",
+        ),
+        ("outputs", "outputs 9013 bytes, headers 49 bytes, body 4 bytes, features 0 bytes; ask for smaller outputs"),
+    ],
+)
+def test_what_is_large_is_told_by_bytes(part: str, said: str) -> None:
+    """The largest part first, and what to do about that one: a caller with large headers is not sent to its inputs."""
+    before = record()
+    output: dict[str, Any] | None = None
+    match part:
+        case "body":
+            before = replace(before, source=replace(before.source, value=b"x" * 9_000))
+        case "headers":
+            headers = (*before.source.headers, ("padding", b"x" * 9_000))
+            before = replace(before, source=replace(before.source, headers=headers))
+        case "features":
+            feature = FeatureValue("applicant.age", FeatureStatus.PRESENT, "x" * 9_000, None, "redis")
+            before = replace(before, tasks=(replace(before.tasks[0], features=(feature,)),))
+        case _:
+            output = {"text": "x" * 9_002}
+    decided = decide(before, plan_of({}), outcome(output=output), NOW_MS)
+    (problem,) = shrink(decided, 1_000, NOW_MS + 1).problems
+    assert f"exceeds 1000 bytes: {said}" in problem.message
 
 
 def test_a_refusal_that_does_not_fit_stays_a_refusal() -> None:
