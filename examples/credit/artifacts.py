@@ -57,6 +57,16 @@ _SCORECARD = (
     "other_installment_plans",
     "housing",
 )
+_APPLICATION = (
+    "credit_amount",
+    "duration_in_month",
+    "purpose",
+    "status_of_existing_checking_account",
+    "savings_account_and_bonds",
+    "present_employment_since",
+    "age_in_years",
+    "number_of_existing_credits_at_this_bank",
+)
 SPECS = (
     ModelSpec("credit-pd", "1", _SCORECARD),
     ModelSpec(
@@ -70,20 +80,8 @@ SPECS = (
             "telephone",
         ),
     ),
-    ModelSpec(
-        "application-anomaly",
-        "1",
-        (
-            "credit_amount",
-            "duration_in_month",
-            "purpose",
-            "status_of_existing_checking_account",
-            "savings_account_and_bonds",
-            "present_employment_since",
-            "age_in_years",
-            "number_of_existing_credits_at_this_bank",
-        ),
-    ),
+    ModelSpec("application-anomaly", "1", _APPLICATION),
+    ModelSpec("application-anomaly", "2", _APPLICATION),
     ModelSpec(
         "expected-amount",
         "1",

@@ -35,7 +35,8 @@ from app.devstack.program import ProgramSpec
 from app.devstack.stores import create_stores
 from app.domain.errors import DocumentsRefused
 from app.domain.features import EntityKey, FeatureStatus, ViewNeed
-from app.domain.registry import read_revision
+from app.domain.registry import compile_revision, read_revision
+from app.domain.rollout_status import with_status
 from app.settings import Settings
 from examples.credit import features
 from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
@@ -58,6 +59,7 @@ BROKER = {
     "pool": ("worker", "pool", "--pool", POOL, "--runner", "examples.credit.runner:load"),
     "features": ("worker", "features"),
     "audit": ("worker", "audit"),
+    "rollouts": ("worker", "rollouts"),
     "gateway": ("gateway",),
 }
 """The broker's processes and their command lines."""
@@ -219,10 +221,12 @@ def _publish(settings: Settings, directory: Path, models: Path, models_url: str)
     sources, faults = read_directory([directory])
     if faults:
         raise DocumentsRefused(faults)
-    revision = read_revision(sources, today=datetime.now(UTC).date())
+    written = read_revision(sources, today=datetime.now(UTC).date())
     head = read_head(settings)
+    now_ms = time.time_ns() // 1_000_000
+    revision = compile_revision(with_status(written.documents, head.carried, now_ms))
     if head.id != revision.id:
-        publish_revision(settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
+        publish_revision(settings, revision, expected=head.id, now_ms=now_ms)
     return f"{len(revision.documents)} documents, {revision.id[:23]}…"
 
 

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.credit.callers import CALLERS, Answer
-from examples.credit.evidence import Evidence
+from examples.credit.evidence import ROLLOUT, SHADOWED, Evidence
 
 OUTCOMES = ("approve", "refer", "decline")
+FORWARD = ("advance", "promote")
 MUST_BE_ZERO = ("lost", "duplicated", "audit_missing")
 MUST_NOT_BE = ("failed", "rejected")  # a machine may be too slow for a deadline; these say that something is wrong
 DECLINED_AT = 0.5
@@ -47,7 +48,7 @@ class Report:
 
     @property
     def audit_missing(self) -> int:
-        """Decisions without a record in the stores, or with one that is not what was written."""
+        """What was told in the log and has no record in the stores, or one that is not what was written."""
         return len(self.evidence.audit.missing) + len(self.evidence.audit.faults)
 
     @property
@@ -61,6 +62,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The run for programs; times in milliseconds as the callers saw them."""
         latencies = [answer.latency_ms for answer, _ in self.replied]
+        last = self.evidence.steps[-1] if self.evidence.steps else None
         return {
             "requests": len(self.answers),
             "replied": len(self.replied),
@@ -79,11 +81,19 @@ class Report:
             "audit_items": self.evidence.audit.items,
             "audit_missing": self.audit_missing,
             "http_requests": sum(answer.ask.via == "http" for answer in self.answers),
+            "shadow_compared": self.evidence.shadows.overall.compared,
+            "flip_rate": _rounded(self.evidence.shadows.overall.flip_rate),
+            "rollout": {
+                "name": str(ROLLOUT),
+                "state": last["state"] if last else None,
+                "percent": last["percent"] if last else 0,
+                "steps": sum(step["action"] in FORWARD for step in self.evidence.steps),
+            },
         }
 
     def tables(self) -> RenderableType:
         """The run for people."""
-        return Group(self._summary(), self._outcomes(), self._versions())
+        return Group(self._summary(), self._outcomes(), self._versions(), self._shadow(), self._rollout())
 
     def _summary(self) -> Table:
         figures = self.as_json()
@@ -98,9 +108,11 @@ class Report:
         table.add_row("decided twice", _zero_is_good(figures["duplicated"]))
         table.add_row("throughput", f"{figures['decisions_per_second']:,.0f} decisions a second, {CALLERS} callers")
         table.add_row("latency", f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms, as callers see it")
-        table.add_row(
-            "audit", f"{figures['audit_items']:,} records verified by SHA-256, in {figures['audit_objects']:,} objects"
+        kept = (
+            f"{figures['audit_items']:,} decisions, {self.evidence.shadows.overall.count:,} shadows and "
+            f"{len(self.evidence.steps)} rollout steps proven by SHA-256, in {figures['audit_objects']:,} objects"
         )
+        table.add_row("audit", kept)
         table.add_row("audit missing", _zero_is_good(figures["audit_missing"]))
         return table
 
@@ -149,6 +161,58 @@ class Report:
         for column in table.columns[2:]:
             column.justify = "right"
         return table
+
+    def _shadow(self) -> Table:
+        """Who would have been told otherwise, and how far the scores lie apart."""
+        route, task = SHADOWED
+        table = Table(
+            "loans",
+            "compared",
+            "decided otherwise",
+            "flip rate",
+            "mean difference",
+            "PSI",
+            title=f"The shadow of {route}/{task}: had version 2 decided where version 1 did",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        shadows = self.evidence.shadows
+        for name, account in [("all", shadows.overall), *sorted(shadows.segments.items())]:
+            pairs = account.outputs.get("probability")
+            table.add_row(
+                Text(name),
+                f"{account.compared:,}",
+                f"{account.flips:,}",
+                _or_dash(account.flip_rate, ".1%"),
+                _or_dash(pairs.mean_difference if pairs else None, "+.3f"),
+                _or_dash(pairs.psi if pairs else None, ".3f"),
+            )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        return table
+
+    def _rollout(self) -> Table:
+        """Each step as the audit tells it."""
+        table = Table(
+            "step",
+            "share of version 2",
+            "because",
+            title=f"The rollout of {ROLLOUT}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        table.columns[1].justify = "right"
+        for step in self.evidence.steps:
+            table.add_row(step["action"], f"{step['percent']} %", Text(step["reason"] or "the registry was published"))
+        return table
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _outcome(reply: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 `python -m examples.credit.server --models DIR --port N [--host H] [--port-file FILE] [--delay-ms N]`
 
-It answers for `credit-pd` (versions 1 and 2) and `application-anomaly` (version 1); a URL without a version means the
+It answers for `credit-pd` and `application-anomaly`, versions 1 and 2 of both; a URL without a version means the
 newest. An inference takes one tensor a column, `[rows]` or `[rows, 1]`, flat or nested, and answers for all rows at
 once. Requests are held to the protocol: whatever is missing, unknown, of another datatype or shape is an
 `{"error": …}` that names the tensor, and nothing is guessed.

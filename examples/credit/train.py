@@ -135,7 +135,9 @@ def _boosted(spec: ModelSpec) -> Pipeline:
 
 
 def _anomaly(spec: ModelSpec) -> Pipeline:
-    model = IsolationForest(n_estimators=60, max_samples=128, random_state=SEED)
+    # The second version looks at twice as many applications a tree.
+    samples = {"1": 128, "2": 256}[spec.version]
+    model = IsolationForest(n_estimators=60, max_samples=samples, random_state=SEED)
     return Pipeline([("encode", _encoder(spec, "passthrough")), ("model", model)])
 
 
@@ -153,6 +155,7 @@ _PIPELINES: dict[str, Callable[[ModelSpec], Pipeline]] = {
     "credit-pd-1": _scorecard,
     "credit-pd-2": _boosted,
     "application-anomaly-1": _anomaly,
+    "application-anomaly-2": _anomaly,
     "expected-amount-1": _amount,
 }
 

@@ -24,7 +24,8 @@ from app.adapters.registry_topic import publish_revision, read_head
 from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
 from app.devstack.process import Child
 from app.devstack.stores import create_stores
-from app.domain.registry import Source, read_revision
+from app.domain.registry import Source, compile_revision, read_revision
+from app.domain.rollout_status import with_status
 from app.settings import Settings
 from tests.support.cluster_documents import POOL, entity_rows, registry_documents
 from tests.support.cluster_models import SwitchableModels
@@ -271,10 +272,12 @@ class Cluster:
 
     def publish(self, documents: Sequence[Mapping[str, Any]]) -> str:
         """Make ``documents`` the registry; the revision's id."""
-        revision = read_revision(Source(f"test:{at}", document) for at, document in enumerate(documents))
+        written = read_revision(Source(f"test:{at}", document) for at, document in enumerate(documents))
         head = read_head(self.settings)
+        now_ms = time.time_ns() // 1_000_000
+        revision = compile_revision(with_status(written.documents, head.carried, now_ms))
         if head.id != revision.id:
-            publish_revision(self.settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
+            publish_revision(self.settings, revision, expected=head.id, now_ms=now_ms)
         return revision.id
 
     async def _write_features(self) -> None:

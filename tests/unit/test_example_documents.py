@@ -96,7 +96,7 @@ def test_the_route_s_result(probability: float, outputs: dict[str, Any], decisio
         name: compile_expression(text, ("outputs", "inputs")).evaluate(activation)
         for name, text in rule["result"].items()
     }
-    assert results == {"decision": decision, "probability_of_default": probability}
+    assert results == {"decision": decision}
 
 
 def test_only_products_that_the_data_knows_match() -> None:

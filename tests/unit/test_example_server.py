@@ -86,7 +86,7 @@ async def test_rows_share_a_call(client: Client, credit_models: Path, nested: bo
     """Many rows are answered in one call, in their order, whichever way the tensors are written."""
     people = applicants()[:64]
     body = {"inputs": tensors("application-anomaly", "1", people, nested=nested)}
-    status, reply = await client.post("/v2/models/application-anomaly/infer", body)
+    status, reply = await client.post("/v2/models/application-anomaly/versions/1/infer", body)
     assert status == 200
     rows = matrix(people, spec_of("application-anomaly", "1").columns)
     expected = -load(credit_models, "application-anomaly", "1").pipeline.score_samples(rows)
@@ -155,6 +155,7 @@ async def test_inferences_are_counted_by_version(client: Client) -> None:
                 "credit-pd/1": {"requests": 2, "rows": 6},
                 "credit-pd/2": {"requests": 0, "rows": 0},
                 "application-anomaly/1": {"requests": 0, "rows": 0},
+                "application-anomaly/2": {"requests": 0, "rows": 0},
             },
         },
     )
