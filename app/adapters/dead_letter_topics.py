@@ -44,6 +44,7 @@ from app.adapters.dead_letters import (
     SUFFIX,
     VALUE_BYTES_DROPPED,
 )
+from app.adapters.topics import CONNECT_WITHIN_S, own_topics, read_documents, refused_by_kafka
 from app.domain.errors import LetterUnknown, RedriveRefused, StoreUnavailable
 from app.domain.redriven import Redriven
 from app.domain.requests import Headers, InboundRecord
@@ -160,13 +161,14 @@ class Redrive:
 
 
 class DeadLetterTopics:
-    """The dead-letter topics under this prefix. Every call is bounded.
+    """The dead-letter topics of this broker, under its prefix. Every call is bounded.
 
-    Raises StoreUnavailable where Kafka does not answer.
+    Raises ConfigurationError where Kafka does not answer at all, StoreUnavailable where it stops answering.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._bootstrap = settings.kafka_bootstrap
+        self._settings = settings
         self._prefix = settings.topic_prefix
         self._group = settings.topic(REDRIVE_GROUP)
         self._client: dict[str, str | int | float | bool] = {"bootstrap.servers": self._bootstrap, "log_level": 0}
@@ -175,12 +177,15 @@ class DeadLetterTopics:
 
     def topics(self) -> dict[str, int]:
         """Each dead-letter topic and its number of partitions."""
-        with self._answering("listing topics"):
-            found = AdminClient(self._client).list_topics(timeout=ANSWER_WITHIN_S).topics
+        try:
+            found = AdminClient(self._client).list_topics(timeout=CONNECT_WITHIN_S).topics
+        except KafkaException as error:
+            raise refused_by_kafka(self._bootstrap, "listing topics", error) from error
+        ours = own_topics(found, self._settings, read_documents())
         return {
             name: len(topic.partitions)
             for name, topic in sorted(found.items())
-            if name.startswith(self._prefix) and name.endswith(SUFFIX) and topic.error is None
+            if name in ours and name.endswith(SUFFIX) and topic.error is None
         }
 
     def named(self, name: str) -> tuple[str, int]:

@@ -33,7 +33,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka import TopicPartition as AssignedPartition
 from prometheus_client import Counter, Gauge
 
-from app.adapters.topics import REGISTRY_TOPIC
+from app.adapters.topics import CONNECT_WITHIN_S, REGISTRY_TOPIC, refused_by_kafka
 from app.domain.documents import Document
 from app.domain.errors import (
     ConfigurationError,
@@ -166,8 +166,8 @@ def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
     """The end of the topic as it is now, sound or not.
 
     Raises:
-        ConfigurationError: there is no registry topic.
-        StoreUnavailable: Kafka does not answer within ``timeout_s``.
+        ConfigurationError: Kafka does not answer at all, or there is no registry topic.
+        StoreUnavailable: Kafka stops answering, for ``timeout_s``.
     """
     return _head_of(_read_topic(settings, timeout_s))
 
@@ -390,7 +390,10 @@ def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[Message]:
         logger=_librdkafka,
     )
     try:
-        known = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        try:
+            known = consumer.list_topics(topic, timeout=min(timeout_s, CONNECT_WITHIN_S)).topics[topic]
+        except KafkaException as failure:
+            raise refused_by_kafka(bootstrap, f"reading {topic}", failure) from failure
         if known.error is not None:
             raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
         consumer.assign([AssignedPartition(topic, 0, OFFSET_BEGINNING)])

@@ -63,7 +63,8 @@ def partition_of(instance: str, partitions: int) -> int:
 class RequestReplyClient:
     """``ports.request_reply.RequestReply`` over aiokafka; entering it connects and starts to read."""
 
-    def __init__(self, settings: Settings, *, instance: str) -> None:
+    def __init__(self, settings: Settings, *, instance: str, start_within_s: float = _START_WITHIN_S) -> None:
+        self._start_within_s = start_within_s
         self._bootstrap = settings.kafka_bootstrap
         self._instance = instance
         self._requests = settings.topic("inference.requests")
@@ -92,7 +93,7 @@ class RequestReplyClient:
 
     async def __aenter__(self) -> Self:
         try:
-            async with asyncio.timeout(_START_WITHIN_S):
+            async with asyncio.timeout(self._start_within_s):
                 await self._producer.start()
                 await self._consumer.start()
                 await self._assign()

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from app.adapters.topics import CONNECT_WITHIN_S, refused_by_kafka
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.requests import InboundRecord
 from app.settings import Settings
@@ -32,8 +33,8 @@ def read_topic(
     """The records of ``topic`` (full name) since ``since_ms`` (epoch; None: all), up to the end as it is at the start.
 
     Raises:
-        ConfigurationError: there is no such topic.
-        StoreUnavailable: Kafka does not answer, or sends nothing more for ``timeout_s``.
+        ConfigurationError: Kafka does not answer at all, or there is no such topic.
+        StoreUnavailable: Kafka stops answering, or sends nothing more for ``timeout_s``.
     """
     consumer = Consumer(
         {
@@ -46,7 +47,7 @@ def read_topic(
         logger=_librdkafka,
     )
     try:
-        yield from _records(consumer, topic, since_ms, progress, timeout_s)
+        yield from _records(consumer, settings, topic, since_ms, progress, timeout_s)
     except KafkaException as error:
         raise StoreUnavailable(
             f"Kafka at {settings.kafka_bootstrap}: reading {topic}: {error.args[0].str()}; "
@@ -56,10 +57,22 @@ def read_topic(
         consumer.close()
 
 
+def _known(consumer: Consumer, settings: Settings, topic: str) -> Any:
+    try:
+        return consumer.list_topics(topic, timeout=CONNECT_WITHIN_S).topics[topic]
+    except KafkaException as error:
+        raise refused_by_kafka(settings.kafka_bootstrap, f"reading {topic}", error) from error
+
+
 def _records(
-    consumer: Consumer, topic: str, since_ms: int | None, progress: Progress | None, timeout_s: float
+    consumer: Consumer,
+    settings: Settings,
+    topic: str,
+    since_ms: int | None,
+    progress: Progress | None,
+    timeout_s: float,
 ) -> Iterator[InboundRecord]:
-    known = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+    known = _known(consumer, settings, topic)
     if known.error is not None:
         raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
     starts, left = _starts(consumer, topic, sorted(known.partitions), since_ms, timeout_s)

@@ -6,6 +6,7 @@ have as many. Partitions of an existing topic are never changed: keys would move
 decisions away from their duplicates.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -40,7 +41,10 @@ WINDOWED: Final = ("inference.audit", ROLLOUT_WINDOWS)
 
 _POOL: Final = "<pool>"
 _TOPIC: Final = "<topic>"
+_POOL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DONE_WITHIN_S: Final = 30.0
+CONNECT_WITHIN_S: Final = 5.0
+"""Of a command: a Kafka that is there answers the first question within a second, and a person waits for the answer."""
 _POLL_S: Final = 0.05
 
 
@@ -164,7 +168,7 @@ class TopicAdmin:
     def partition_counts(self) -> dict[str, int]:
         """The number of partitions of every topic that can be used: each partition has a leader."""
         try:
-            topics = self._admin.list_topics(timeout=self._timeout_s).topics
+            topics = self._admin.list_topics(timeout=min(self._timeout_s, CONNECT_WITHIN_S)).topics
         except KafkaException as error:
             raise self._failed("listing topics", error) from error
         return {
@@ -298,13 +302,36 @@ class TopicAdmin:
             raise ConfigurationError(f"Kafka at {self._bootstrap}: {doing}: no answer; is it overloaded?") from error
 
     def _failed(self, doing: str, error: KafkaException) -> ConfigurationError:
-        reason = error.args[0]
-        advice = (
-            "; is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
-            if reason.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
-            else ""
-        )
-        return ConfigurationError(f"Kafka at {self._bootstrap}: {doing}: {reason.str()}{advice}")
+        return refused_by_kafka(self._bootstrap, doing, error)
+
+
+def refused_by_kafka(bootstrap: str, doing: str, error: KafkaException) -> ConfigurationError:
+    """What a command says where Kafka does not answer, or refuses."""
+    reason = error.args[0]
+    advice = (
+        "; is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
+        if reason.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
+        else ""
+    )
+    return ConfigurationError(f"Kafka at {bootstrap}: {doing}: {reason.str()}{advice}")
+
+
+def own_topics(names: Iterable[str], settings: Settings, documents: Iterable[TopicDocument]) -> frozenset[str]:
+    """Those of ``names`` that the documents make for some pool: others' topics in the cluster are not ours to show."""
+    patterns = [
+        (document.name.partition(_POOL), bool(document.dead_letter))
+        for document in documents
+        if _TOPIC not in document.name
+    ]
+    ours = set()
+    for name in names:
+        for (head, template, tail), dead_letter in patterns:
+            begin = settings.topic(head)
+            for end in (tail, dead_letter_topic(tail)) if dead_letter else (tail,):
+                pool = name[len(begin) : len(name) - len(end)]
+                if name == begin + pool + end and _POOL_NAME.fullmatch(pool) if template else name == begin + end:
+                    ours.add(name)
+    return frozenset(ours)
 
 
 def check_copartitioned(settings: Settings, topics: Sequence[str] = COPARTITIONED) -> int:

@@ -1,6 +1,7 @@
 """``model-broker request``: a decision asked for from a shell."""
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -32,6 +33,10 @@ _COLOURS: Final = {
     "skipped": "yellow",
 }
 _REPLY_GRACE_MS: Final = 1_000
+_START_WITHIN_S: Final = 8.0
+"""Shorter than a gateway's, for a person waits."""
+# The client's own log lines repeat what the error says.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 Members = list[str] | None
 
@@ -85,7 +90,7 @@ def request(
 
 async def _ask(settings: Settings, body: bytes, request_id: str, wait_ms: int, headers: Headers) -> Reply:
     instance = f"request-{socket.gethostname()}-{os.getpid()}"
-    async with RequestReplyClient(settings, instance=instance) as client:
+    async with RequestReplyClient(settings, instance=instance, start_within_s=_START_WITHIN_S) as client:
         return await client.call(
             body,
             request_id=request_id,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,15 @@ def test_what_aws_needs_is_named(
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+@pytest.mark.parametrize("command", ["get routes", "topics check", "dlt list", "request /a"])
+def test_without_kafka(command: str) -> None:
+    """A command that needs Kafka ends soon, with one line that names the setting, and exit code 2."""
+    began = time.monotonic()
+    done = command_line(*command.split(), BROKER_KAFKA_BOOTSTRAP="127.0.0.1:1")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "BROKER_KAFKA_BOOTSTRAP" in line
+    # Loading the command is not in the bound that counts, and a busy machine takes its time for it.
+    assert time.monotonic() - began < 15

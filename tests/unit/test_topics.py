@@ -4,11 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters.topics import COPARTITIONED, WINDOWED, read_documents, wanted_topics
+from app.adapters.topics import COPARTITIONED, WINDOWED, own_topics, read_documents, wanted_topics
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
 DAY = "86400000"
+
+
+def test_topics_of_others_are_not_ours() -> None:
+    """What the documents make for any pool is; the rest of a cluster is not, whatever it ends in."""
+    documents = read_documents()
+    wanted = {topic.name for topic in wanted_topics(documents, Settings(), ["gpu-1"])}
+    others = {"orders-dlt", "inference.tasks.-dlt", "inference.tasks.A-dlt", "x.inference.requests-dlt", "audit-dlt"}
+    assert own_topics(wanted | others, Settings(), documents) == wanted
+    prefixed = Settings(topic_prefix="x.")
+    assert own_topics(wanted | others, prefixed, documents) == {"x.inference.requests-dlt"}
 
 
 def test_the_contract_s_topics() -> None:
