@@ -27,7 +27,7 @@ def attach(
             result = decode_result(record.value or b"")
         except ValueError as error:
             log.warning("result_malformed", position=record.position, reason=str(error))
-            await publish_dead_letters(publisher, [dead_letter(record, str(error), "ValueError", group)])
+            await publish_dead_letters(publisher, [dead_letter(record, str(error), "result_malformed", group)])
             return
         await decider.on_result(record.partition, result)
 
