@@ -47,6 +47,22 @@ NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
 VALUES_NOT_SUPPORTED_YET: Final = frozenset({"csv", "json", "kubernetes", "sagemaker"})
 """Values of ``backend.type`` and ``backend.protocol`` of which the same is true."""
 
+IN_WORDS: Final[Mapping[str, str]] = {
+    r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "lower-case letters, digits, - and ., the first and last no sign",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "letters, digits and _, the first no digit, 128 at most",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "letters, digits, ., _ and -, the first no sign, 63 at most",
+    r"^https?://[^\s/?#]+(/[^\s?#]*)?$": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
+    r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": "lower-case letters, digits and -, the first and last no -, 63 at most",
+    r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$": "VIEW.FEATURE, or inputs.NAME, entities.NAME, metadata.NAME",
+    r"^\d{4}-\d{2}-\d{2}$": "a day as YYYY-MM-DD",
+    r"^sha256:[0-9a-f]{64}$": "sha256: and 64 hexadecimal digits in lower case",
+    r"^[A-Za-z0-9_]{1,128}$": "1 to 128 letters, digits and _",
+    r"^((entities|inputs|metadata)\.)?[A-Za-z_][A-Za-z0-9_]*$": "an entity's name, or inputs.NAME or metadata.NAME",
+    r"^[A-Z][A-Z0-9_]{0,63}$": "upper-case letters, digits and _, the first a letter, 64 at most",
+    r"^/[^\s?#]{0,255}$": "/ and up to 255 characters, none of them a space, ? or #",
+}
+"""What to write where a pattern is not met: for people, who need not read it."""
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)

@@ -16,6 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from app.domain.documents import (
+    IN_WORDS,
     KINDS,
     NOT_SUPPORTED_YET,
     VALUES_NOT_SUPPORTED_YET,
@@ -830,6 +831,10 @@ def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
         message = f"{_shown(given)} is not text, a number, true, false or null"
     elif kind == "missing":
         message = "is missing"
+    elif kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] in IN_WORDS:
+        message = f"{_shown(given)} cannot be read: write {IN_WORDS[detail['ctx']['pattern']]}"
+    elif kind == "too_short" and not given:
+        message = f"is empty: write at least {detail['ctx']['min_length']}"
     else:
         given_text = "" if isinstance(given, dict | list) else f" (given: {_shown(given)})"
         message = detail["msg"].removeprefix("Value error, ") + given_text

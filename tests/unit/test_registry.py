@@ -1,13 +1,15 @@
 """The registry refuses what is not sound, whole, and says of each fault in which file, document and field it is."""
 
 import datetime
+import re
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from app.domain import registry
-from app.domain.documents import NOT_SUPPORTED_YET
+from app.domain.documents import IN_WORDS, NOT_SUPPORTED_YET
 from app.domain.errors import DocumentsRefused, Fault
 from app.domain.registry import (
     Source,
@@ -49,7 +51,7 @@ def test_sound_documents_are_a_revision() -> None:
         # shapes
         ("credit", "spec.colour", "red", "spec.colour", "unknown field"),
         ("credit", "metadata.labels", {}, "metadata.labels", "unknown field"),
-        ("credit", "metadata.name", "Not A Name", "metadata.name", "pattern"),
+        ("credit", "metadata.name", "Not A Name", "metadata.name", "'Not A Name' cannot be read: write lower-case"),
         ("credit", "apiVersion", "v2", "apiVersion", "modelbroker.dev/v1alpha1"),
         ("credit", "spec.deadline", "250", "spec.deadline", "not a duration"),
         ("credit", "spec.deadline", 2, "spec.deadline", "2 is not a duration: write a number and a unit"),
@@ -58,9 +60,9 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit-pd-1", "spec.policy.timeout", 80, "spec.policy.timeout", "not a duration"),
         ("credit-pd-1", "spec.features.1.maxAge", 30, "spec.features[applicant.age].maxAge", "not a duration"),
         ("credit", "spec.path", ..., "spec.path", "is missing"),
-        ("credit", "spec.path", "credit", "spec.path", "pattern"),
-        ("credit", "spec.rules", [], "spec.rules", "at least 1"),
-        ("credit", "spec.rules.0.tasks", [], f"{RULE}.tasks", "at least 1"),
+        ("credit", "spec.path", "credit", "spec.path", "write / and up to"),
+        ("credit", "spec.rules", [], "spec.rules", "is empty: write at least 1"),
+        ("credit", "spec.rules.0.tasks", [], f"{RULE}.tasks", "is empty: write at least 1"),
         ("credit", "spec.rules.0.tasks.0.weight", 5, f"{TASK}.weight", "unknown field"),
         ("credit", "spec.rules.0.tasks.0.need", "perhaps", f"{TASK}.need", "required"),
         ("credit", "spec.rules.0.tasks.0.select", {}, f"{TASK}.select", "exactly one of"),
@@ -83,15 +85,15 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit", "spec.rules.0.tasks.0.default", {"probability": 0}, TASK, "go together"),
         ("credit", "spec.rules.0.tasks.0.need", "default", TASK, "go together"),
         ("credit-pd-1", "spec.version", 1, "spec.version", "valid string"),
-        ("credit-pd-1", "spec.digest", "sha256:12", "spec.digest", "pattern"),
-        ("credit-pd-1", "spec.backend.endpoints", [], "spec.backend.endpoints", "at least 1"),
-        ("credit-pd-1", "spec.backend.endpoints.0", "localhost:1", "spec.backend.endpoints[0]", "pattern"),
+        ("credit-pd-1", "spec.digest", "sha256:12", "spec.digest", "write sha256: and 64"),
+        ("credit-pd-1", "spec.backend.endpoints", [], "spec.backend.endpoints", "is empty: write at least 1"),
+        ("credit-pd-1", "spec.backend.endpoints.0", "localhost:1", "spec.backend.endpoints[0]", "write http://"),
         ("credit-pd-1", "spec.backend.pool", "p", "spec.backend.pool", "unknown field"),
         ("credit-pd-1", "spec.backend.type", "carrier-pigeon", "spec.backend.type", "does not match"),
         ("credit-pd-1", "spec.backend.type", ..., "spec.backend", "discriminator"),
         ("credit-pd-1", "spec.backend.input", {"layout": "matrix"}, "spec.backend.input", "numeric datatype"),
         ("credit-pd-1", "spec.backend.input", {"tensor": "x"}, "spec.backend.input", "belong to layout: matrix"),
-        ("credit-pd-1", "spec.features.0.ref", "amount", "spec.features[amount].ref", "pattern"),
+        ("credit-pd-1", "spec.features.0.ref", "amount", "spec.features[amount].ref", "write VIEW.FEATURE"),
         ("credit-pd-1", "spec.features.1.required", True, "spec.features[applicant.age]", "required or has a default"),
         (
             "credit-pd-1",
@@ -102,8 +104,8 @@ def test_sound_documents_are_a_revision() -> None:
         ),
         ("credit-pd-1", "spec.policy.retries", 2, "spec.policy.retries", "less than or equal to 1"),
         ("credit-pd-1", "spec.governance.validUntil", "2027-02-30", "spec.governance", "day"),
-        ("credit-pd", "spec.aliases", {"Bad Alias": "1"}, "spec.aliases.Bad Alias", "pattern"),
-        ("applicant", "spec.entities", [], "spec.entities", "at least 1"),
+        ("credit-pd", "spec.aliases", {"Bad Alias": "1"}, "spec.aliases.Bad Alias", "write lower-case"),
+        ("applicant", "spec.entities", [], "spec.entities", "is empty: write at least 1"),
         ("applicant", "spec.features.0.type", "DECIMAL", "spec.features[age].type", "INT64"),
         # what one document says of another
         ("credit-pd-1", "spec.features.1.ref", "person.age", "spec.features[person.age].ref", "no FeatureView person"),
@@ -163,8 +165,8 @@ def whole_route(*tasks: dict[str, Any], spec: dict[str, Any] | None = None, **ru
         # selection
         ({"select": PLAIN | {"stickyBy": "id"}}, "", "there is nothing to draw"),
         ({"select": PLAIN | {"experiment": "a"}}, "", "there is nothing to draw"),
-        ({"select": task()["select"] | {"stickyBy": "outputs.id"}}, ".select.stickyBy", "pattern"),
-        ({"select": task()["select"] | {"experiment": "A B"}}, ".select.experiment", "pattern"),
+        ({"select": task()["select"] | {"stickyBy": "outputs.id"}}, ".select.stickyBy", "write an entity's name"),
+        ({"select": task()["select"] | {"experiment": "A B"}}, ".select.experiment", "write lower-case"),
         # shadows
         ({"shadow": [{}]}, ".shadow[0]", "exactly one of version, alias"),
         ({"shadow": [{"version": "3", "alias": "champion"}]}, ".shadow[3]", "exactly one of version, alias"),
@@ -187,7 +189,7 @@ def whole_route(*tasks: dict[str, Any], spec: dict[str, Any] | None = None, **ru
         ({"select": PLAIN, "rollout": ROLLOUT | {"to": "7"}}, ".rollout.to", "no version 7"),
         ({"select": PLAIN, "rollout": ROLLOUT | {"steps": [5, 50]}}, ".rollout", "steps must rise and end in 100"),
         ({"select": PLAIN, "rollout": ROLLOUT | {"steps": [50, 5, 100]}}, ".rollout", "steps must rise"),
-        ({"select": PLAIN, "rollout": ROLLOUT | {"steps": []}}, ".rollout.steps", "at least 1"),
+        ({"select": PLAIN, "rollout": ROLLOUT | {"steps": []}}, ".rollout.steps", "is empty: write at least 1"),
         (
             {"select": PLAIN, "rollout": ROLLOUT | {"steps": [0, 100]}},
             ".rollout.steps[0]",
@@ -276,7 +278,7 @@ FIRST, SECOND = task(name="first", select=PLAIN), task(name="second", select=PLA
             {},
             [(f"{RULE}.tasks[second].when", "is always 'yes'")],
         ),
-        ((FIRST,), {"reasons": {"low": "true"}}, {}, [(f"{RULE}.reasons.low", "pattern")]),
+        ((FIRST,), {"reasons": {"low": "true"}}, {}, [(f"{RULE}.reasons.low", "write upper-case")]),
         ((FIRST,), {"reasons": {"LOW": "1 +"}}, {}, [(f"{RULE}.reasons.LOW", "in: 1 +")]),
         ((FIRST,), {"reasons": {"LOW": "outputs.first.score < 1.0"}}, {}, [(f"{RULE}.reasons.LOW", "no output score")]),
         ((FIRST,), {"reasons": {"LOW": "scores > 1"}}, {}, [(f"{RULE}.reasons.LOW", "unknown name scores")]),
@@ -655,3 +657,9 @@ def test_a_revision_that_is_not_canonical_is_refused() -> None:
     other = orjson.dumps(orjson.loads(canonical(whole.documents))[::-1])
     with pytest.raises(DocumentsRefused, match="canonical"):
         load_revision(revision_id(other), other)
+
+
+def test_every_pattern_is_said_in_words() -> None:
+    """No fault of a document shows a regular expression, and no words are left over from one that is gone."""
+    source = (Path(registry.__file__).parent / "documents.py").read_text()
+    assert set(re.findall(r'pattern=r"([^"]*)"', source)) == set(IN_WORDS)
