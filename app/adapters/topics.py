@@ -26,7 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 )
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from app.domain.errors import ConfigurationError
+from app.domain.errors import ConfigurationError, Unreachable
 from app.durations import parse_duration_ms
 from app.resources import resource_dir
 from app.settings import Settings
@@ -308,12 +308,10 @@ class TopicAdmin:
 def refused_by_kafka(bootstrap: str, doing: str, error: KafkaException) -> ConfigurationError:
     """What a command says where Kafka does not answer, or refuses."""
     reason = error.args[0]
-    advice = (
-        "; is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
-        if reason.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
-        else ""
-    )
-    return ConfigurationError(f"Kafka at {bootstrap}: {doing}: {reason.str()}{advice}")
+    said = f"Kafka at {bootstrap}: {doing}: {reason.str()}"
+    if reason.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+        return Unreachable(f"{said}; is it running, and is BROKER_KAFKA_BOOTSTRAP right?")
+    return ConfigurationError(said)
 
 
 def own_topics(names: Iterable[str], settings: Settings, documents: Iterable[TopicDocument]) -> frozenset[str]:

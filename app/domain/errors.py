@@ -20,6 +20,7 @@ for what stops the work at hand::
     ├── PublisherBroken     the producer itself is beyond repair (crash)
     ├── RecordTooLarge      a record exceeds Kafka's limit: the outcome becomes "failed" (dead-letter)
     └── ConfigurationError  settings, topics or a dependency are wrong: one clear line, exit non-zero (crash)
+        └── Unreachable     Kafka cannot be reached at all: a command ends by it, a worker tries again (retry)
 """
 
 from collections.abc import Sequence
@@ -172,3 +173,7 @@ class RecordTooLarge(BrokerError):
 
 class ConfigurationError(BrokerError):
     """The process cannot do its work as configured; the message says what to set or start."""
+
+
+class Unreachable(ConfigurationError, StoreUnavailable):
+    """Kafka is not there: an error of configuration to whoever starts, an outage to whoever was served before."""
