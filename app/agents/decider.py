@@ -369,7 +369,7 @@ class Decider:
                     self._set_timer(live)
                     return True
         except RecordTooLarge as error:
-            problem = Problem(Code.RECORD_TOO_LARGE, f"{error}: send smaller inputs")
+            problem = Problem(Code.RECORD_TOO_LARGE, str(error))
             await self._end(live, Status.FAILED, (problem,))
             return False
         await asyncio.shield(self._done(live))

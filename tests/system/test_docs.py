@@ -158,11 +158,13 @@ def test_operations_commands_run(shell: Shell) -> None:
         listed: Any = orjson.loads(prepared.run(f"model-broker dlt list --topic {topic} --json"))
         letters = listed["topics"][0]["latest"]
     one = str(letters[0]["letter"])
+    published: Any = orjson.loads(prepared.run("model-broker history --json"))["publications"]
+    oldest = str(published[-1]["revision"])
     printed = []
     for block in blocks_of(OPERATIONS):
         if block.language == "bash":
             end = time.monotonic() + RECORDED_WITHIN_S
-            text = block.text.replace(f"{topic}-dlt/3/41", one)
+            text = block.text.replace(f"{topic}-dlt/3/41", one).replace("sha256:4f1c", oldest)
             while True:
                 try:
                     printed.append(prepared.run(text))
@@ -171,10 +173,12 @@ def test_operations_commands_run(shell: Shell) -> None:
                     # A decision is recorded within seconds; everything else is there at once.
                     if "decision show" not in text or time.monotonic() > end:
                         raise
-    installed, changed, dead, shown = printed
+    installed, changed, restored, compared, dead, shown = printed
     assert "unchanged" in installed
     assert "Nothing to publish" in changed
     assert '"route":"credit"' in changed
+    assert "Published" in restored
+    assert "credit/consumer/anomaly" in compared
     assert f"{one}: redriven" in dead
     # The one that was redriven alone dies again, and may be back by then.
     assert re.search(r"^[23] of inference.requests-dlt redriven, 0 not.$", dead, re.M)
