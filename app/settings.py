@@ -94,8 +94,8 @@ class Settings(BaseSettings):
         description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be longer",
     )
     feature_timeout: DurationMs = Field(
-        250,
-        description="one feature fetch, within the request's deadline; an absent Redis costs no more than this",
+        1_000,
+        description="one feature fetch, within the request's deadline; longer than a full worker is busy",
     )
     audit_batch_records: int = Field(2_000, gt=0, description="records of one audit object at most")
     audit_batch_bytes: int = Field(4_194_304, gt=0, description="bytes of one audit object at most, uncompressed")

@@ -58,11 +58,18 @@ class Shadows:
 
     def offer(self, live: Live, *, busy: bool) -> None:
         """Begin the shadows of a decision that is made; sheds them when ``busy``, or without a free slot."""
-        if live.plan is None or live.fetched is None:
+        if live.plan is None or live.outcome is None:
             return
         for task in live.plan.tasks:
+            if live.outcome.results[task.name].status is TaskStatus.SKIPPED:
+                # It was not to be run, or not needed; so its shadow is not either.
+                continue
             for shadow in task.shadows:
                 version = shadow.version
+                if live.fetched is None:
+                    # Another worker had fetched the features.
+                    _SHADOWS.labels(version.model, version.version, "lost").inc()
+                    continue
                 if version is live.tasks[task.name].version:
                     continue
                 if busy or len(self._running) >= self._settings.shadows_in_flight_max:

@@ -35,7 +35,8 @@ def compare_shadow(
     task = next(task for task in decided.tasks if task.name == shadow.task)
     champion = _result(plan, results)
     would_be = _result(plan, {**results, shadow.task: shadow}) if shadow.status is TaskStatus.OK else None
-    flipped = None if champion is None or would_be is None else champion != would_be
+    unknown = champion is None or would_be is None or own.output is None
+    flipped = None if unknown else champion != would_be
     return orjson.dumps(
         {
             "task": shadow.task,

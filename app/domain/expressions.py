@@ -9,6 +9,7 @@ nest.
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,10 @@ _CEL_FUNCTIONS: Final = frozenset(
 def _numbers(values: object) -> list[float]:
     if not isinstance(values, Sequence) or not values or any(type(value) not in (int, float) for value in values):
         raise ValueError("a list of numbers is wanted, with one at least")
-    return [float(value) for value in values]
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("NaN and infinity are no numbers to reckon with")
+    return numbers
 
 
 def _mean(values: object) -> float:

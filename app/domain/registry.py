@@ -48,6 +48,8 @@ RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
 REASON_ROOTS: Final = ("result", *RESULT_ROOTS)
 REVISION_BYTES_MAX: Final = 16 * 1024 * 1024
 
+_RESERVED: Final = frozenset({"headers", "model_version"})
+"""Members of metadata that no placeholder may be called."""
 _SHOWN_LENGTH_MAX: Final = 80
 _NOT_QUEUED: Final = "not supported yet for backend type kafka (its pool's workers take tasks as they can); remove it"
 
@@ -418,6 +420,8 @@ class _Check:
         placeholders: tuple[str, ...] = ()
         try:
             placeholders = placeholders_of(spec.path)
+            for name in sorted(_RESERVED & set(placeholders)):
+                self._add(origin, document, "spec.path", f"metadata.{name} has a meaning of its own; name it otherwise")
         except ValueError as error:
             self._add(origin, document, "spec.path", str(error))
         for key, message in _status_faults(document):
@@ -465,7 +469,16 @@ class _Check:
             return expression
 
         when = condition_of("when", rule.when, WHEN_ROOTS)
-        result, reasons = each("result", rule.result, RESULT_ROOTS), each("reasons", rule.reasons, REASON_ROOTS)
+        result = each("result", rule.result, RESULT_ROOTS)
+        reasons = each("reasons", rule.reasons, REASON_ROOTS)
+        for name, expression in reasons.items():
+            said = _constant_fault(expression)
+            if said is not None:
+                self._add(origin, document, f"{at}.reasons.{name}", said)
+            for path, _ in expression.members("result"):
+                if path[0] not in rule.result:
+                    have = ", ".join(rule.result) or "nothing"
+                    self._add(origin, document, f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
         served = {task.name: self._served(task) for task in rule.tasks}
         maybe_absent = _maybe_absent(rule)
         for field_, expressions in (("result", result), ("reasons", reasons)):

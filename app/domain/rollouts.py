@@ -126,7 +126,9 @@ class StepStats:
         fed = False
         for each in (*task.earlier, task):
             result = each.result
-            if each.version != version or result is None or result.status in _UNCOUNTED:
+            # Drawn by chance, and not asked for by a caller or come to because another version failed.
+            drawn = each.selected_by == "rollout"
+            if each.version != version or not drawn or result is None or result.status in _UNCOUNTED:
                 continue
             fed = True
             self.decisions += 1
@@ -233,8 +235,19 @@ def judge(rollout: Rollout, status: RolloutStatus, stats: StepStats, now_ms: int
         return Stay(f"{format_duration(left_ms)} of {format_duration(rollout.every)} left")
     if doubtful is not None:
         return Stay(doubtful)
+    if (
+        rollout.abort_on.flip_rate is not None
+        and stats.compared < rollout.min_decisions
+        and _has_others(rollout, status)
+    ):
+        return Stay(f"{stats.compared} of at least {rollout.min_decisions} comparisons with version {rollout.to}")
     held = f"{stats.decisions} decisions in {format_duration(rollout.every)} or more, within all bounds"
     return Promote(held) if status.step >= len(rollout.steps) - 1 else Advance(held)
+
+
+def _has_others(rollout: Rollout, status: RolloutStatus) -> bool:
+    """Whether other versions still decide in this step, so that there is something to compare with."""
+    return rolled_out(rollout, status) < 100
 
 
 def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str | None]:

@@ -178,9 +178,10 @@ def _plan_tasks(
     pins = _pins(matched, rule, metadata.get("model_version"))
     if isinstance(pins, Problem):
         return pins
+    whole = rule.spec.join.policy == "all"
     tasks = []
     for task in rule.tasks:
-        planned = _plan_task(revision, task, request, metadata, pins.get(task.spec.name), now_ms)
+        planned = _plan_task(revision, task, request, metadata, pins.get(task.spec.name), now_ms, whole=whole)
         if isinstance(planned, Problem):
             return planned
         tasks.append(planned)
@@ -214,12 +215,18 @@ def _plan_task(
     metadata: Mapping[str, Any],
     pin: str | None,
     now_ms: int,
+    *,
+    whole: bool,
 ) -> TaskPlan | Problem:
+    """One task's plan; ``whole``: the join wants every task's answer."""
     spec, select, experiment = task.spec, task.spec.select, None
     if pin is not None:
         label, selected_by = pin, "pin"
         if (spec.model, label) not in revision.versions:
             said = f"metadata.model_version names {label[:80]!r}, and {spec.model} has no such version"
+            return Problem(Code.VERSION_NOT_ALLOWED, said, spec.name)
+        if revision.versions[spec.model, label].governance is None:
+            said = f"metadata.model_version names {label[:80]!r}, which nobody has approved"
             return Problem(Code.VERSION_NOT_ALLOWED, said, spec.name)
     elif task.arms:
         subject = subject_of(select, request, metadata)
@@ -236,10 +243,13 @@ def _plan_task(
     version = revision.versions[spec.model, label]
     standbys: tuple[Standby, ...] = ()
     if spec.fallback:
-        standbys = tuple(
-            each
-            for each in standbys_of(revision, spec)
-            if each.version is None or usable(revision, each.version, now_ms)
+        standbys = _distinct(
+            version,
+            [
+                each
+                for each in standbys_of(revision, spec)
+                if each.version is None or usable(revision, each.version, now_ms)
+            ],
         )
     barred = None
     if not usable(revision, version, now_ms):
@@ -247,7 +257,8 @@ def _plan_task(
             f"{version.model} {version.version} was valid until {version.governance and version.governance.valid_until}"
         )
         barred = Problem(Code.VERSION_EXPIRED, said, spec.name)
-        if spec.on_unavailable == "reject" or not (standbys or spec.need != "required"):
+        needed = whole and spec.need == "required" and not spec.after
+        if spec.on_unavailable == "reject" or (needed and not standbys):
             return barred
     shadows = _shadows(revision, task, version, request, now_ms) if spec.shadow else ()
     return TaskPlan(spec, version, selected_by, experiment, task.condition, barred, standbys, shadows)
@@ -287,17 +298,30 @@ def usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
     return end_ms is None or now_ms < end_ms
 
 
+def _distinct(own: ModelVersionSpec, standbys: Sequence[Standby]) -> tuple[Standby, ...]:
+    """Without those that would ask again what has failed already."""
+    tried, kept = {own.version}, []
+    for standby in standbys:
+        if standby.version is None or standby.version.version not in tried:
+            kept.append(standby)
+        if standby.version is not None:
+            tried.add(standby.version.version)
+    return tuple(kept)
+
+
 def _shadows(
     revision: Revision, task: CompiledTask, own: ModelVersionSpec, request: Request, now_ms: int
 ) -> tuple[ShadowPlan, ...]:
     """The shadows of this request: those whose part it falls into, but for what serves it anyway, and what expired."""
-    spec, shadows = task.spec, []
+    spec = task.spec
+    shadows: list[ShadowPlan] = []
     for shadow, segment in zip(spec.shadow, task.segments, strict=True):
         alias = shadow.alias
         label = revision.models[spec.model].aliases[alias] if alias is not None else shadow.version
         assert label is not None  # noqa: S101 - Shadow holds exactly one of the two
         version = revision.versions[spec.model, label]
         drawn = fraction(f"{task.experiment}/shadow", label, request.request_id) * 100 < shadow.percent
-        if drawn and version is not own and usable(revision, version, now_ms):
+        twice = any(version is each.version for each in shadows)
+        if drawn and not twice and version is not own and usable(revision, version, now_ms):
             shadows.append(ShadowPlan(version, segment))
     return tuple(shadows)

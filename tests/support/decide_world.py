@@ -62,6 +62,7 @@ def documents() -> list[dict[str, Any]]:
     rule: dict[str, dict[str, Any]] = {
         "quorum": {"join": {"policy": "quorum", "n": 2}},
         "first": {"join": {"policy": "first"}},
+        "ageing": {"join": {"policy": "quorum", "n": 2}},
         "reasoned": {"reasons": {"HIGH": "result.probability > 0.2", "ALWAYS": "true", "NEVER": "false"}},
     }
     shapes: dict[str, tuple[list[dict[str, Any]], dict[str, str]]] = {
@@ -106,6 +107,16 @@ def documents() -> list[dict[str, Any]]:
             {},
         ),
         "reasoned": ([task(**here)], {"probability": "outputs.pd.probability"}),
+        "unasked": (
+            [
+                task(**here),
+                task(name="b", after=["pd"], when="outputs.pd.probability > 1.0", shadow=[{"version": "4"}], **here),
+            ],
+            {},
+        ),
+        "repeated": ([task(fallback=[{"version": "1"}, {"alias": "champion"}, {"version": "4"}], **here)], {}),
+        "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
+        "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
         "shadowed": (
             [task(shadow=[{"version": "4", "segment": 'inputs.amount > 1000.0 ? "large" : "small"'}], **here)],

@@ -344,3 +344,48 @@ async def test_a_shadow_that_cannot_be_recorded_harms_nobody() -> None:
     made.send("s", "/inline", correlation="s")
     await settled(made)
     assert made.reply("s")["status"] == "completed"
+
+
+@in_virtual_time
+async def test_what_was_not_asked_has_no_shadow() -> None:
+    """A task that its condition skips is skipped by its shadow too."""
+    made = await world()
+    made.send("r", "/unasked")
+    await settled(made)
+    assert statuses(made.reply()) == {"pd": "ok", "b": "skipped"}
+    assert [record.kind for record in made.audits()] == [Kind.DECISION]
+    assert made.model.calls == [("r", "pd")]
+
+
+@in_virtual_time
+async def test_nothing_stands_in_for_itself() -> None:
+    """Fallbacks that would ask the same version again are passed over."""
+    made = await world()
+    made.send("r", "/repeated", amount=-1.0)
+    await settled(made)
+    (pd,) = decision(made).tasks
+    assert [each.version for each in pd.earlier] == ["1"]
+    assert pd.version == "4"
+    assert len(made.model.calls) == 2
+
+
+@in_virtual_time
+async def test_a_quorum_outlives_a_version() -> None:
+    """Where two of three are enough, one that has expired does not reject the request."""
+    made = await world()
+    made.send("r", "/ageing")
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], statuses(reply)) == ("completed", {"pd": "error", "b": "ok", "c": "ok"})
+    assert [error["code"] for error in reply["errors"]] == ["version_expired"]
+
+
+@in_virtual_time
+async def test_a_result_is_a_number_or_none() -> None:
+    """Infinity would be written as null: the decision has failed instead, and says so."""
+    made = await world()
+    made.send("r", "/undefined")
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], reply["result"]) == ("failed", {})
+    assert reply["errors"][0]["code"] == "result_failed"

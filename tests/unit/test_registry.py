@@ -663,3 +663,22 @@ def test_every_pattern_is_said_in_words() -> None:
     """No fault of a document shows a regular expression, and no words are left over from one that is gone."""
     source = (Path(registry.__file__).parent / "documents.py").read_text()
     assert set(re.findall(r'pattern=r"([^"]*)"', source)) == set(IN_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("1 + 1", "is always 2"), ("result.absent == 1", "result has no absent (there is: decision)")],
+)
+def test_a_reason_that_would_fail_every_decision(reason: str, said: str) -> None:
+    """It is refused at apply: a condition that is none, or of a result that there is not."""
+    documents = changed(sound(), "credit", "spec.rules.0.reasons", {"LOW": reason})
+    (fault,) = refused(documents)
+    assert fault.field == "spec.rules[default].reasons.LOW"
+    assert said in fault.message
+
+
+@pytest.mark.parametrize("name", ["headers", "model_version"])
+def test_placeholders_leave_metadata_s_own_members_alone(name: str) -> None:
+    """What a caller names by them, or the headers, would be hidden."""
+    (fault,) = refused(changed(sound(), "credit", "spec.path", f"/credit/{{{name}}}"))
+    assert (fault.field, "has a meaning of its own" in fault.message) == ("spec.path", True)

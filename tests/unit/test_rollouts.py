@@ -81,9 +81,12 @@ def test_a_bound_is_broken_as_soon_as_that_is_certain() -> None:
 
 
 def test_flips_are_held_against_what_was_compared() -> None:
-    """A few comparisons neither end a step nor let it go on while too many of them flip; none at all holds."""
+    """A few comparisons neither end a step nor let it go on; at 100 % there is nothing left to compare with."""
     bounds = rollout(flipRate=0.05)
-    assert isinstance(judge(bounds, status(), stats(100), LATER), Advance)
+    said = "99 of at least 100 comparisons with version 2"
+    assert judge(bounds, status(), stats(100, compared=99), LATER) == Stay(said)
+    assert isinstance(judge(bounds, status(), stats(100, compared=100), LATER), Advance)
+    assert isinstance(judge(bounds, status(step=2), stats(100), LATER), Promote)
     assert judge(bounds, status(), stats(100, compared=10, flips=2), LATER) == Stay(
         "flips in 2 of 10 decisions, above 5.00%"
     )

@@ -201,6 +201,12 @@ def test_headers_are_seen_as_metadata() -> None:
 class TestPins:
     """``metadata.model_version``: a caller names the version, where the route lets it."""
 
+    def test_what_nobody_approved_is_not_pinned(self) -> None:
+        """It could only be a shadow; no caller makes it decide."""
+        documents = changed(self.documents("pd"), "credit-pd-3", "spec.governance", ...)
+        problem = refused(documents, metadata={"model_version": "3"}).problem
+        assert (problem.code, "nobody has approved" in problem.message) == (Code.VERSION_NOT_ALLOWED, True)
+
     def documents(self, *pinnable: str) -> list[dict[str, Any]]:
         two = [task(name="pd", select={"version": "1"}), task(name="again", select={"split": SPLIT})]
         documents = changed(versions(), "credit", "spec.rules.0.tasks", two)
