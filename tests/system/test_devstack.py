@@ -231,7 +231,8 @@ def test_free_ports_are_no_client_ports() -> None:
 # --- the end of the parent ----------------------------------------------------------------------------------
 
 PARENT = """
-import json, sys, time
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as this may be, ignore it
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from app.devstack import Stack
