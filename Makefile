@@ -30,10 +30,10 @@ check: $(VENV)/.with-dev ## Lint, formatting, types, layers
 
 test: $(VENV)/.with-dev ## Every test, on real services; the core's branches covered to 95 % at least
 	@# Two rows at once, for most of it is waiting for services that start, stop and fail.
-	@$(BIN)/pytest tests/unit tests/properties tests/contracts tests/system --cov=app/domain --cov-branch --cov-report= $(ARGS) \
+	@$(BIN)/pytest tests/unit tests/properties tests/system tests/faults --cov=app/domain --cov-branch --cov-report= $(ARGS) \
 		>.second-row.log 2>&1 & \
 	second=$$!; \
-	$(BIN)/pytest tests/integration tests/faults $(ARGS); first=$$?; \
+	$(BIN)/pytest tests/contracts tests/integration $(ARGS); first=$$?; \
 	wait $$second; second=$$?; \
 	cat .second-row.log; rm -f .second-row.log; \
 	exit $$((first + second))
