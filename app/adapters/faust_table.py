@@ -6,7 +6,7 @@ returns once the changelog has the entry. The partition is explicit, so timers m
 changelog offset, so that a replay during a rebalance cannot put an older entry over a newer one.
 
 Nothing is written while the membership's lease is over. A process that was expelled meanwhile comes back as another
-member: it forgets what it holds, reads all of it again, and counts every partition as gained, for others wrote there.
+member: it reads what was written since, and counts every partition as gained, for others wrote there.
 """
 
 import asyncio
@@ -37,7 +37,6 @@ class PartitionedStore(Store[bytes, bytes]):
         self.partitions: dict[int, dict[bytes, tuple[int, bytes]]] = {}
         self.yields: Callable[[bytes, bytes], bool] = lambda held, entry: True
         self._applied: dict[TP, int] = {}
-        self._member = ""
 
     def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None) -> None:
         """One changelog record, unless a later one of its key is here already, or what is here does not yield to it."""
@@ -65,11 +64,7 @@ class PartitionedStore(Store[bytes, bytes]):
     async def on_rebalance(
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
     ) -> None:
-        """Forget partitions that went to another worker, and all of them after having been expelled."""
-        member = membership(self.app).member_id
-        if member != self._member:
-            self._member = member
-            self._clear()
+        """Forget partitions that went to another worker: they change there."""
         topic = self.table.changelog_topic.get_topic_name()
         kept = {tp.partition for tp in assigned if tp.topic == topic}
         for partition in set(self.partitions) - kept:
