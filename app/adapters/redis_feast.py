@@ -4,25 +4,17 @@ One hash an entity holds all its views; ``_ts:{view}`` is the event time of a vi
 and Feast does not look at, is ``_at:{view}``: the older event times of features that a later partial update left alone.
 Without it their age would be hidden by the update of their neighbours.
 
-``fetch`` is one round trip whatever is asked, on a pooled connection; commands are packed here and answers read as
-bytes, which costs half of what a client's pipeline object does. ``write`` is one round trip too: a script compares
-event times and writes within Redis, so that of two workers the later event wins and not the later writer. Every
-driver's exception ends here, as StoreUnavailable.
+``fetch`` is one round trip whatever is asked, of a cluster one to each master concerned. ``write`` is one round trip
+too: a script compares event times and writes within Redis, so that of two workers the later event wins and not the
+later writer.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-import hiredis
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from app.adapters.feast_codec import (
     decode_time,
@@ -33,15 +25,19 @@ from app.adapters.feast_codec import (
     row_key,
     time_field,
 )
+from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
+from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed
+from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
 
 CONNECTIONS_MAX: Final = 32
-"""A fetch takes a connection for a millisecond, so these carry more than a worker's CPU can ask for."""
+"""To each server. A fetch takes one for a millisecond, so these carry more than a worker's CPU can ask for."""
 WRITE_TIMEOUT_MS: Final = 10_000
 """One batch of rows; past it the worker asks again rather than trust a connection that may be dead."""
 PING_TIMEOUT_MS: Final = 2_000
+VALUE_BYTES_MAX: Final = 65_536
+"""A value goes into the decision's record, which Kafka takes up to 1 MiB with everything that is in it."""
 
 _WRITE_LUA: Final = b"""\
 -- KEYS[1] a row. ARGV: ts field, at field, seconds, nanos, Timestamp bytes, number of kept fields, kept fields...,
@@ -102,34 +98,29 @@ return 1
 """
 
 
-def _pack(words: tuple[bytes, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says a tuple of exactly one word
-    return packed
-
-
 _WRITE_SHA: Final = hashlib.sha1(_WRITE_LUA, usedforsecurity=False).hexdigest().encode()
-_LOAD: Final = _pack((b"SCRIPT", b"LOAD", _WRITE_LUA))
-_PING: Final = _pack((b"PING",))
+_LOAD: Final = pack((b"SCRIPT", b"LOAD", _WRITE_LUA))
+_PING: Final = pack((b"PING",))
 
 
 class RedisFeatureStore:
-    """A FeatureStore and FeatureWriter over one Redis; ``url`` as redis-py takes it (``redis://``, ``rediss://``)."""
+    """A FeatureStore and FeatureWriter over Redis; ``urls`` as RedisNodes takes them.
+
+    ``value_bytes_max``: a stored value that is longer is an ERROR. ``breaker``: when fetches leave a server alone.
+    """
 
     def __init__(
-        self, url: str, *, connections_max: int = CONNECTIONS_MAX, write_timeout_ms: int = WRITE_TIMEOUT_MS
+        self,
+        urls: str,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        write_timeout_ms: int = WRITE_TIMEOUT_MS,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        breaker: BreakerPolicy | None = None,
     ) -> None:
-        self._pool: ConnectionPool = ConnectionPool.from_url(
-            url,
-            max_connections=connections_max,
-            # The timeout around each operation bounds everything in it, and the callers decide about trying again.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            decode_responses=False,
-        )
-        self._slots = asyncio.Semaphore(connections_max)
+        self._nodes = RedisNodes(urls, connections_max=connections_max, policy=breaker or BreakerPolicy())
         self._write_timeout_ms = write_timeout_ms
+        self._value_bytes_max = value_bytes_max
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> Mapping[tuple[str, str], Fetched]:
         """See FeatureStore."""
@@ -138,24 +129,28 @@ class RedisFeatureStore:
             by_key.setdefault(need.key, []).append(need)
         if not by_key:
             return {}
-        commands = [
-            _pack((b"HMGET", row_key(key), *(field for need in wanted for field in _fields(need))))
-            for key, wanted in by_key.items()
-        ]
-        answers = await self._ask(commands, timeout_ms)
+        commands = []
+        for key, wanted in by_key.items():
+            row = row_key(key)
+            commands.append(Command(row, pack((b"HMGET", row, *(field for need in wanted for field in _fields(need))))))
+        answers = await self._nodes.ask(commands, timeout_ms, guarded=True)
         fetched: dict[tuple[str, str], Fetched] = {}
+        failures: list[StoreUnavailable] = []
         for wanted, answer in zip(by_key.values(), answers, strict=True):
-            start = 0
-            for need in wanted:
-                if isinstance(answer, list):
+            if isinstance(answer, list):
+                start = 0
+                for need in wanted:
                     end = start + len(need.features) + 2
-                    _decode(need, answer[start:end], fetched)
+                    _decode(need, answer[start:end], fetched, self._value_bytes_max)
                     start = end
-                elif not str(answer).startswith("WRONGTYPE"):
-                    raise StoreUnavailable(f"Redis refused a read: {answer}")
-                else:
-                    found = Fetched(FeatureStatus.ERROR, reason=f"stored row cannot be read: {answer}")
-                    fetched.update({(need.view, feature): found for feature in need.features})
+            elif isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+                found = Fetched(FeatureStatus.ERROR, reason=f"stored row cannot be read: {answer}")
+                fetched.update({(need.view, feature): found for need in wanted for feature in need.features})
+            else:
+                failures.append(_refused("read", answer))
+                fetched.update(unavailable(wanted))
+        if len(failures) == len(answers):
+            raise failures[0]
         return fetched
 
     async def write(self, rows: Sequence[FeatureRow]) -> int:
@@ -163,55 +158,34 @@ class RedisFeatureStore:
         if not rows:
             return 0
         # Loading the script each time costs one small command a batch, and no branch for a Redis that has forgotten it.
-        answers = await self._ask([_LOAD, *(_write_command(row) for row in rows)], self._write_timeout_ms)
+        answers = await self._nodes.ask([_write_command(row) for row in rows], self._write_timeout_ms, first=_LOAD)
         for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise StoreUnavailable(f"Redis refused a write: {answer}")
-        return sum(answers[1:])
+            if isinstance(answer, ResponseError) and "READONLY" in f"{answer.status_code} {answer}":
+                # Of a server that others have replaced: its name may stand for another by now.
+                await self._nodes.drop_idle()
+            if isinstance(answer, ResponseError | StoreUnavailable):
+                raise _refused("write", answer)
+        return sum(answers)
 
     async def ping(self) -> None:
-        """See FeatureStore."""
-        [answer] = await self._ask([_PING], PING_TIMEOUT_MS)
-        if isinstance(answer, ResponseError):
-            raise StoreUnavailable(f"Redis refused PING: {answer}")
+        """See FeatureStore; of a cluster, one master that answers will do: the others' rows end by their contracts."""
+        if not self._nodes.learned:
+            await self._nodes.learn()
+        answers = await self._nodes.ask_each(_PING, PING_TIMEOUT_MS)
+        failures = [_refused("PING", answer) for answer in answers if isinstance(answer, Exception)]
+        if len(failures) == len(answers):
+            raise failures[0]
 
     async def close(self) -> None:
         """See FeatureStore."""
-        await self._pool.disconnect()
-
-    async def _ask(self, commands: Sequence[bytes], timeout_ms: int) -> list[Any]:
-        """The commands' answers, in order; a refusal of a single command is its answer, as a ResponseError."""
-        try:
-            async with asyncio.timeout(timeout_ms / 1000), self._slots:
-                try:
-                    return await self._exchange(commands)
-                except RedisConnectionError:
-                    # A server that was restarted leaves dead connections behind; every command here may be repeated.
-                    await self._pool.disconnect(inuse_connections=False)
-                    return await self._exchange(commands)
-        except TimeoutError as error:
-            raise StoreUnavailable(f"Redis did not answer within {timeout_ms} ms") from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is not usable: {error or type(error).__name__}") from error
-
-    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # decorated without types
-        try:
-            await connection.send_packed_command(commands, check_health=False)
-            return [await _answer(connection) for _ in commands]
-        except BaseException:
-            # Answers that nobody has read would be taken for those of the next commands.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await self._pool.release(connection)
+        await self._nodes.close()
 
 
-async def _answer(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error
+def _refused(what: str, answer: Answer) -> StoreUnavailable:
+    if isinstance(answer, StoreUnavailable):
+        return answer
+    code = getattr(answer, "status_code", None)
+    return StoreUnavailable(f"Redis refused a {what}: {code + ' ' if code else ''}{answer}")
 
 
 @lru_cache(maxsize=4096)
@@ -227,10 +201,16 @@ def _older_field(view: str) -> bytes:
     return b"_at:" + view.encode()
 
 
-def _decode(need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched]) -> None:
+def _decode(
+    need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched], value_bytes_max: int
+) -> None:
     time, older = answer[-2:]
     event_time_ms = decode_time(time)
     view = need.view
+    large = {}
+    if max(map(len, filter(None, answer[:-2])), default=0) > value_bytes_max:
+        large = {i: len(data) for i, data in enumerate(answer[:-2]) if data and len(data) > value_bytes_max}
+        answer = [None if index in large else data for index, data in enumerate(answer)]
     exceptions = _older_times(older, time) if older and time is not None else None
     if exceptions:
         fields = _fields(need)
@@ -240,6 +220,9 @@ def _decode(need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str,
     else:
         for index, (feature, type_) in enumerate(zip(need.features, need.types, strict=True)):
             fetched[view, feature] = decode_value(answer[index], type_, event_time_ms)
+    for index, size in large.items():
+        reason = f"stored value is too large: {size} bytes, and {value_bytes_max} are allowed"
+        fetched[view, need.features[index]] = Fetched(FeatureStatus.ERROR, None, event_time_ms, reason)
 
 
 def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
@@ -262,13 +245,14 @@ def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
     return times
 
 
-def _write_command(row: FeatureRow) -> bytes:
+def _write_command(row: FeatureRow) -> Command:
+    key = row_key(row.key)
     seconds, rest_ms = divmod(row.event_time_ms, 1_000)
     words: list[bytes] = [
         b"EVALSHA",
         _WRITE_SHA,
         b"1",
-        row_key(row.key),
+        key,
         time_field(row.view),
         _older_field(row.view),
         b"%d" % seconds,
@@ -280,4 +264,4 @@ def _write_command(row: FeatureRow) -> bytes:
     for name, value, type_ in zip(row.names, row.values, row.types, strict=True):
         words.append(feature_field(row.view, name))
         words.append(encode_value(value, type_))
-    return _pack(tuple(words))
+    return Command(key, pack(tuple(words)))

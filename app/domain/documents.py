@@ -240,12 +240,27 @@ class RedisSource(_Document):
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
+class CacheSpec(_Document):
+    """How long a worker may use a row that it has read before, without asking the store."""
+
+    ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] = Field(description="of a row that the store has")
+    negative_ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] | None = Field(
+        None, alias="negativeTtl", description="of a row that it lacks, or that cannot be read; absent: asked each time"
+    )
+    stale_if_error: Annotated[WrittenDurationMs, within("1ms", "30d")] | None = Field(
+        None,
+        alias="staleIfError",
+        description="how long past its ttl, while the store does not answer, a row serves contracts without maxAge",
+    )
+
+
 class FeatureViewSpec(_Document):
     """Features of one entity from one source."""
 
     entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
     source: RedisSource
+    cache: CacheSpec | None = Field(None, description="absent: each request reads the store")
 
     @cached_property
     def sorted_entities(self) -> tuple[EntitySpec, ...]:

@@ -57,12 +57,19 @@ class ViewNeed:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One stored value: PRESENT, NULL, MISSING or ERROR (``reason`` says why), and its event time."""
+    """One stored value: PRESENT, NULL, MISSING or ERROR (``reason`` says why), its event time, and where it was found.
+
+    Of a value out of a cache, ``fetched_ms`` is when the store gave it. One that is ``overdue`` was kept for the case
+    that the store does not answer, and is good only for contracts that bound its age themselves.
+    """
 
     status: FeatureStatus
     value: Value = None
     event_time_ms: int | None = None
     reason: str | None = None
+    source: str = "redis"
+    fetched_ms: int | None = None
+    overdue: bool = False
 
 
 _MISSING: Final = Fetched(FeatureStatus.MISSING)
@@ -224,7 +231,9 @@ def resolve(
             found, type_, origin = _from_request(contract, request), contract.type, "request"
         else:
             found = fetched.get((source, contract.feature), _MISSING)
-            type_, origin = views[source].types[contract.feature], "redis"
+            type_, origin = views[source].types[contract.feature], found.source
+            if found.overdue and contract.max_age is None:
+                found = _UNAVAILABLE
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
             found, broken = _under_contract(contract, found, now_ms)
             if broken is not None:
@@ -275,9 +284,11 @@ _AHEAD: Final = "has an event time in the future, so that its age is not known"
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
-    if found.status is FeatureStatus.PRESENT and contract.max_age is not None and found.event_time_ms is not None:
+    # Where nobody said when a value was true, a cached one has been so since it was fetched at the latest.
+    true_since_ms = found.fetched_ms if found.event_time_ms is None else found.event_time_ms
+    if found.status is FeatureStatus.PRESENT and contract.max_age is not None and true_since_ms is not None:
         # Within what clocks differ by, a time ahead of ours is an age of 0.
-        age_ms = now_ms - found.event_time_ms
+        age_ms = now_ms - true_since_ms
         if age_ms > contract.max_age or age_ms < -EVENT_TIME_AHEAD_MS_MAX:
             why = _TOO_OLD if age_ms > 0 else _AHEAD
             found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why)
@@ -298,9 +309,9 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
 
 UNAVAILABLE: Final = "could not be fetched: the feature store does not answer"
 """The reason of values whose store was away: a failure of ours, not a fault of the request."""
+_UNAVAILABLE: Final = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
 
 
 def unavailable(needs: Iterable[ViewNeed]) -> dict[tuple[str, str], Fetched]:
     """What is known of ``needs`` while their store does not answer."""
-    answer = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
-    return {(need.view, feature): answer for need in needs for feature in need.features}
+    return {(need.view, feature): _UNAVAILABLE for need in needs for feature in need.features}

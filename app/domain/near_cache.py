@@ -1,0 +1,244 @@
+"""The near cache: rows of the feature store that a worker has read before, while they may still be used.
+
+A row is what one ``ViewNeed`` asks for: the same view, entity and features. It is fresh for its view's ``ttl``, or
+``negativeTtl`` where the store had none of it; past that it is kept, as room allows, for the case that the store does
+not answer (``stale-if-error`` of RFC 5861), and then each contract's ``maxAge`` judges it.
+
+Two bounds hold, of entries and of bytes. What goes first is decided by SIEVE (Zhang et al., *SIEVE is Simpler than
+LRU*, NSDI 2024): entries stand in the order in which they came, a hit only marks its entry, and a hand that walks from
+the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
+
+An update is announced before the store has it. A row that is read in between is the old one, so what was announced
+sets a floor for some seconds: a row whose latest event time lies below it is handed out and not kept. Floors are
+bounded too; while one that was given up may still count, nothing is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from app.domain.documents import CacheSpec
+from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, unavailable
+
+FLOOR_MS: Final = 5_000
+"""How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
+FLOORS_MAX: Final = 100_000
+"""Some 20 MB at most; 20,000 updates of cached views a second for as long as a floor stands."""
+ENTRY_BYTES: Final = 700
+"""An entry without its values: its place, its need and key, and what the index takes for it."""
+VALUE_BYTES: Final = 120
+"""A value without its content."""
+
+_RowKey = tuple[str, EntityKey]
+
+
+class Entry:
+    """A row as it was read at ``fetched_ms``; ``event_time_ms`` is the latest of its values', None where none has one.
+
+    ``negative``: the store had none of the features, or one that cannot be read.
+    """
+
+    __slots__ = ("_served", "event_time_ms", "fetched_ms", "marked", "need", "negative", "newer", "older", "size",
+                 "values")  # fmt: skip
+
+    def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
+        self.need = need
+        self.values = values
+        self.fetched_ms = fetched_ms
+        self.event_time_ms = latest(values)
+        self.negative = is_negative(values)
+        self.size = size_of(values)
+        self.marked = False
+        self.newer: Entry | None = None
+        self.older: Entry | None = None
+        self._served = False
+
+    def fresh(self, spec: CacheSpec, now_ms: int) -> bool:
+        """Whether the row may be used without asking the store."""
+        lifetime_ms = spec.negative_ttl if self.negative else spec.ttl
+        # A clock that was set back says nothing of an age.
+        return lifetime_ms is not None and 0 <= now_ms - self.fetched_ms <= lifetime_ms
+
+    def served(self) -> tuple[Fetched, ...]:
+        """The values as a hit gives them."""
+        if not self._served:
+            # On the first hit: many entries see none, and reading the store is not to pay for it.
+            self.values = tuple(replace(value, source="cache", fetched_ms=self.fetched_ms) for value in self.values)
+            self._served = True
+        return self.values
+
+    def served_stale(self, spec: CacheSpec, now_ms: int) -> tuple[Fetched, ...]:
+        """The values as they are given while the store does not answer.
+
+        What was not there, or could not be read, may be there by now: it is not said again.
+        """
+        age_ms = now_ms - self.fetched_ms
+        overdue = not 0 <= age_ms <= spec.ttl + (spec.stale_if_error or 0)
+        away = next(iter(unavailable([self.need]).values()))
+        return tuple(replace(value, overdue=overdue) if value.status in _KNOWN else away for value in self.served())
+
+
+_KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL})
+
+
+def latest(values: Sequence[Fetched]) -> int | None:
+    """The latest event time among ``values``."""
+    return max((value.event_time_ms for value in values if value.event_time_ms is not None), default=None)
+
+
+def is_negative(values: Sequence[Fetched]) -> bool:
+    """Whether nothing is there, or something is that cannot be used."""
+    known = 0
+    for value in values:
+        if value.status is FeatureStatus.ERROR:
+            return True
+        known += value.status in _KNOWN
+    return not known
+
+
+def is_unavailable(values: Sequence[Fetched]) -> bool:
+    """Whether the store did not answer for this row."""
+    return any(value.reason == UNAVAILABLE for value in values)
+
+
+def size_of(values: Sequence[Fetched]) -> int:
+    """About how many bytes an entry of ``values`` takes.
+
+    >>> size_of([Fetched(FeatureStatus.PRESENT, 7)]) == ENTRY_BYTES + VALUE_BYTES + 32
+    True
+    """
+    return ENTRY_BYTES + sum(VALUE_BYTES + _content(value.value) for value in values)
+
+
+def _content(value: Value | Sequence[Value]) -> int:
+    if isinstance(value, str | bytes):
+        return 56 + len(value)
+    if isinstance(value, list | tuple):
+        return 56 + sum(8 + _content(each) for each in value)
+    return 32
+
+
+class NearCache:
+    """Entries by row, within ``entries_max`` and ``bytes_max``; times are epoch milliseconds, as arguments."""
+
+    def __init__(self, *, entries_max: int, bytes_max: int, floors_max: int = FLOORS_MAX) -> None:
+        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._floors_max = floors_max
+        self._rows: dict[_RowKey, list[Entry]] = {}
+        self._newest: Entry | None = None
+        self._oldest: Entry | None = None
+        self._hand: Entry | None = None
+        self._floors: dict[_RowKey, tuple[int, int]] = {}
+        self._nothing_kept_until_ms = 0
+        self.bytes = 0
+        self.evicted = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return self._count
+
+    def find(self, need: ViewNeed) -> Entry | None:
+        """The entry that was stored for exactly this need, whatever its age."""
+        entries = self._rows.get((need.view, need.key))
+        if entries is not None:
+            for entry in entries:
+                if entry.need.features == need.features and entry.need.types == need.types:
+                    entry.marked = True
+                    return entry
+        return None
+
+    def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
+        """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept."""
+        values = tuple(answer[need.view, feature] for feature in need.features)
+        entry = Entry(need, values, now_ms)
+        if entry.size > self._bytes_max or now_ms < self._nothing_kept_until_ms or is_unavailable(values):
+            return False
+        row = (need.view, need.key)
+        floor = self._floors.get(row)
+        if floor is not None and now_ms < floor[1] and (entry.event_time_ms is None or entry.event_time_ms < floor[0]):
+            return False
+        entries = self._rows.setdefault(row, [])
+        for known in entries:
+            if known.need.features == need.features and known.need.types == need.types:
+                entry.marked = known.marked
+                self._remove(known, entries)
+                break
+        entries.append(entry)
+        self._rows[row] = entries
+        self._link(entry)
+        while self._count > self._entries_max or self.bytes > self._bytes_max:
+            self._evict()
+        return True
+
+    def invalidate(self, view: str, key: EntityKey, event_time_ms: int, now_ms: int) -> int:
+        """An update of a row, true since ``event_time_ms``, is on its way to the store; how many entries it took."""
+        row = (view, key)
+        # What guards nothing in the store cannot be told from what replaces it: nothing of the row is kept for a while.
+        floor_ms = max(1, event_time_ms)
+        if row in self._floors:
+            floor_ms = max(floor_ms, self._floors.pop(row)[0])
+        self._floors[row] = (floor_ms, now_ms + FLOOR_MS)
+        self._forget_floors(now_ms)
+        entries = self._rows.get(row)
+        if entries is None:
+            return 0
+        # An update that is no newer than what the store had changes nothing there.
+        outdated = [each for each in entries if each.event_time_ms is None or each.event_time_ms < floor_ms]
+        for entry in outdated:
+            self._remove(entry, entries)
+        if not entries:
+            del self._rows[row]
+        return len(outdated)
+
+    def _forget_floors(self, now_ms: int) -> None:
+        """Drop the floors whose time is over; they stand in the order of their ends."""
+        while self._floors:
+            row, (_, until_ms) = next(iter(self._floors.items()))
+            if until_ms > now_ms:
+                if len(self._floors) <= self._floors_max:
+                    return
+                self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, until_ms)
+            del self._floors[row]
+
+    def _link(self, entry: Entry) -> None:
+        entry.older = self._newest
+        if self._newest is not None:
+            self._newest.newer = entry
+        else:
+            self._oldest = entry
+        self._newest = entry
+        self._count += 1
+        self.bytes += entry.size
+
+    def _remove(self, entry: Entry, entries: list[Entry]) -> None:
+        entries.remove(entry)
+        if self._hand is entry:
+            self._hand = entry.newer
+        if entry.newer is not None:
+            entry.newer.older = entry.older
+        else:
+            self._newest = entry.older
+        if entry.older is not None:
+            entry.older.newer = entry.newer
+        else:
+            self._oldest = entry.newer
+        entry.newer = entry.older = None
+        self._count -= 1
+        self.bytes -= entry.size
+
+    def _evict(self) -> None:
+        entry = self._hand or self._oldest
+        assert entry is not None  # noqa: S101 - something exceeds a bound
+        while entry.marked:
+            entry.marked = False
+            entry = entry.newer or self._oldest
+            assert entry is not None  # noqa: S101 - the list is not empty
+        self._hand = entry
+        row = (entry.need.view, entry.need.key)
+        entries = self._rows[row]
+        self._remove(entry, entries)
+        if not entries:
+            del self._rows[row]
+        self.evicted += 1
