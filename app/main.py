@@ -26,11 +26,13 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.faust_table import DurableTable
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
+    from app.adapters.near_cache import CachedFeatureStore
     from app.adapters.record_codec import entry_yields, read_entry_header
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.request_codec import RequestDecoder
     from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
+    from app.adapters.update_follower import UpdateFollower
     from app.agents import requests, results
     from app.agents.admission import Admission
     from app.agents.decider import Decider
@@ -38,6 +40,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.shadows import Shadows
     from app.agents.tasks import Tasks
     from app.agents.worker import Worker
+    from app.domain.breaker import BreakerPolicy
 
     check_copartitioned(settings)
     clock = SystemClock()
@@ -46,9 +49,30 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         registry = RegistryFollower(settings)
         await registry.start()
         stack.push_async_callback(registry.stop)
-        store = RedisFeatureStore(settings.redis_url)
+        store = CachedFeatureStore(
+            RedisFeatureStore(
+                settings.redis_url,
+                value_bytes_max=settings.feature_value_bytes_max,
+                breaker=BreakerPolicy(
+                    failures=settings.feature_breaker_failures, open_ms=settings.feature_breaker_open
+                ),
+            ),
+            views=lambda: registry.current.views if registry.current else None,
+            clock=clock,
+            entries_max=settings.feature_cache_entries,
+            bytes_max=settings.feature_cache_bytes,
+            fetch_timeout_ms=settings.feature_timeout,
+        )
         stack.push_async_callback(store.close)
         await store.ping()
+        updates = UpdateFollower(
+            store,
+            bootstrap=settings.kafka_bootstrap,
+            topic=settings.topic("features.updates"),
+            client_id=instance,
+            views=lambda: registry.current.views if registry.current else None,
+            clock=clock,
+        )
         backend = HttpOipBackend(clock)
         stack.push_async_callback(backend.close)
         decoder = RequestDecoder(settings.schema_registry_url)
@@ -102,7 +126,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             http_port=http_port,
             intakes=intakes,
             ready_checks={"registry": _registry_ready(registry), "features": store.ping},
-            background=[decider.timers.run],
+            background=[decider.timers.run, updates.run],
         )
         return await worker.run()
 

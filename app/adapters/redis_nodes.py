@@ -135,7 +135,7 @@ class RedisNode:
         connection = self._idle.pop() if self._idle else self._connection()
         try:
             if not connection.is_connected:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_packed_command(commands, check_health=False)
             answers = [await _answer(connection) for _ in commands]
         except BaseException:

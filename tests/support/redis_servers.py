@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -37,8 +38,8 @@ class Server(RedisService):
         """Its URL."""
         return self.env["BROKER_REDIS_URL"]
 
-    def client(self) -> Redis:
-        """A plain client; the caller closes it."""
+    def client(self) -> Any:
+        """A plain client, whose commands have no types; the caller closes it."""
         return Redis(host=HOST, port=self.port, socket_timeout=5)
 
 
@@ -90,7 +91,7 @@ class RedisCluster:
             self.clients[0].execute_command("CLUSTER", "MEET", HOST, master.port)
         until(lambda: all(self._whole(client) for client in self.clients))
 
-    def _whole(self, client: Redis) -> bool:
+    def _whole(self, client: Any) -> bool:
         info = str(client.execute_command("CLUSTER", "INFO"))
         return "cluster_state:ok" in info.replace("'", "") and f"cluster_known_nodes:{len(self.masters)}" in info
 
@@ -112,7 +113,7 @@ class RedisCluster:
         keys = self.clients[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1_000)
         for key in keys:
             self.clients[source].execute_command("MIGRATE", HOST, self.masters[target].port, key, 0, 5_000)
-        return len(keys)
+        return len(list(keys))
 
     def end_move(self, slot: int, target: int) -> None:
         """From now on the source answers MOVED."""
