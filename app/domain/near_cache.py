@@ -24,9 +24,9 @@ FLOOR_MS: Final = 5_000
 """How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
 FLOORS_MAX: Final = 100_000
 """Some 20 MB at most; 20,000 updates of cached views a second for as long as a floor stands."""
-ENTRY_BYTES: Final = 700
+ENTRY_BYTES: Final = 600
 """An entry without its values: its place, its need and key, and what the index takes for it."""
-VALUE_BYTES: Final = 120
+VALUE_BYTES: Final = 90
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
@@ -153,23 +153,23 @@ class NearCache:
         """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept."""
         values = tuple(answer[need.view, feature] for feature in need.features)
         entry = Entry(need, values, now_ms)
-        if entry.size > self._bytes_max or now_ms < self._nothing_kept_until_ms or is_unavailable(values):
+        if entry.size > self._bytes_max or not self._entries_max or is_unavailable(values):
+            return False
+        if now_ms < self._nothing_kept_until_ms:
             return False
         row = (need.view, need.key)
         floor = self._floors.get(row)
         if floor is not None and now_ms < floor[1] and (entry.event_time_ms is None or entry.event_time_ms < floor[0]):
             return False
-        entries = self._rows.setdefault(row, [])
-        for known in entries:
+        for known in self._rows.get(row, ()):
             if known.need.features == need.features and known.need.types == need.types:
                 entry.marked = known.marked
-                self._remove(known, entries)
+                self._remove(known)
                 break
-        entries.append(entry)
-        self._rows[row] = entries
-        self._link(entry)
-        while self._count > self._entries_max or self.bytes > self._bytes_max:
+        while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:
             self._evict()
+        self._rows.setdefault(row, []).append(entry)
+        self._link(entry)
         return True
 
     def invalidate(self, view: str, key: EntityKey, event_time_ms: int, now_ms: int) -> int:
@@ -181,15 +181,12 @@ class NearCache:
             floor_ms = max(floor_ms, self._floors.pop(row)[0])
         self._floors[row] = (floor_ms, now_ms + FLOOR_MS)
         self._forget_floors(now_ms)
-        entries = self._rows.get(row)
-        if entries is None:
-            return 0
         # An update that is no newer than what the store had changes nothing there.
-        outdated = [each for each in entries if each.event_time_ms is None or each.event_time_ms < floor_ms]
+        outdated = [
+            entry for entry in self._rows.get(row, ()) if entry.event_time_ms is None or entry.event_time_ms < floor_ms
+        ]
         for entry in outdated:
-            self._remove(entry, entries)
-        if not entries:
-            del self._rows[row]
+            self._remove(entry)
         return len(outdated)
 
     def _forget_floors(self, now_ms: int) -> None:
@@ -212,8 +209,12 @@ class NearCache:
         self._count += 1
         self.bytes += entry.size
 
-    def _remove(self, entry: Entry, entries: list[Entry]) -> None:
+    def _remove(self, entry: Entry) -> None:
+        row = (entry.need.view, entry.need.key)
+        entries = self._rows[row]
         entries.remove(entry)
+        if not entries:
+            del self._rows[row]
         if self._hand is entry:
             self._hand = entry.newer
         if entry.newer is not None:
@@ -230,15 +231,11 @@ class NearCache:
 
     def _evict(self) -> None:
         entry = self._hand or self._oldest
-        assert entry is not None  # noqa: S101 - something exceeds a bound
+        assert entry is not None  # noqa: S101 - an entry alone is within the bounds
         while entry.marked:
             entry.marked = False
             entry = entry.newer or self._oldest
             assert entry is not None  # noqa: S101 - the list is not empty
         self._hand = entry
-        row = (entry.need.view, entry.need.key)
-        entries = self._rows[row]
-        self._remove(entry, entries)
-        if not entries:
-            del self._rows[row]
+        self._remove(entry)
         self.evicted += 1
