@@ -77,7 +77,9 @@ class World:
 
     async def write(self, value: int, time_ms: int, *needs: ViewNeed) -> None:
         """Store a value for each."""
-        await self.store.write([FeatureRow(each.view, each.key, ("a",), (value,), ("INT64",), time_ms) for each in needs])
+        await self.store.write(
+            [FeatureRow(each.view, each.key, ("a",), (value,), ("INT64",), time_ms) for each in needs]
+        )
 
     async def read(self, *needs: ViewNeed, timeout_ms: int = 500) -> list[Fetched]:
         """Their values."""

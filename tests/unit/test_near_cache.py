@@ -264,9 +264,9 @@ def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) 
             made.store(need(number), answer(need(number), time_ms=time_ms), now_ms)
         else:
             made.store(need(number), {("v", "a"): Fetched(PRESENT, "x" * time_ms * 200, time_ms)}, now_ms)
-        found = {number: entry for number in range(7) if (entry := made.find(need(number)))}
+        found = {each: entry for each in range(7) if (entry := made.find(need(each)))}
         assert len(made) == len(found) <= 4
         assert made.bytes == sum(entry.size for entry in found.values()) <= 4 * ENTRY_BYTES + 2_000
-        for number, entry in found.items():
+        for each, entry in found.items():
             assert entry.event_time_ms is not None
-            assert entry.event_time_ms >= told.get(number, 0)
+            assert entry.event_time_ms >= told.get(each, 0)
