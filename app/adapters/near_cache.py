@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge
 
 from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.errors import StoreUnavailable
-from app.domain.features import EntityKey, Fetched, FetchedFeatures, ViewNeed, unavailable
+from app.domain.features import EntityKey, Fetched, FetchedFeatures, ViewNeed, keys_of, unavailable
 from app.domain.near_cache import Entry, NearCache, is_unavailable
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
@@ -86,7 +86,7 @@ class CachedFeatureStore:
                     negatives += 1
                 else:
                     hits += 1
-                _take(need, entry.served(), found)
+                found.update(zip(entry.keys, entry.served(), strict=True))
                 continue
             cached[need] = (spec, entry)
             under_way = None if self._failing else self._fetching.get(need)
@@ -215,5 +215,4 @@ def _row(need: ViewNeed, answer: FetchedFeatures) -> tuple[Fetched, ...]:
 
 
 def _take(need: ViewNeed, values: Sequence[Fetched], found: dict[tuple[str, str], Fetched]) -> None:
-    for feature, value in zip(need.features, values, strict=True):
-        found[need.view, feature] = value
+    found.update(zip(keys_of(need.view, need.features), values, strict=True))

@@ -12,13 +12,14 @@ later writer.
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from redis.exceptions import ResponseError
 
 from app.adapters.feast_codec import (
     decode_time,
-    decode_value,
+    decode_values,
     encode_time,
     encode_value,
     feature_field,
@@ -29,7 +30,7 @@ from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
 from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
+from app.domain.features import FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
 
 CONNECTIONS_MAX: Final = 32
 """To each server. A fetch takes one for a millisecond, so these carry more than a worker's CPU can ask for."""
@@ -124,19 +125,22 @@ class RedisFeatureStore:
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> Mapping[tuple[str, str], Fetched]:
         """See FeatureStore."""
-        by_key: dict[EntityKey, list[ViewNeed]] = {}
-        for need in needs:
-            by_key.setdefault(need.key, []).append(need)
-        if not by_key:
+        if not needs:
             return {}
+        by_row: dict[bytes, list[ViewNeed]] = {}
+        key, row = needs[0].key, row_key(needs[0].key)
+        for need in needs:
+            if need.key != key:
+                key, row = need.key, row_key(need.key)
+            by_row.setdefault(row, []).append(need)
         commands = []
-        for key, wanted in by_key.items():
-            row = row_key(key)
-            commands.append(Command(row, pack((b"HMGET", row, *(field for need in wanted for field in _fields(need))))))
+        for row, wanted in by_row.items():
+            fields = [_fields(need) for need in wanted]
+            commands.append(Command(row, pack((b"HMGET", row, *chain.from_iterable(fields)))))
         answers = await self._nodes.ask(commands, timeout_ms, guarded=True)
         fetched: dict[tuple[str, str], Fetched] = {}
         failures: list[StoreUnavailable] = []
-        for wanted, answer in zip(by_key.values(), answers, strict=True):
+        for wanted, answer in zip(by_row.values(), answers, strict=True):
             if isinstance(answer, list):
                 start = 0
                 for need in wanted:
@@ -189,8 +193,13 @@ def _refused(what: str, answer: Answer) -> StoreUnavailable:
 
 
 @lru_cache(maxsize=4096)
+def _feature_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(feature_field(view, feature) for feature in features)
+
+
+@lru_cache(maxsize=4096)
 def _view_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
-    return (*(feature_field(view, feature) for feature in features), time_field(view), _older_field(view))
+    return (*_feature_fields(view, features), time_field(view), _older_field(view))
 
 
 def _fields(need: ViewNeed) -> tuple[bytes, ...]:
@@ -206,23 +215,13 @@ def _decode(
 ) -> None:
     time, older = answer[-2:]
     event_time_ms = decode_time(time)
-    view = need.view
-    large = {}
-    if max(map(len, filter(None, answer[:-2])), default=0) > value_bytes_max:
-        large = {i: len(data) for i, data in enumerate(answer[:-2]) if data and len(data) > value_bytes_max}
-        answer = [None if index in large else data for index, data in enumerate(answer)]
-    exceptions = _older_times(older, time) if older and time is not None else None
-    if exceptions:
-        fields = _fields(need)
-        for index, (feature, type_) in enumerate(zip(need.features, need.types, strict=True)):
-            own_ms = exceptions.get(fields[index], event_time_ms)
-            fetched[view, feature] = decode_value(answer[index], type_, own_ms)
-    else:
-        for index, (feature, type_) in enumerate(zip(need.features, need.types, strict=True)):
-            fetched[view, feature] = decode_value(answer[index], type_, event_time_ms)
-    for index, size in large.items():
-        reason = f"stored value is too large: {size} bytes, and {value_bytes_max} are allowed"
-        fetched[view, need.features[index]] = Fetched(FeatureStatus.ERROR, None, event_time_ms, reason)
+    older_times = _older_times(older, time) if older and time is not None else None
+    values = decode_values(answer[:-2], need.types, event_time_ms, value_bytes_max)
+    if older_times:
+        for index, field in enumerate(_fields(need)[:-2]):
+            if field in older_times and values[index].event_time_ms is not None:
+                values[index] = values[index]._replace(event_time_ms=older_times[field])
+    fetched.update(zip(keys_of(need.view, need.features), values, strict=True))
 
 
 def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
@@ -259,9 +258,9 @@ def _write_command(row: FeatureRow) -> Command:
         b"%d" % (rest_ms * 1_000_000),
         encode_time(row.event_time_ms),
         b"%d" % len(row.kept),
-        *(feature_field(row.view, feature) for feature in row.kept),
+        *_feature_fields(row.view, row.kept),
     ]
-    for name, value, type_ in zip(row.names, row.values, row.types, strict=True):
-        words.append(feature_field(row.view, name))
+    for field, value, type_ in zip(_feature_fields(row.view, row.names), row.values, row.types, strict=True):
+        words.append(field)
         words.append(encode_value(value, type_))
     return Command(key, pack(tuple(words)))

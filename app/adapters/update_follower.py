@@ -6,13 +6,13 @@ it was, and until then cached rows end by their ttl; a worker is no less ready f
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import orjson
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from prometheus_client import Gauge
 
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 _POLL_MS: Final = 200
 _CHECK_EVERY_MS: Final = 2_000
 _CHECK_WITHIN_S: Final = 5.0
-_METADATA_AGE_MS: Final = 60_000
+_PARTITIONS_EVERY_MS: Final = 60_000
 """How soon a new partition is noticed; it is read from its beginning."""
 _STOP_WITHIN_S: Final = 5.0
 _START_WITHIN_S: Final = 30.0
@@ -66,7 +66,6 @@ class UpdateFollower:
         self._clock = clock
         self._codec = AvroCodec("FeatureUpdate")
         self._positions: dict[TopicPartition, int] = {}
-        self._checked_ms = float("-inf")
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -76,30 +75,41 @@ class UpdateFollower:
                 client_id=f"{self._client_id}-features",
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
-                metadata_max_age_ms=_METADATA_AGE_MS,
             )
+            admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-partitions")
             try:
                 async with asyncio.timeout(_START_WITHIN_S):
+                    await admin.start()
                     await consumer.start()
                 while True:
-                    await self._assign(consumer)
-                    await self._follow(consumer)
+                    await self._assign(consumer, await self._partitions(admin))
+                    await self._follow(consumer, admin)
             except (KafkaError, TimeoutError) as error:
                 log.warning("feature_updates_not_followed", topic=self._topic, reason=repr(error))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                log.warning("feature_updates_not_followed", topic=self._topic, reason="a task of the client's ended")
             finally:
                 _FOLLOWING.set(0)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_STOP_WITHIN_S):
-                        await consumer.stop()
+                # In tasks of their own: stopping a client whose broker is gone ends in what looks like a cancellation.
+                stops = {asyncio.create_task(consumer.stop()), asyncio.create_task(admin.close())}
+                await asyncio.wait(stops, timeout=_STOP_WITHIN_S)
             await asyncio.sleep(_RETRY_S)
 
-    async def _assign(self, consumer: AIOKafkaConsumer) -> None:
+    async def _partitions(self, admin: AIOKafkaAdminClient) -> list[TopicPartition]:
+        async with asyncio.timeout(_CHECK_WITHIN_S):
+            # All topics: asking for one that is not there can make it.
+            topics = await admin.describe_topics()
+        found = next((each for each in topics if each["topic"] == self._topic), None)
+        if found is None or not found["partitions"]:
+            raise UnknownTopicOrPartitionError(f"{self._topic}: create it with `model-broker topics apply`")
+        return sorted(TopicPartition(self._topic, each["partition"]) for each in found["partitions"])
+
+    async def _assign(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         """Take all partitions: known ones from where they were, later ones from their beginning, all at first from
         their ends."""
-        numbers = consumer.partitions_for_topic(self._topic)
-        if not numbers:
-            raise UnknownTopicOrPartitionError(self._topic)
-        partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
         consumer.assign(partitions)
         async with asyncio.timeout(_START_WITHIN_S):
             ends = await consumer.end_offsets(partitions)
@@ -112,18 +122,23 @@ class UpdateFollower:
             consumer.seek(tp, self._positions[tp])
         _FOLLOWING.set(1)
 
-    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+    async def _follow(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> None:
         """Read until the topic has more partitions than are read."""
+        counted_ms = checked_ms = self._clock.steady_ms()
         while True:
             for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 await self._tell(record.value for record in records)
                 self._positions[tp] = records[-1].offset + 1
-            if self._clock.steady_ms() - self._checked_ms >= _CHECK_EVERY_MS:
-                self._checked_ms = self._clock.steady_ms()
+            now_ms = self._clock.steady_ms()
+            if now_ms - checked_ms >= _CHECK_EVERY_MS:
+                checked_ms = now_ms
+                # Kafka's absence does not show in what it sends.
                 async with asyncio.timeout(_CHECK_WITHIN_S):
                     ends = await consumer.end_offsets(list(self._positions))
                 _BEHIND.set(sum(max(0, end - self._positions[tp]) for tp, end in ends.items()))
-                if len(consumer.partitions_for_topic(self._topic) or ()) > len(self._positions):
+            if now_ms - counted_ms >= _PARTITIONS_EVERY_MS:
+                counted_ms = now_ms
+                if len(await self._partitions(admin)) > len(self._positions):
                     return
 
     async def _tell(self, values: Iterable[bytes | None]) -> None:

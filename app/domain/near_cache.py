@@ -14,11 +14,10 @@ bounded too; while one that was given up may still count, nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from app.domain.documents import CacheSpec
-from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, unavailable
+from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, keys_of, unavailable
 
 FLOOR_MS: Final = 5_000
 """How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
@@ -38,11 +37,12 @@ class Entry:
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "event_time_ms", "fetched_ms", "marked", "need", "negative", "newer", "older", "size",
+    __slots__ = ("_served", "event_time_ms", "fetched_ms", "keys", "marked", "need", "negative", "newer", "older", "size",
                  "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
+        self.keys = keys_of(need.view, need.features)
         self.values = values
         self.fetched_ms = fetched_ms
         self.event_time_ms = latest(values)
@@ -63,7 +63,7 @@ class Entry:
         """The values as a hit gives them."""
         if not self._served:
             # On the first hit: many entries see none, and reading the store is not to pay for it.
-            self.values = tuple(replace(value, source="cache", fetched_ms=self.fetched_ms) for value in self.values)
+            self.values = tuple(value._replace(source="cache", fetched_ms=self.fetched_ms) for value in self.values)
             self._served = True
         return self.values
 
@@ -75,7 +75,7 @@ class Entry:
         age_ms = now_ms - self.fetched_ms
         overdue = not 0 <= age_ms <= spec.ttl + (spec.stale_if_error or 0)
         away = next(iter(unavailable([self.need]).values()))
-        return tuple(replace(value, overdue=overdue) if value.status in _KNOWN else away for value in self.served())
+        return tuple(value._replace(overdue=overdue) if value.status in _KNOWN else away for value in self.served())
 
 
 _KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL})
@@ -144,7 +144,10 @@ class NearCache:
         entries = self._rows.get((need.view, need.key))
         if entries is not None:
             for entry in entries:
-                if entry.need.features == need.features and entry.need.types == need.types:
+                known = entry.need
+                if (known.features is need.features or known.features == need.features) and (
+                    known.types is need.types or known.types == need.types
+                ):
                     entry.marked = True
                     return entry
         return None

@@ -3,7 +3,6 @@ store is away."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -311,4 +310,4 @@ async def test_a_fault_of_the_store_s_code_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         await world.read()
     world.store.fetch = right  # type: ignore[method-assign]
-    assert (await world.read())[0] == replace(Fetched(MISSING))
+    assert (await world.read())[0] == Fetched(MISSING)
