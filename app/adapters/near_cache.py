@@ -86,7 +86,7 @@ class CachedFeatureStore:
                     negatives += 1
                 else:
                     hits += 1
-                found.update(zip(entry.keys, entry.served(), strict=True))
+                found.update(entry.served())
                 continue
             cached[need] = (spec, entry)
             under_way = None if self._failing else self._fetching.get(need)

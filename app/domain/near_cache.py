@@ -23,9 +23,9 @@ FLOOR_MS: Final = 5_000
 """How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
 FLOORS_MAX: Final = 100_000
 """Some 20 MB at most; 20,000 updates of cached views a second for as long as a floor stands."""
-ENTRY_BYTES: Final = 600
+ENTRY_BYTES: Final = 850
 """An entry without its values: its place, its need and key, and what the index takes for it."""
-VALUE_BYTES: Final = 90
+VALUE_BYTES: Final = 145
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
@@ -37,12 +37,11 @@ class Entry:
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "event_time_ms", "fetched_ms", "keys", "marked", "need", "negative", "newer", "older", "size",
+    __slots__ = ("_served", "event_time_ms", "fetched_ms", "marked", "need", "negative", "newer", "older", "size",
                  "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
-        self.keys = keys_of(need.view, need.features)
         self.values = values
         self.fetched_ms = fetched_ms
         self.event_time_ms = latest(values)
@@ -51,7 +50,7 @@ class Entry:
         self.marked = False
         self.newer: Entry | None = None
         self.older: Entry | None = None
-        self._served = False
+        self._served: dict[tuple[str, str], Fetched] | None = None
 
     def fresh(self, spec: CacheSpec, now_ms: int) -> bool:
         """Whether the row may be used without asking the store."""
@@ -59,13 +58,13 @@ class Entry:
         # A clock that was set back says nothing of an age.
         return lifetime_ms is not None and 0 <= now_ms - self.fetched_ms <= lifetime_ms
 
-    def served(self) -> tuple[Fetched, ...]:
+    def served(self) -> Mapping[tuple[str, str], Fetched]:
         """The values as a hit gives them."""
-        if not self._served:
+        if self._served is None:
             # On the first hit: many entries see none, and reading the store is not to pay for it.
             self.values = tuple(value._replace(source="cache", fetched_ms=self.fetched_ms) for value in self.values)
-            self._served = True
-        return self.values
+            self._served = dict(zip(keys_of(self.need.view, self.need.features), self.values, strict=True))
+        return self._served
 
     def served_stale(self, spec: CacheSpec, now_ms: int) -> tuple[Fetched, ...]:
         """The values as they are given while the store does not answer.
@@ -75,7 +74,9 @@ class Entry:
         age_ms = now_ms - self.fetched_ms
         overdue = not 0 <= age_ms <= spec.ttl + (spec.stale_if_error or 0)
         away = next(iter(unavailable([self.need]).values()))
-        return tuple(value._replace(overdue=overdue) if value.status in _KNOWN else away for value in self.served())
+        return tuple(
+            value._replace(overdue=overdue) if value.status in _KNOWN else away for value in self.served().values()
+        )
 
 
 _KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL})

@@ -81,7 +81,7 @@ def test_values_say_that_they_come_from_the_cache() -> None:
     made.store(need(), answer(need()), NOW_MS + 5)
     entry = made.find(need())
     assert entry is not None
-    expected = (Fetched(PRESENT, 7, NOW_MS, source="cache", fetched_ms=NOW_MS + 5),)
+    expected = {("v", "a"): Fetched(PRESENT, 7, NOW_MS, source="cache", fetched_ms=NOW_MS + 5)}
     assert entry.served() == expected
     assert entry.served() is entry.served()
 
