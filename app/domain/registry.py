@@ -42,6 +42,7 @@ from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, joined
 from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
 from app.domain.paths import PathTree, placeholders_of
+from app.domain.skew import baseline_faults
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
@@ -386,6 +387,20 @@ class _Check:
         for output in spec.outputs:
             if output.min is not None and output.max is not None and output.min > output.max:
                 self._add(origin, document, f"spec.outputs[{output.name}].min", "is above max; no value would be sound")
+        if spec.baseline is not None:
+            for field_, message in baseline_faults(spec, self._declared_types(spec)):
+                self._add(origin, document, f"spec.baseline{field_}", message)
+
+    def _declared_types(self, spec: ModelVersionSpec) -> dict[str, str | None]:
+        """The declared types of a version's inputs by its names; without those of views that are not known."""
+        types: dict[str, str | None] = {}
+        for contract in spec.features:
+            source, _, feature = contract.ref.partition(".")
+            if source in REQUEST_SOURCES:
+                types[contract.name or feature] = contract.type
+            elif feature in self.feature_types.get(source, {}):
+                types[contract.name or feature] = self.feature_types[source][feature]
+        return types
 
     def _contract_fault(self, contract: FeatureContract) -> tuple[str, str] | None:
         # Tens of thousands of contracts are checked in a load, so what each caches for requests is not filled here.
