@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         86_400_000, gt=0, description="how long ago a value counts half when inputs are compared with their baseline"
     )
     skew_features_max: int = Field(
-        1_000,
+        500,
         ge=0,
         description="features that a decide worker compares with baselines, some 30 series each; 0: none",
     )

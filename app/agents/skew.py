@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from app.domain.documents import ModelVersionSpec
 from app.domain.features import FeatureValue
@@ -126,18 +127,20 @@ class SkewGuard:
         return watched
 
     def metrics(self) -> Iterator[Metric]:
-        """What ``/metrics`` tells, as of now."""
+        """What ``/metrics`` tells, as of now. It may be called in a thread of its own: it changes nothing."""
         told = _Families.empty()
         now_ms = self._clock.now_ms()
-        for (model, version, shadow), watched in self._watched.items():
+        for (model, version, shadow), watched in list(self._watched.items()):
+            purpose = "shadow" if shadow else "decision"
             for feature in () if watched.tally is None else watched.tally.told(now_ms):
-                labels = (model, version, "shadow" if shadow else "decision", feature.feature)
+                labels = {"model": model, "version": version, "purpose": purpose, "feature": feature.feature}
                 if feature.psi is not None:
-                    told.index.add_metric(labels, feature.psi)
+                    told.index.samples.append(Sample("broker_feature_psi", labels, feature.psi))
                 rows = sum(feature.baseline)
                 for name, count, before in zip(feature.bins, feature.counts, feature.baseline, strict=True):
-                    told.given.add_metric((*labels, name), count)
-                    told.trained.add_metric((*labels, name), before / rows)
+                    of_bin = {**labels, "bin": name}
+                    told.given.samples.append(Sample("broker_feature_bin_total", of_bin, count))
+                    told.trained.samples.append(Sample("broker_feature_baseline_ratio", of_bin, before / rows))
         return iter(told)
 
 

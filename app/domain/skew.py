@@ -23,7 +23,7 @@ baselines of few rows have fewer bins.
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -51,8 +51,9 @@ MISSING: Final = "(missing)"
 
 _NUMBERS: Final = frozenset({"INT32", "INT64", "DOUBLE", "FLOAT", "UNIX_TIMESTAMP"})
 _CATEGORIES: Final = frozenset({"STRING", "BOOL", "INT32", "INT64"})
-_EXPONENT_MAX: Final = 500.0
+_WEIGHT_MAX: Final = 2.0**200
 """Weights are brought back to 1 before they overflow, at 2 ** 1024."""
+_EXPONENT_MAX: Final = 1_000.0
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _WORD: Final = 2**64
 
@@ -79,7 +80,9 @@ class NumberBins:
         """The number of the bin of ``value``; what is no number has none, and is missing."""
         if not isinstance(value, int | float) or value != value:  # noqa: PLR0124 - only NaN differs from itself
             return len(self.edges) + 1
-        return 0 if value < self.edges[0] else bisect_left(self.edges, value, 1)
+        # As edges are: beyond 2 ** 53 a whole number may lie between two of them.
+        number = float(value)
+        return 0 if number < self.edges[0] else bisect_left(self.edges, number, 1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -373,13 +376,12 @@ def _shortest(value: float, after: float) -> float:
 # --- what a version is given ------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Distribution:
-    """One feature's bins, what the baseline counts in them, and what was given; ``place`` is its place in a row."""
+    """One feature's bins, what the baseline counts in them, and what was given."""
 
     name: str
-    place: int
-    bins: Bins
+    bins: tuple[str, ...]
     baseline: tuple[int, ...]
     counts: list[int]
     weights: list[float]
@@ -414,48 +416,54 @@ class Tally:
     True
     """
 
-    __slots__ = ("_distributions", "_half_life_ms", "_since_ms")
+    __slots__ = ("_distributions", "_half_life_ms", "_places", "_since_ms")
 
     def __init__(self, baseline: Baseline, places: Mapping[str, int], *, half_life_ms: int) -> None:
         """``places`` are the inputs' places in a row, by the model's names."""
         self._half_life_ms = half_life_ms
         self._since_ms: int | None = None
         self._distributions: list[_Distribution] = []
+        # What a row passes through, side by side: looking each up on its way costs more than counting.
+        self._places: list[tuple[int, Callable[[object], int], list[int], list[float]]] = []
         for name, feature in baseline.features.items():
-            bins, counts = bins_of(feature)
-            empty = [0] * len(counts)
-            self._distributions.append(_Distribution(name, places[name], bins, counts, empty, [0.0] * len(counts)))
+            bins, trained = bins_of(feature)
+            each = _Distribution(name, bins.names, trained, [0] * len(trained), [0.0] * len(trained))
+            self._distributions.append(each)
+            self._places.append((places[name], bins.place, each.counts, each.weights))
 
     def __len__(self) -> int:
         return len(self._distributions)
 
     def observe(self, row: Sequence[FeatureValue], now_ms: int) -> None:
         """Count one row that the version was given."""
-        weight = self._weight(now_ms)
-        for each in self._distributions:
-            given = row[each.place]
-            # A default is the contract's, not the applicant's: by its value it would pass for one.
-            number = each.bins.place(None if given.status is FeatureStatus.DEFAULTED else given.value)
-            each.counts[number] += 1
-            each.weights[number] += weight
-
-    def _weight(self, now_ms: int) -> float:
         if self._since_ms is None:
             self._since_ms = now_ms
-        exponent = (now_ms - self._since_ms) / self._half_life_ms
-        if exponent > _EXPONENT_MAX:
-            fade = math.pow(2.0, -min(exponent, 1_074.0))
+        weight = self._growth(now_ms)
+        if weight > _WEIGHT_MAX:
             for each in self._distributions:
-                each.weights = [weight * fade for weight in each.weights]
-            self._since_ms = now_ms
-            return 1.0
-        return math.pow(2.0, exponent)
+                each.weights[:] = [before / weight for before in each.weights]
+            self._since_ms, weight = now_ms, 1.0
+        defaulted = FeatureStatus.DEFAULTED
+        for at, place, counts, weights in self._places:
+            given = row[at]
+            # A default is the contract's, not the applicant's: by its value it would pass for one.
+            number = place(None if given.status is defaulted else given.value)
+            counts[number] += 1
+            weights[number] += weight
+
+    def _growth(self, now_ms: int) -> float:
+        """What an observation weighs at ``now_ms``, beside 1 for the first."""
+        age_ms = now_ms - (now_ms if self._since_ms is None else self._since_ms)
+        return math.pow(2.0, min(age_ms / self._half_life_ms, _EXPONENT_MAX))
+
+    def weight(self, now_ms: int) -> float:
+        """How many rows count at ``now_ms``: each by half for every half-life since."""
+        return sum(self._distributions[0].weights) / self._growth(now_ms)
 
     def told(self, now_ms: int) -> Iterator[FeatureSkew]:
         """Each feature as it stands at ``now_ms``."""
-        fade = 1.0 / self._weight(now_ms)
+        enough = self.weight(now_ms) >= OBSERVATIONS_MIN
+        growth = self._growth(now_ms)
         for each in self._distributions:
-            present = [weight * fade for weight in each.weights]
-            enough = sum(present) >= OBSERVATIONS_MIN
-            index = stability(each.baseline, present) if enough else None
-            yield FeatureSkew(each.name, each.bins.names, each.baseline, tuple(each.counts), index)
+            index = stability(each.baseline, [weight / growth for weight in each.weights]) if enough else None
+            yield FeatureSkew(each.name, each.bins, each.baseline, tuple(each.counts), index)
