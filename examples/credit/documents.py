@@ -2,8 +2,8 @@
 
 `python -m examples.credit.documents --models DIR --endpoint URL... --out DIR`
 
-Where the model server listens and what training wrote are known only once both have run: endpoints, digests, baselines. The templates are valid
-documents themselves, so the two are put in as values, not as text.
+Where the model server listens and what training wrote, digests and baselines, are known only once both have run. The
+templates are valid documents themselves, so these are put in as values, not as text.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_only_a_model_version_names_a_file(tmp_path: Path) -> None:
 
 
 def test_json_lines_keep_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text that looks like a number is text; --categorical makes codes of numbers; the file is named after the version."""
+    """Text that looks like a number is text; --categorical makes codes of numbers; the file has the version's name."""
     monkeypatch.chdir(tmp_path)
     rows = [{"code": "7", "kind": 3, "rate": n / 9, "new": n % 2 == 0} for n in range(90)]
     Path("rows.jsonl").write_bytes(b"\n\n".join(map(orjson.dumps, rows)))
