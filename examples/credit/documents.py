@@ -9,7 +9,6 @@ templates are valid documents themselves, so these are put in as values, not as 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,19 +26,21 @@ def write_documents(
 ) -> list[Path]:
     """Write every template to `out` with the given model server URLs, digests and baselines (by ModelVersion name).
 
-    A baseline's file is named by its path from `out`. Returns the files written. Raises ValueError for no endpoint or a
-    version without a digest, before any is.
+    Baselines are copied beside the documents, which then are whole wherever they go. Returns the documents' files. Raises
+    ValueError for no endpoint or a version without a digest, before any is written.
     """
     if not endpoints:
         raise ValueError("at least one endpoint of a model server is needed")
-    files = {name: os.path.relpath(path.resolve(), out.resolve()) for name, path in (baselines or {}).items()}
+    files = {name: f"baselines/{name}.json" for name in baselines or ()}
     filled = {
         template.name: [
             _filled(document, endpoints, digests, files) for document in yaml.safe_load_all(template.read_text("utf-8"))
         ]
         for template in sorted(TEMPLATES.glob("*.yaml"))
     }
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "baselines").mkdir(parents=True, exist_ok=True)
+    for name, path in (baselines or {}).items():
+        (out / files[name]).write_bytes(path.read_bytes())
     for name, documents in filled.items():
         text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=110)
         (out / name).write_text(text, "utf-8")
