@@ -26,8 +26,8 @@ def write_documents(
 ) -> list[Path]:
     """Write every template to `out` with the given model server URLs, digests and baselines (by ModelVersion name).
 
-    Baselines are copied beside the documents, which then are whole wherever they go. Returns the documents' files. Raises
-    ValueError for no endpoint or a version without a digest, before any is written.
+    Baselines are copied beside the documents, which then are whole wherever they go. Returns the documents' files.
+    Raises ValueError for no endpoint or a version without a digest, before any is written.
     """
     if not endpoints:
         raise ValueError("at least one endpoint of a model server is needed")
