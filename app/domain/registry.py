@@ -8,7 +8,7 @@ from.
 
 import datetime
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -33,9 +33,7 @@ from app.domain.registry_checks import (
     Known,
     model_faults,
     name_faults,
-    task_faults,
     version_faults,
-    version_reference_faults,
     view_faults,
 )
 from app.domain.registry_routes import (
@@ -181,30 +179,21 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
     """The revision, if nothing at all is wrong."""
     documents = tuple(document for _, document in shapes.documents)
     known = Known.of(documents, shapes.unread)
-    faults = [*shapes.faults, *name_faults(shapes.documents)]
+    named = [*shapes.documents, *((part.origin, part.document) for part in shapes.parts)]
+    faults = [*shapes.faults, *name_faults(named)]
     routes: list[tuple[str, CompiledRoute]] = []
     for origin, document in shapes.documents:
-        where = f"{document.kind} {document.metadata.name}"
-
-        def add(field: str, message: str, origin: str = origin, where: str = where) -> None:
-            faults.append(Fault(origin, where, field, message))
-
-        found: Iterable[FieldFault] = ()
-        match document:
-            case ModelVersion():
-                found = version_faults(known, document, today)
-            case FeatureView():
-                found = view_faults(document)
-            case Model():
-                found = model_faults(known, document)
-            case Route():
-                routes.append((origin, compile_route(known, document, today, add)))
-        for place, message in found:
-            add(place, message)
-    for origin, document in shapes.parts:
-        where = f"{document.kind} {document.metadata.name}"
-        faults += (Fault(origin, where, place, message) for place, message in _part_faults(known, document, today))
-    faults += same_path_faults(routes)
+        found, route = _checked(known, document, today)
+        faults += (Fault(origin, f"{document.kind} {document.metadata.name}", *each) for each in found)
+        if route is not None:
+            routes.append((origin, route))
+    in_parts: list[tuple[str, CompiledRoute]] = []
+    for part in shapes.parts:
+        found, route = _checked(known, part.document, today)
+        faults += (part.fault(*each) for each in found)
+        if route is not None:
+            in_parts.append((part.origin, route))
+    faults += same_path_faults([*routes, *in_parts])
     content = canonical(documents)
     if len(content) > REVISION_BYTES_MAX:
         said = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
@@ -221,17 +210,20 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
     return Revision(revision_id(content), documents, ordered, known.models, known.versions, known.views, expires, tree)
 
 
-def _part_faults(known: Known, document: Document, today: datetime.date | None) -> Iterator[FieldFault]:
+def _checked(
+    known: Known, document: Document, today: datetime.date | None
+) -> tuple[list[FieldFault], CompiledRoute | None]:
+    """What is wrong with a document beside others, and the route that it is, if it is one."""
     match document:
         case ModelVersion():
-            yield from version_reference_faults(known, document)
+            return list(version_faults(known, document, today)), None
+        case FeatureView():
+            return list(view_faults(document)), None
+        case Model():
+            return list(model_faults(known, document)), None
         case Route():
-            for rule in document.spec.rules:
-                for task in rule.tasks:
-                    at = f"spec.rules[{rule.name}].tasks[{task.name}]"
-                    yield from ((f"{at}.{place}", message) for place, message in task_faults(known, task, today))
-        case _:
-            pass
+            faults: list[FieldFault] = []
+            return faults, compile_route(known, document, today, lambda *fault: faults.append(fault))
 
 
 def _end_of(day: datetime.date) -> int:

@@ -24,6 +24,7 @@ from app.domain.documents import (
 )
 from app.domain.errors import Fault
 from app.domain.features import REQUEST_SOURCES, coerce
+from app.domain.registry_parts import is_unread
 
 FieldFault = tuple[str, str]
 """A field of a document, and what is wrong there."""
@@ -65,11 +66,16 @@ class Known:
 
     def model_exists(self, model: str) -> bool:
         """Whether there is such a model, or may be."""
-        return model in self.models or ("Model", model) in self.unread
+        return model in self.models or self.may_exist("Model", model) or is_unread(model)
 
     def version_exists(self, model: str, version: str) -> bool:
         """Whether the model has such a version, or may have."""
-        return (model, version) in self.versions or ("ModelVersion", f"{model}/{version}") in self.unread
+        there = (model, version) in self.versions or self.may_exist("ModelVersion", f"{model}/{version}")
+        return there or is_unread(version) or is_unread(model)
+
+    def may_exist(self, kind: str, name: str) -> bool:
+        """Whether a document that could not be read may define it."""
+        return (kind, name) in self.unread or (kind, "") in self.unread
 
     def label(self, task: TaskSpec, version: str | None, alias: str | None) -> str | None:
         """The version that is named by itself or by an alias of the task's model; None where there is none."""
@@ -100,13 +106,13 @@ def name_faults(documents: Iterable[tuple[str, Document]]) -> Iterator[Fault]:
     for origin, document in documents:
         name = document.metadata.name
         where = f"{document.kind} {name}"
-        if (document.kind, name) in first:
+        if (document.kind, name) in first and not is_unread(name):
             there = first[document.kind, name]
             yield Fault(origin, where, "metadata.name", f"is taken{there and f' by {there}'}; keep one")
         first.setdefault((document.kind, name), origin)
         if isinstance(document, ModelVersion):
             identity = (document.spec.model, document.spec.version)
-            if identity in first_version:
+            if identity in first_version and not any(map(is_unread, identity)):
                 taken = f"model {identity[0]} already has it, as {first_version[identity]}; number it anew"
                 yield Fault(origin, where, "spec.version", taken)
             first_version.setdefault(identity, name)
@@ -142,7 +148,8 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
 def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:
     """A version's validity, features and outputs."""
     spec = document.spec
-    yield from version_reference_faults(known, document)
+    if not known.model_exists(document.spec.model):
+        yield "spec.model", f"there is no Model {document.spec.model}"
     ended = spec.governance.last_day if spec.governance else None
     if today is not None and ended is not None and ended < today:
         yield "spec.governance.validUntil", f"ended on {ended}; have it validated again"
@@ -153,19 +160,13 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
     columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)
     yield from repeated("spec.features", columns)
     yield from repeated("spec.outputs", (output.name for output in spec.outputs))
-    for output in spec.outputs:
-        if output.min is not None and output.max is not None and output.min > output.max:
-            yield f"spec.outputs[{output.name}].min", "is above max; no value would be sound"
-
-
-def version_reference_faults(known: Known, document: ModelVersion) -> Iterator[FieldFault]:
-    """What a version names and there is not."""
-    if not known.model_exists(document.spec.model):
-        yield "spec.model", f"there is no Model {document.spec.model}"
-    for contract in document.spec.features:
+    for contract in spec.features:
         fault = _contract_fault(known, contract)
         if fault is not None:
             yield f"spec.features[{contract.ref}].{fault[0]}", fault[1]
+    for output in spec.outputs:
+        if output.min is not None and output.max is not None and output.min > output.max:
+            yield f"spec.outputs[{output.name}].min", "is above max; no value would be sound"
 
 
 def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | None:
@@ -177,8 +178,7 @@ def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | Non
         declared: str | None = contract.type
     else:
         if source not in known.views:
-            unread = ("FeatureView", source) in known.unread
-            return None if unread else ("ref", f"there is no FeatureView {source}")
+            return None if known.may_exist("FeatureView", source) else ("ref", f"there is no FeatureView {source}")
         declared = known.feature_types[source].get(feature)
         if declared is None:
             return "ref", f"FeatureView {source} has no feature {feature}"

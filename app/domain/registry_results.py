@@ -9,6 +9,7 @@ from typing import Any, Final
 from app.domain.documents import ModelVersionSpec, RuleSpec
 from app.domain.errors import ExpressionFailed
 from app.domain.expressions import Activation, Expression
+from app.domain.registry_parts import is_unread
 from app.domain.registry_shapes import shown
 
 
@@ -44,6 +45,8 @@ def result_faults(
     for path in dict.fromkeys(path for path, _ in named):
         task, output = path[0], path[1] if len(path) > 1 else None
         if task not in served:
+            if any(map(is_unread, served)):
+                continue
             faults.append(f"outputs.{task}: there is no task {task} (there is: {', '.join(served) or 'none'})")
             continue
         versions = served[task]

@@ -21,6 +21,7 @@ from app.domain.errors import ExpressionFailed, Fault
 from app.domain.expressions import Expression, Reach, compile_expression, joined
 from app.domain.paths import placeholders_of
 from app.domain.registry_checks import FieldFault, Known, repeated, task_faults
+from app.domain.registry_parts import is_unread
 from app.domain.registry_results import constant_fault, maybe_absent, result_faults
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
@@ -86,7 +87,7 @@ def same_path_faults(routes: Iterable[tuple[str, CompiledRoute]]) -> Iterator[Fa
         # Where a placeholder stands counts, not what it is called.
         names = {f"{{{name}}}" for name in route.placeholders}
         shape = tuple("{}" if segment in names else segment for segment in route.spec.path.split("/"))
-        if shape in seen:
+        if shape in seen and not is_unread(route.spec.path):
             same = f"Route {seen[shape]} has the same path; merge their rules"
             yield Fault(origin, f"Route {route.name}", "spec.path", same)
         seen.setdefault(shape, route.name)
@@ -129,7 +130,7 @@ class _Compiler:
         self._add_all("status.rollouts.", _status_faults(document))
         named = {task.name for rule in spec.rules for task in rule.tasks}
         for task in spec.pinnable:
-            if task not in named:
+            if task not in named and not any(map(is_unread, named)):
                 self._add(f"spec.pinnable[{task}]", f"there is no task {task}")
         expressions = [expression for rule in rules for expression in _expressions_of(rule)]
         return CompiledRoute(
@@ -160,10 +161,11 @@ class _Compiler:
             if said is not None:
                 self._add(f"{at}.reasons.{name}", said)
             for path, _ in expression.members("result"):
-                if path[0] not in rule.result:
+                if path[0] not in rule.result and not any(map(is_unread, rule.result)):
                     have = ", ".join(rule.result) or "nothing"
                     self._add(f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
+        unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
         absent = maybe_absent(rule)
         for field, expressions in (("result", result), ("reasons", reasons)):
             for name, expression in expressions.items():
@@ -174,7 +176,7 @@ class _Compiler:
             below = f"{at}.tasks[{task.name}]"
             condition = self._condition(f"{below}.when", task.when, RESULT_ROOTS)
             if condition is not None:
-                before = {name: served[name] for name in task.after if name in served}
+                before = {name: served.get(name) for name in task.after if name in served or unsure}
                 for message in result_faults(condition, before, absent):
                     self._add(f"{below}.when", message)
             segments = tuple(
@@ -265,7 +267,7 @@ def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
         (f"tasks[{task.name}].after", f"there is no task {name} in this rule")
         for task in tasks
         for name in task.after
-        if name not in names
+        if name not in names and not any(map(is_unread, (name, *names)))
     ]
     faults += [
         (f"tasks[{task.name}].when", "needs after: the tasks whose outputs it may look at")
@@ -290,6 +292,6 @@ def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:
         for task in rule.tasks
         if "need" in task.model_fields_set
     ]
-    if join.n is not None and join.n > len(rule.tasks):
+    if join.n is not None and join.n > len(rule.tasks) and not any(is_unread(task.name) for task in rule.tasks):
         faults.append(("join.n", f"is {join.n}, and the rule has {len(rule.tasks)} tasks"))
     return faults

@@ -20,6 +20,7 @@ from app.domain.documents import (
     item_label,
 )
 from app.domain.errors import Fault
+from app.domain.registry_parts import SCALAR_TYPES, Path, details_of, path_of, sound_part
 
 _SHOWN_LENGTH_MAX: Final = 80
 
@@ -32,77 +33,74 @@ class Source:
     content: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is sound of a document with faults of shape: ``where`` it is said to be, and what its fillers are called."""
+
+    origin: str
+    where: str
+    document: Document
+    labels: Mapping[str, str]
+
+    def fault(self, field: str, message: str) -> Fault:
+        """A fault of the document, in terms of what is written in it."""
+        for filler, label in self.labels.items():
+            field, message = field.replace(filler, label), message.replace(filler, label)
+        return Fault(self.origin, self.where, field, message)
+
+
 @dataclass(slots=True)
 class Shapes:
     """What was read of documents, each with its origin.
 
-    ``parts`` are what is sound of those with a fault: looked through for references, and no more. ``unread``: what
-    documents that could not be read would have defined, so that references to it are not faults of their own.
+    ``parts`` are of those with a fault, and only looked through for others. ``unread``: what documents that could not
+    be read would have defined, by kind and name (none: any), so that references to it are not faults of their own.
     """
 
     documents: list[tuple[str, Document]] = field(default_factory=list)
-    parts: list[tuple[str, Document]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     unread: set[tuple[str, str]] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
 
     def read(self, sources: Iterable[Source]) -> None:
         """Take in each document that has its kind's shape."""
         for source in sources:
-            kind, name = source.content.get("kind"), _name_in(source.content)
-            shape = KINDS.get(kind) if isinstance(kind, str) else None
-            if shape is None:
-                known = ", ".join(sorted(KINDS))
-                self.faults.append(Fault(source.origin, name, "kind", f"{shown(kind)} is unknown: use one of {known}"))
-                continue
-            where = f"{kind} {name}" if name else str(kind)
-            try:
-                document = shape.model_validate_json(orjson.dumps(source.content))
-            except ValidationError as error:
-                details = (detail for detail in error.errors(include_url=False) if not _is_echo(detail))
-                found = (_shape_fault(source, where, detail) for detail in details)
-                self.faults += dict.fromkeys(found)
-                self.unread |= _defined_by(source.content)
-                part = _sound_part(shape, source.content, error)
-                if part is not None:
-                    self.parts.append((source.origin, part))
-            except TypeError as error:
-                self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
-                self.unread |= _defined_by(source.content)
-            else:
-                self.documents.append((source.origin, document))
+            self._read(source)
 
-
-_NAMED_LISTS: Final = frozenset({"rules", "tasks", "features", "outputs"})
-"""Lists whose items are called by name, so that those beside one that is left out keep what they are called."""
-
-
-def _sound_part(shape: type[Document], content: Mapping[str, Any], error: ValidationError) -> Document | None:
-    """The document without the rules, tasks, features and outputs in which the faults lie; None where no more helps."""
-    left = orjson.loads(orjson.dumps(content))
-    while True:
-        details = error.errors(include_url=False)
-        places = {_item_at(detail["loc"]) for detail in details if not _is_echo(detail)}
-        items = sorted((place for place in places if place is not None), reverse=True)
-        if not items or None in places:
-            return None
-        for *way, index in items:
-            owner = left
-            for step in way:
-                owner = owner[step]
-            if index < len(owner):
-                del owner[index]
+    def _read(self, source: Source) -> None:
+        kind, name = source.content.get("kind"), _name_in(source.content)
+        shape = KINDS.get(kind) if isinstance(kind, str) else None
+        if shape is None:
+            known = ", ".join(sorted(KINDS))
+            self.faults.append(Fault(source.origin, name, "kind", f"{shown(kind)} is unknown: use one of {known}"))
+            meant = next((each for each in KINDS if each.lower() == str(kind).lower()), None)
+            if meant is not None:
+                self._read_part(source.origin, {**source.content, "kind": meant}, name)
+            return
+        where = f"{kind} {name}" if name else str(kind)
         try:
-            return shape.model_validate_json(orjson.dumps(left))
-        except ValidationError as another:
-            error = another
+            document = shape.model_validate_json(orjson.dumps(source.content))
+        except ValidationError:
+            self._read_part(source.origin, source.content, where)
+        except TypeError as error:
+            self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
+            self.unread |= _defined_by(source.content, ())
+        else:
+            self.documents.append((source.origin, document))
 
-
-def _item_at(location: tuple[str | int, ...]) -> tuple[Any, ...] | None:
-    """The innermost item of a named list in which ``location`` lies."""
-    for end in range(len(location), 1, -1):
-        if isinstance(location[end - 1], int) and location[end - 2] in _NAMED_LISTS:
-            return location[:end]
-    return None
+    def _read_part(self, origin: str, content: Mapping[str, Any], where: str) -> None:
+        """Take in what is sound of a document that is not, and what is not."""
+        shape, faulty = KINDS[content["kind"]], []
+        try:
+            _ = shape.model_validate_json(orjson.dumps(content))
+        except ValidationError as error:
+            details = details_of(error)
+            self.faults += dict.fromkeys(_shape_fault(origin, content, where, detail) for detail in details)
+            faulty = [path_of(content, detail["loc"]) for detail in details]
+        self.unread |= _defined_by(content, faulty)
+        part = sound_part(shape, content, faulty)
+        if part is not None:
+            self.parts.append(Part(origin, where, *part))
 
 
 def _name_in(content: Mapping[str, Any]) -> str:
@@ -111,11 +109,15 @@ def _name_in(content: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _defined_by(content: Mapping[str, Any]) -> set[tuple[str, str]]:
+def _defined_by(content: Mapping[str, Any], faulty: Iterable[Path]) -> set[tuple[str, str]]:
+    """The kind and name of a document with ``faulty`` paths; without a name where that may be any."""
     kind, spec = content["kind"], content.get("spec")
-    if kind == "ModelVersion" and isinstance(spec, Mapping):
-        return {(kind, f"{spec.get('model')}/{spec.get('version')}")}
-    return {(kind, _name_in(content))}
+    version = kind == "ModelVersion"
+    naming: tuple[Path, ...] = (("spec", "model"), ("spec", "version")) if version else (("metadata", "name"),)
+    defined = {(kind, "")} if any(path == own[: len(path)] for path in faulty for own in naming) else set()
+    if not version:
+        return defined | {(kind, _name_in(content))}
+    return defined | ({(kind, f"{spec.get('model')}/{spec.get('version')}")} if isinstance(spec, Mapping) else set())
 
 
 def shown(value: object) -> str:
@@ -123,18 +125,10 @@ def shown(value: object) -> str:
     return repr(value)[:_SHOWN_LENGTH_MAX]
 
 
-_SCALAR_TYPES: Final = frozenset({"str", "int", "float", "bool"})
-
-
-def _is_echo(detail: Any) -> bool:
-    """pydantic counts only sound items, and so calls a list too short when what is wrong is in an item."""
-    given = detail.get("input")
-    return detail["type"] == "too_short" and isinstance(given, list) and len(given) >= detail["ctx"]["min_length"]
-
-
-def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
+def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: Any) -> Fault:
     kind, given = detail["type"], detail.get("input")
-    field_, last = _field_at(source.content, detail["loc"])
+    field_ = _field_at(content, path_of(content, detail["loc"]))
+    last = str(detail["loc"][-1]) if detail["loc"] else ""
     if kind == "union_tag_invalid":
         field_, given = f"{field_}.type", given.get("type")
     if kind == "extra_forbidden":
@@ -142,9 +136,9 @@ def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
             message = f"not supported yet ({NOT_SUPPORTED_YET[last]}); remove it"
         else:
             message = "unknown field; remove it or correct its name"
-    elif kind in ("literal_error", "union_tag_invalid") and given in VALUES_NOT_SUPPORTED_YET:
+    elif kind in ("literal_error", "union_tag_invalid") and str(given) in VALUES_NOT_SUPPORTED_YET:
         message = f"{given} is not supported yet"
-    elif last in _SCALAR_TYPES:
+    elif last in SCALAR_TYPES:
         message = f"{shown(given)} is not text, a number, true, false or null"
     elif kind == "missing":
         message = "is missing"
@@ -153,27 +147,24 @@ def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
     elif kind == "too_short" and not given:
         message = f"is empty: write at least {detail['ctx']['min_length']}"
     else:
-        given_text = "" if isinstance(given, dict | list) else f" (given: {shown(given)})"
-        message = detail["msg"].removeprefix("Value error, ") + given_text
-    return Fault(source.origin, where, field_, message)
+        message = detail["msg"].removeprefix("Value error, ")
+        if not isinstance(given, dict | list) and shown(given) not in message:
+            message += f" (given: {shown(given)})"
+    return Fault(origin, where, field_, message)
 
 
-def _field_at(content: object, location: Sequence[str | int]) -> tuple[str, str]:
-    """A field's place as people read it, with items of lists by name; and its last part.
+def _field_at(content: object, path: Sequence[str | int]) -> str:
+    """A field's place as people read it, with items of lists by name.
 
-    pydantic's locations also name which member of a union was tried; those parts are no fields.
+    >>> _field_at({"rules": [{"name": "default"}]}, ("rules", 0, "when"))
+    'rules[default].when'
     """
-    path, here, last = "", content, ""
-    for part in location:
-        last = str(part)
+    field, here = "", content
+    for part in path:
         if isinstance(part, int):
             here = here[part] if isinstance(here, list) and part < len(here) else None
-            path += f"[{item_label(here, part)}]"
-            continue
-        members = here if isinstance(here, dict) else {}
-        tried = part in _SCALAR_TYPES and not members
-        tagged = part not in members and members.get("type") == part
-        if part != "[key]" and not tried and not tagged:
-            here = members.get(part)
-            path += f".{part}"
-    return path.removeprefix("."), last
+            field += f"[{item_label(here, part)}]"
+        else:
+            here = here.get(part) if isinstance(here, dict) else None
+            field += f".{part}"
+    return field.removeprefix(".")
