@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
+from app.domain.dispatch import sound_value
 from app.domain.documents import (
     Document,
     FeatureContract,
@@ -20,6 +21,7 @@ from app.domain.documents import (
     ModelSpec,
     ModelVersion,
     ModelVersionSpec,
+    Scalar,
     TaskSpec,
 )
 from app.domain.errors import Fault
@@ -221,25 +223,35 @@ def task_faults(known: Known, task: TaskSpec, today: datetime.date | None) -> It
         chosen.append(("rollout.to", task.rollout.to))
         if known.label(task, select.version, select.alias) == task.rollout.to:
             yield "rollout.to", f"version {task.rollout.to} is what the task selects already; remove it"
-    fixed = [("default", task.default)] if task.default is not None else []
-    fixed += [
-        (f"fallback[{number}].default", each.default)
-        for number, each in enumerate(task.fallback)
-        if each.default is not None
-    ]
+    deciding: dict[str, ModelVersionSpec] = {}
     for field, version in chosen:
         spec = known.versions.get((task.model, version))
         if spec is not None:
-            outputs = {output.name for output in spec.outputs}
-            for where, answer in fixed:
-                if set(answer) != outputs:
-                    given, wanted = ", ".join(sorted(answer)) or "nothing", ", ".join(sorted(outputs))
-                    yield where, f"names {given}, and version {version} answers {wanted}; name the same"
+            if not field.startswith("shadow"):
+                deciding[version] = spec
             refusal = _governance_fault(spec, today, decides=not field.startswith("shadow"))
             if refusal is not None:
                 yield field, refusal
         elif not known.version_exists(task.model, version):
             yield field, f"there is no version {version} of {task.model}"
+    fixed = {f"fallback[{number}].default": each.default for number, each in enumerate(task.fallback)}
+    for field, answer in {"default": task.default, **fixed}.items():
+        for spec in deciding.values() if answer is not None else ():
+            yield from ((f"{field}{below}", message) for below, message in _answer_faults(answer or {}, spec))
+
+
+def _answer_faults(answer: Mapping[str, Scalar], version: ModelVersionSpec) -> Iterator[FieldFault]:
+    """Why a fixed answer is none that the version could give."""
+    contracts = {output.name: output for output in version.outputs}
+    if answer.keys() != contracts.keys():
+        given, wanted = ", ".join(sorted(answer)) or "nothing", ", ".join(sorted(contracts))
+        yield "", f"names {given}, and version {version.version} answers {wanted}; name the same"
+    for name, value in answer.items():
+        try:
+            if name in contracts:
+                sound_value(contracts[name], value)
+        except ValueError as error:
+            yield f".{name}", f"{error}, by version {version.version}: write what it could answer"
 
 
 def _governance_fault(spec: ModelVersionSpec, today: datetime.date | None, *, decides: bool) -> str | None:

@@ -9,12 +9,14 @@ from typing import Final
 import orjson
 
 from app.domain.documents import (
+    ModelVersionSpec,
     Rollout,
     RolloutStatus,
     Route,
     RouteSpec,
     RouteStatus,
     RuleSpec,
+    Scalar,
     TaskSpec,
 )
 from app.domain.errors import ExpressionFailed, Fault
@@ -22,7 +24,7 @@ from app.domain.expressions import Expression, Reach, compile_expression, joined
 from app.domain.paths import placeholders_of
 from app.domain.registry_checks import FieldFault, Known, repeated, task_faults
 from app.domain.registry_parts import is_unread
-from app.domain.registry_results import constant_fault, maybe_absent, result_faults
+from app.domain.registry_results import Absences, constant_fault, result_faults
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
@@ -166,25 +168,28 @@ class _Compiler:
                     self._add(f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
         unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
-        absent = maybe_absent(rule)
+        conditions = {
+            task.name: self._condition(f"{at}.tasks[{task.name}].when", task.when, RESULT_ROOTS) for task in rule.tasks
+        }
+        absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
         for field, expressions in (("result", result), ("reasons", reasons)):
             for name, expression in expressions.items():
-                for message in result_faults(expression, served, absent):
+                for message in result_faults(expression, served, absences):
                     self._add(f"{at}.{field}.{name}", message)
         tasks = []
         for task in rule.tasks:
-            below = f"{at}.tasks[{task.name}]"
-            condition = self._condition(f"{below}.when", task.when, RESULT_ROOTS)
+            below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
-                for message in result_faults(condition, before, absent):
+                for message in result_faults(condition, before, absences.before_the_join()):
                     self._add(f"{below}.when", message)
             segments = tuple(
                 self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
                 for number, shadow in enumerate(task.shadow)
             )
             experiment = task.select.experiment or f"{self._document.metadata.name}/{task.name}"
-            tasks.append(CompiledTask(task, experiment, self._arms(rule, task), condition, segments))
+            spec = _with_typed_answers(task, served[task.name])
+            tasks.append(CompiledTask(spec, experiment, self._arms(rule, task), condition, segments))
         return Rule(rule, when, tuple(tasks), result, reasons)
 
     def _compiled(self, field: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
@@ -219,6 +224,21 @@ class _Compiler:
         begun = status is not None and status.of == rollout_digest(rule.name, task)
         percent = rolled_out(rollout, status if begun else None)
         return ((base, 100 - percent), (rollout.to, percent))
+
+
+def _with_typed_answers(task: TaskSpec, versions: tuple[ModelVersionSpec, ...] | None) -> TaskSpec:
+    """The task, its fixed answers as numbers of the types that its versions answer with: CEL does not mix 1 and 1.0."""
+    fallback = tuple(
+        each if each.default is None else each.model_copy(update={"default": _typed(each.default, versions or ())})
+        for each in task.fallback
+    )
+    default = None if task.default is None else _typed(task.default, versions or ())
+    return task.model_copy(update={"default": default, "fallback": fallback}) if task.fallback or default else task
+
+
+def _typed(answer: Mapping[str, Scalar], versions: Iterable[ModelVersionSpec]) -> dict[str, Scalar]:
+    floats = {output.name for version in versions for output in version.outputs if output.datatype in ("FP32", "FP64")}
+    return {name: float(value) if type(value) is int and name in floats else value for name, value in answer.items()}
 
 
 def _status_faults(document: Route) -> list[tuple[str, str]]:
