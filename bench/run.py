@@ -2,7 +2,7 @@
 
 It starts the embedded Kafka and Redis, a model server that answers at once, the floor and one decide worker, and then
 measures in rounds: floor, broker with one task, broker with three, and again. A figure is the median of its rounds'
-ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s, and what features cost is
+ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s, what features cost
 ``bench.features``'s. ``--json FILE`` holds each figure by its name.
 
 Run: ``python -m bench.run --rounds 5 --json bench/out/latest.json``

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.domain.documents import CacheSpec
+from app.domain.documents import CacheSpec, ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
 from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, Entry, NearCache, size_of
 
@@ -24,7 +24,8 @@ def key(number: int = 1) -> EntityKey:
 def need(number: int = 1, *features: str, view: str = "v") -> ViewNeed:
     """Features of a view for an applicant."""
     names = features or ("a",)
-    return ViewNeed(view, key(number), names, ("INT64",) * len(names))
+    types: tuple[ValueType, ...] = tuple("INT64" for _ in names)
+    return ViewNeed(view, key(number), names, types)
 
 
 def answer(asked: ViewNeed, value: int = 7, time_ms: int | None = NOW_MS) -> dict[tuple[str, str], Fetched]:
@@ -184,13 +185,13 @@ def test_what_is_asked_for_again_stays() -> None:
 def test_bytes_are_about_what_python_takes() -> None:
     """The estimate of a thousand rows of ten values is within a third of what they take."""
     features = tuple(f"feature_{number}" for number in range(10))
-    types = ("DOUBLE",) * 10
+    types: tuple[ValueType, ...] = tuple("DOUBLE" for _ in features)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         made = cache(10_000, 100_000_000)
         for number in range(1_000):
-            asked = ViewNeed("v", key(number), features, types)  # type: ignore[arg-type]
+            asked = ViewNeed("v", key(number), features, types)
             made.store(asked, {("v", name): Fetched(PRESENT, number + 0.5, NOW_MS) for name in features}, NOW_MS)
             entry = made.find(asked)
             assert entry is not None
