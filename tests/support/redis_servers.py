@@ -17,6 +17,8 @@ SLOTS = 16_384
 BUS_PORT_AHEAD = 10_000
 """A cluster's nodes talk to one another on their port and this much."""
 WITHIN_S = 20.0
+WORDS = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "2000")
+"""On the command line of a cluster's node."""
 
 
 class Server(RedisService):
@@ -120,6 +122,17 @@ class RedisCluster:
         for client in [self.clients[target], *self.clients]:
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.ids[target])
 
+    def replicate(self, master: int, replica: Server) -> None:
+        """Make ``replica`` one of a master's, with what it has."""
+        with replica.client() as client:
+            client.execute_command("CLUSTER", "MEET", HOST, self.masters[0].port)
+            name = self.ids[master].decode()
+            until(lambda: name in str(client.execute_command("CLUSTER", "NODES")))
+            client.execute_command("CLUSTER", "REPLICATE", name)
+            until(lambda: client.info("replication")["master_link_status"] == "up")
+            port = str(replica.port)
+            until(lambda: all(port in str(each.execute_command("CLUSTER", "SLOTS")) for each in self.clients))
+
     def close(self) -> None:
         """Close the clients."""
         for client in self.clients:
@@ -129,8 +142,7 @@ class RedisCluster:
 @contextlib.contextmanager
 def redis_cluster(directory: Path, count: int = 3) -> Iterator[RedisCluster]:
     """A cluster, whole."""
-    words = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "2000")
-    with servers(directory, count, *words, bus=True) as masters:
+    with servers(directory, count, *WORDS, bus=True) as masters:
         cluster = RedisCluster(masters)
         try:
             cluster.join()
