@@ -96,8 +96,8 @@ def test_a_row_of_what_was_written_comes_back(typed: tuple[ValueType, bytes | st
 
 
 @unhurried
-@given(st.binary(min_size=1, max_size=9).filter(lambda tail: tail[-1] < 0x80))
-def test_whole_seconds_are_read_as_any_time_is(tail: bytes) -> None:
+@given(st.integers(0, 2**52))
+def test_whole_seconds_are_read_as_any_time_is(seconds: int) -> None:
     """The short way for times without a fraction agrees with the long one, which a zero fraction takes."""
-    data = b"\x08" + tail
-    assert decode_time(data) == decode_time(data + b"\x10\x00")
+    data = encode_time(seconds * 1_000)
+    assert decode_time(data) == decode_time(data + b"\x10\x00") == seconds * 1_000
