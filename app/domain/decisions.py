@@ -15,7 +15,7 @@ import orjson
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, ExpressionFailed, Problem
 from app.domain.features import FeatureValue
-from app.domain.join import Outcome, Status
+from app.domain.join import JoinTask, Outcome, Status
 from app.domain.requests import InboundRecord, Request, RequestId, address_headers, is_finite
 from app.domain.routing import Plan, TaskPlan
 
@@ -103,6 +103,13 @@ def deadline_of(request: Request, route_deadline_ms: int, appended_ms: int) -> i
 def refuse(record: DecisionRecord, status: Status, problems: tuple[Problem, ...], now_ms: int) -> DecisionRecord:
     """The record of a request that ends without its models: rejected, expired, or failed."""
     return _close(record, status, {}, {"result": {}}, problems, now_ms)
+
+
+def must_answer(plan: Plan, task: TaskPlan) -> bool:
+    """Whether the request cannot end well without this task's own version, so that what it lacks is the request's."""
+    if plan.rule.spec.join.policy != "all" or task.spec.after:
+        return False
+    return JoinTask.of(task.spec).need == "required" and not any(each.version for each in task.standbys)
 
 
 def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> TaskResult | None:

@@ -1,5 +1,7 @@
 """What `decision show` prints of a decision and of what ran beside it."""
 
+from collections.abc import Mapping
+
 import orjson
 from rich.console import Console
 
@@ -59,7 +61,7 @@ def test_the_steps_of_a_rollout_are_listed_with_their_evidence() -> None:
     assert all(part in line for part in ("212", "7", "errors in 7 of 212 decisions"))
 
 
-def told(task: dict[str, object], reply: dict[str, object]) -> str:
+def told(task: Mapping[str, object], reply: Mapping[str, object]) -> str:
     """What is printed, 80 columns wide, of a decision whose task is changed so."""
     record = CODEC.decode(audit_value("r", "e"))
     record["tasks"][0] |= task
