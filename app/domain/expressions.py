@@ -92,16 +92,33 @@ Reach = Mapping[str, "Reach | None"] | None
 """Which members of a value can be looked at, and of those which; None: any."""
 
 
+_FAILED: Final = object()
+"""What a helper gives that fails: the engine has no such value, so the call fails as CEL's own errors do."""
+
+
 class Activation:
     """Values by root, converted once for every expression that is evaluated on them."""
 
-    __slots__ = ("_context", "_roots")
+    __slots__ = ("_context", "_refused", "_roots")
 
     def __init__(self, values: Mapping[str, object], helpers: Iterable[str] = HELPERS) -> None:
         self._context = cel.Context(dict(values))
         self._roots = set(values)
+        self._refused: str | None = None
         for name in helpers:
-            self._context.add_function(name, HELPERS[name])
+            self._context.add_function(name, self._guarded(name))
+
+    def _guarded(self, name: str) -> Callable[..., object]:
+        """The helper, which says why it fails to ``run``: an exception would have the engine write to stderr itself."""
+
+        def call(*arguments: object) -> object:
+            try:
+                return HELPERS[name](*arguments)
+            except (ValueError, TypeError, ArithmeticError) as error:
+                self._refused = f"{name}: {error}"
+                return _FAILED
+
+        return call
 
     def add(self, root: str, value: object) -> None:
         """Set one more root, or another value of one."""
@@ -113,7 +130,12 @@ class Activation:
         for root in roots:
             if root not in self._roots:
                 raise KeyError(root)
-        return program.execute(self._context)
+        self._refused = None
+        try:
+            return program.execute(self._context)
+        except RuntimeError as error:
+            # A helper's failure is what the engine cannot take as a value.
+            raise error if self._refused is None else RuntimeError(self._refused) from error
 
 
 @dataclass(frozen=True, slots=True)
