@@ -84,6 +84,8 @@ _TOKEN: Final = re.compile(
 _OPERATOR: Final = re.compile(r"[^A-Za-z0-9_]")
 _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
+_PARSE_ERROR: Final = re.compile(r"ERROR: <input>:(\d+:\d+: [^\n]*)")
+_SHOWN_LENGTH_MAX: Final = 300
 _BEGINS: Final = frozenset({"", "(", "[", ",", "?", ":", "&", "|"})
 _ENDS: Final = frozenset({"", ")", "]", ",", "?", ":", "&", "|"})
 """What stands around a relation that is an operand by itself, such as ``"a" in b``."""
@@ -276,6 +278,12 @@ def within_reach(value: object, reach: Reach) -> object:
     return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
 
 
+def _first_error(said: str) -> str:
+    """The engine's first error, with line and column, without the text that it draws below."""
+    found = _PARSE_ERROR.search(said)
+    return found[1][:_SHOWN_LENGTH_MAX] if found else said[:_SHOWN_LENGTH_MAX]
+
+
 def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     """Compile ``text``, which may name only ``roots``.
 
@@ -292,7 +300,7 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     try:
         program = cel.compile(text)
     except ValueError as error:
-        raise ExpressionFailed(f"{error} in: {text}") from error
+        raise ExpressionFailed(f"{_first_error(str(error))} in: {text[:_SHOWN_LENGTH_MAX]}") from error
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
     named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
     unknown = sorted(named - set(roots))

@@ -4,7 +4,8 @@ A document with a fault is not lost for the checks that follow: what is sound of
 of other sorts, so that whoever mends it sees all of them at once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -78,6 +79,11 @@ class Shapes:
                 self._read_part(source.origin, {**source.content, "kind": meant}, name)
             return
         where = f"{kind} {name}" if name else str(kind)
+        for path in _not_finite(source.content):
+            field_ = _field_at(source.content, path)
+            self.faults.append(
+                Fault(source.origin, where, field_, "is NaN or infinite; write a number or leave it out")
+            )
         try:
             document = shape.model_validate_json(orjson.dumps(source.content))
         except ValidationError:
@@ -101,6 +107,20 @@ class Shapes:
         part = sound_part(shape, content, faulty)
         if part is not None:
             self.parts.append(Part(origin, where, *part))
+
+
+def _not_finite(value: object, way: Path = ()) -> Iterator[Path]:
+    """Where numbers are that JSON would write as null, so that a bound would be none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield way
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            if isinstance(below, float | Mapping | list):
+                yield from _not_finite(below, (*way, name))
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            if isinstance(below, float | Mapping | list):
+                yield from _not_finite(below, (*way, index))
 
 
 def _name_in(content: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def documents() -> list[dict[str, Any]]:
             ],
             {},
         ),
-        "repeated": ([task(fallback=[{"version": "1"}, {"alias": "champion"}, {"version": "4"}], **here)], {}),
+        "repeated": ([task(fallback=[{"alias": "champion"}, {"version": "4"}], **here)], {}),
         "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
         "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),

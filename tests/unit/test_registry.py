@@ -439,7 +439,7 @@ def test_a_fault_of_shape_does_not_hide_references() -> None:
     tasks = [task(colour="red"), task(name="lost", model="credit-lgd")]
     rules = [
         {"name": "a", "when": "true", "tasks": tasks},
-        {"name": "b", "tasks": [task(select={"version": "9"})]},
+        {"name": "b", "when": "true", "tasks": [task(select={"version": "9"})]},
         {"name": "c", "tasks": [task(colour="red")]},
     ]
     documents = changed(sound(), "credit-pd-2", "spec.features.0.colour", "red")
@@ -583,7 +583,7 @@ RICH = route(
             "result": {"decision": "outputs.pd.probability < 0.3", "score": "outputs.pd.probability"},
             "reasons": {"HIGH": "result.score > 0.5"},
         },
-        {"name": "quick", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
+        {"name": "quick", "when": "true", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
     ],
 )
 
@@ -629,6 +629,50 @@ def test_a_fault_of_shape_has_no_faults_in_its_train(number: int) -> None:
         found = refused([*whole[:number], other, *whole[number + 1 :]])
         assert {(each.field, each.message) for each in found} == said, other
     assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "field", "said"),
+    [
+        ({"shadow": [{"version": "1"}]}, {}, f"{TASK}.shadow[0]", "1 is selected or named already"),
+        ({"shadow": [{"version": "2"}, {"version": "2"}]}, {}, f"{TASK}.shadow[1]", "2 is selected or named already"),
+        ({}, {"reasons": {"HIGH": "outputs.pd.probability"}}, f"{RULE}.reasons.HIGH", "gives float, and a condition"),
+        ({}, {"when": "(" * 300 + "1" + ")" * 300}, f"{RULE}.when", "Recursion limit"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(changes: dict[str, Any], rule: dict[str, Any], field: str, said: str) -> None:
+    """A version that would not be asked, a reason that is none, an expression beyond its bound: short, on one line."""
+    (fault,) = refused(whole_route(task(select=PLAIN, **changes), **rule))
+    assert fault.field == field
+    assert said in fault.message
+    assert len(fault.message) < 700
+    assert "\n" not in fault.message
+
+
+def test_a_rule_that_is_never_reached_is_refused() -> None:
+    """The first match wins, and a rule without a condition always matches."""
+    rules = [{"name": "first", "tasks": [FIRST]}, {"name": "second", "when": "true", "tasks": [FIRST]}]
+    spec = {"pinnable": ["first", "first"], "rules": rules}
+    documents = changed(sound(), "credit", "spec", route(**spec)["spec"])
+    assert [fault.field for fault in refused(documents)] == ["spec.pinnable", "spec.rules[first]"]
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf")])
+def test_a_bound_that_is_no_number_is_refused(bound: float) -> None:
+    """YAML's .nan and .inf would be no bound at all."""
+    outputs = [{"name": "probability", "datatype": "FP64", "min": bound}]
+    (fault,) = refused(changed(sound(), "credit-pd-1", "spec.outputs", outputs))
+    assert (fault.field, fault.message[:18]) == ("spec.outputs[probability].min", "is NaN or infinite")
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_bounds_belong_to_numbers(datatype: str) -> None:
+    """Nothing would be held against them."""
+    outputs = [{"name": "probability", "datatype": datatype, "max": 1}]
+    documents = changed(sound(), "credit", "spec.rules.0.result", {"any": "path"})
+    documents = changed(documents, "credit-pd-1", "spec.outputs", outputs)
+    (fault,) = refused(documents)
+    assert (fault.field, fault.message) == ("spec.outputs[probability].max", f"{datatype} has no order; remove it")
 
 
 def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
