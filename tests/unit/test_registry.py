@@ -652,8 +652,7 @@ def test_what_would_do_nothing_is_refused(changes: dict[str, Any], rule: dict[st
 def test_a_rule_that_is_never_reached_is_refused() -> None:
     """The first match wins, and a rule without a condition always matches."""
     rules = [{"name": "first", "tasks": [FIRST]}, {"name": "second", "when": "true", "tasks": [FIRST]}]
-    spec = {"pinnable": ["first", "first"], "rules": rules}
-    documents = changed(sound(), "credit", "spec", route(**spec)["spec"])
+    documents = changed(sound(), "credit", "spec", route(pinnable=["first", "first"], rules=rules)["spec"])
     assert [fault.field for fault in refused(documents)] == ["spec.pinnable", "spec.rules[first]"]
 
 
@@ -722,7 +721,7 @@ def test_names_are_unique() -> None:
     (fault,) = refused([*sound(), twin])
     assert (fault.document, fault.field) == ("ModelVersion twin", "spec.version")
     rule = sound()[4]["spec"]["rules"][0]
-    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule, rule]))
+    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule | {"when": "true"}, rule]))
     assert fault.field == "spec.rules"
     (fault,) = refused(changed(sound(), "credit", "spec.rules.0.tasks", [task(), task()]))
     assert fault.field == f"{RULE}.tasks"
