@@ -79,20 +79,20 @@ class Shapes:
                 self._read_part(source.origin, {**source.content, "kind": meant}, name)
             return
         where = f"{kind} {name}" if name else str(kind)
-        for path in _not_finite(source.content):
-            field_ = _field_at(source.content, path)
-            self.faults.append(
-                Fault(source.origin, where, field_, "is NaN or infinite; write a number or leave it out")
-            )
         try:
-            document = shape.model_validate_json(orjson.dumps(source.content))
-        except ValidationError:
-            self._read_part(source.origin, source.content, where)
+            encoded = orjson.dumps(source.content)
         except TypeError as error:
             self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
             self.unread |= _defined_by(source.content, ())
-        else:
-            self.documents.append((source.origin, document))
+            return
+        # What JSON has no number for is written as null, and then would be no bound at all.
+        for path in _not_finite(source.content) if b"null" in encoded else ():
+            said = "is NaN or infinite; write a number or leave it out"
+            self.faults.append(Fault(source.origin, where, _field_at(source.content, path), said))
+        try:
+            self.documents.append((source.origin, shape.model_validate_json(encoded)))
+        except ValidationError:
+            self._read_part(source.origin, source.content, where)
 
     def _read_part(self, origin: str, content: Mapping[str, Any], where: str) -> None:
         """Take in what is sound of a document that is not, and what is not."""
@@ -110,7 +110,7 @@ class Shapes:
 
 
 def _not_finite(value: object, way: Path = ()) -> Iterator[Path]:
-    """Where numbers are that JSON would write as null, so that a bound would be none."""
+    """Where numbers are that are none to JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         yield way
     elif isinstance(value, Mapping):
