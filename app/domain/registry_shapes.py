@@ -71,19 +71,19 @@ class Shapes:
     def _read(self, source: Source) -> None:
         kind, name = source.content.get("kind"), _name_in(source.content)
         shape = KINDS.get(kind) if isinstance(kind, str) else None
+        where = f"{kind} {name}" if shape is not None and name else name if shape is None else str(kind)
+        try:
+            encoded = orjson.dumps(source.content)
+        except TypeError as error:
+            self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
+            self.unread |= _defined_by(source.content, ()) if shape is not None else set()
+            return
         if shape is None:
             known = ", ".join(sorted(KINDS))
             self.faults.append(Fault(source.origin, name, "kind", f"{shown(kind)} is unknown: use one of {known}"))
             meant = next((each for each in KINDS if each.lower() == str(kind).lower()), None)
             if meant is not None:
                 self._read_part(source.origin, {**source.content, "kind": meant}, name)
-            return
-        where = f"{kind} {name}" if name else str(kind)
-        try:
-            encoded = orjson.dumps(source.content)
-        except TypeError as error:
-            self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
-            self.unread |= _defined_by(source.content, ())
             return
         # What JSON has no number for is written as null, and then would be no bound at all.
         for path in _not_finite(source.content) if b"null" in encoded else ():

@@ -843,6 +843,12 @@ def test_unknown_kind(content: dict[str, Any]) -> None:
     assert fault.field == "kind"
 
 
+def test_a_kind_nearly_right_of_what_json_cannot_hold() -> None:
+    """The worse fault is told, and nothing crashes on the way to the other."""
+    (fault,) = refused([{"kind": "route", "metadata": {"name": "x"}, "spec": {1: 2}}])
+    assert fault.message.startswith("cannot be kept as JSON")
+
+
 def test_what_json_cannot_hold_is_refused() -> None:
     """YAML knows keys and values that a revision cannot keep."""
     (fault,) = refused([{"kind": "Route", "metadata": {"name": "a"}, "spec": {1: 2}}])
