@@ -74,7 +74,7 @@ class FeatureUpdates:
         self._group = group
         self._clock = clock
         self._retry_delays_s = retry_delays_s
-        self._codec = AvroCodec("FeatureUpdate")
+        self._codec = AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])
 
     async def handle(self, partition: int, records: Sequence[InboundRecord]) -> None:
         """Store a batch's rows and bury what cannot be stored; returns when both are durable."""

@@ -40,6 +40,7 @@ from app.domain.documents import (
 )
 from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, joined
+from app.domain.feature_views import aggregate_faults
 from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
 from app.domain.paths import PathTree, placeholders_of
 
@@ -224,7 +225,7 @@ class _Check:
         self.unread: set[tuple[str, str]] = set()
         self.models: dict[str, ModelSpec] = {}
         self.views: dict[str, FeatureViewSpec] = {}
-        self.feature_types: dict[str, dict[str, str]] = {}
+        self.feature_types: dict[str, Mapping[str, str]] = {}
         self.versions: dict[tuple[str, str], ModelVersionSpec] = {}
 
     # --- shapes -------------------------------------------------------------------------------------------------------
@@ -314,8 +315,7 @@ class _Check:
                     self.models[name] = document.spec
                 case FeatureView():
                     self.views[name] = document.spec
-                    # Of two of one name, which is a fault by itself, the first counts.
-                    self.feature_types[name] = {each.name: each.type for each in reversed(document.spec.features)}
+                    self.feature_types[name] = document.spec.types
                 case ModelVersion():
                     identity = (document.spec.model, document.spec.version)
                     if identity in first_version:
@@ -342,6 +342,8 @@ class _Check:
         self._add_repeated(origin, document, "spec.entities", (entity.name for entity in document.spec.entities))
         if document.metadata.name in REQUEST_SOURCES:
             self._add(origin, document, "metadata.name", "means the request's own values in a ref; rename the view")
+        for field_, message in aggregate_faults(document.spec):
+            self._add(origin, document, field_, message)
 
     def _check_references(self, origin: str, document: Document) -> None:
         match document:

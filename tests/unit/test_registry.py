@@ -359,7 +359,6 @@ def test_an_output_of_one_arm_only() -> None:
         ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
         ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
         ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
-        ("applicant", "spec.aggregate", {}, "spec.aggregate"),
     ],
 )
 def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
