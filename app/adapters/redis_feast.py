@@ -50,7 +50,8 @@ PING_TIMEOUT_MS: Final = 2_000
 _WRITE_LUA: Final = b"""\
 -- KEYS[1] a row. ARGV: ts field, at field, del field, seconds, nanos, Timestamp bytes, milliseconds at which the view
 -- is past its ttl ('' for never), '1' for a tombstone ('2' for one that keeps nothing out later), number of kept
--- fields, kept fields..., then field and value in turn. Returns 1 when something was written, 0 when all that is stored is as new or newer.
+-- fields, kept fields..., then field and value in turn. Returns 1 when something was written, 0 when all that is
+-- stored is as new or newer.
 local KEY, TS, AT, DEL, SECONDS, NANOS, TIME = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]),
     tonumber(ARGV[5]), ARGV[6]
 local EXPIRES, TOMBSTONE, GUARDS, KEPT = ARGV[7], ARGV[8] ~= '0', ARGV[8] == '1', tonumber(ARGV[9])

@@ -92,7 +92,13 @@ class Aggregation:
     @property
     def atoms(self) -> tuple[Atom, ...]:
         """What each of its tiles holds."""
-        return tuple((self.of or "", kind) for kind in _ATOMS[self.op])
+        return tuple((self.of or "", kind) for kind in self.kinds)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Their kinds. What holds a value says its type, for a view may declare another one some day."""
+        typed = self.op in ("min", "max", "last")
+        return tuple(f"{kind}:{self.type}" if typed else kind for kind in _ATOMS[self.op])
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +232,8 @@ class Plan:
         return Outcome.COUNTED
 
     def as_of_ms(self, state: State, now_ms: int) -> int:
-        """As of when values computed now are true: later than any computed before, whatever the clocks say."""
-        return max(now_ms, state.written_ms + 1)
+        """As of when values computed now are true: later than any before, and than the tombstone, by whatever clock."""
+        return max(now_ms, state.written_ms + 1, state.floor_ms + 1)
 
     def values(self, state: State, as_of_ms: int) -> tuple[Any, ...]:
         """The value of each aggregation; tiles that are out of every window are dropped from the state.
@@ -279,11 +285,13 @@ def _add(tile: Tile, of: str, kind: str, event: Event) -> None:
     if value is None:
         return
     held = tile.setdefault(of, {})
-    match kind:
+    match kind.partition(":")[0]:
         case "count":
             held[kind] = held.get(kind, 0) + 1
         case "sum":
-            held[kind] = held.get(kind, 0.0) + float(value)
+            total = held.get(kind, 0.0)
+            # None: no double holds it, nor will one.
+            held[kind] = None if total is None or not math.isfinite(total + value) else total + float(value)
         case "min":
             held[kind] = min(held.get(kind, value), value)
         case "max":
@@ -303,34 +311,32 @@ def _hash(value: Any) -> int:
 
 
 def _value(aggregation: Aggregation, tiles: Sequence[Mapping[str, Any]]) -> Any:
-    def held(kind: str) -> list[Any]:
-        return [tile[kind] for tile in tiles if kind in tile]
-
+    held = [[tile[kind] for tile in tiles if kind in tile] for kind in aggregation.kinds]
     match aggregation.op:
         case "count":
-            return sum(held("count"))
+            return sum(held[0])
         case "sum":
-            return _finite(held("sum"), 1)
+            return _finite(held[0], 1)
         case "mean":
-            count = sum(held("count"))
-            return _finite(held("sum"), count) if count else None
+            count = sum(held[1])
+            return _finite(held[0], count) if count else None
         case "min":
-            return min(held("min"), default=None)
+            return min(held[0], default=None)
         case "max":
-            return max(held("max"), default=None)
+            return max(held[0], default=None)
         case "last":
-            latest = max(held("last"), default=None)
+            latest = max(held[0], default=None)
             return None if latest is None else latest[1]
         case _:
-            return _estimate(held("distinct"))
+            return _estimate(held[0])
 
 
-def _finite(parts: Iterable[float], count: int) -> float | None:
+def _finite(parts: Sequence[float | None], count: int) -> float | None:
+    finite = [part for part in parts if part is not None]
     try:
-        total = math.fsum(parts) / count
-    except (OverflowError, ValueError):
+        return math.fsum(finite) / count if len(finite) == len(parts) else None
+    except OverflowError:
         return None
-    return total if math.isfinite(total) else None
 
 
 def _estimate(sketches: Iterable[Sequence[int]]) -> int:

@@ -171,12 +171,12 @@ async def test_a_feature_that_is_new_can_be_filled_in(store: Store) -> None:
 
 def left_ms(client: "redis.Redis", key: EntityKey) -> int:
     """How long the row lives on; -1 for good, -2 not at all."""
-    return int(client.pttl(row_key(key)))  # type: ignore[arg-type]  # its stub also has the asynchronous answer
+    return int(client.pttl(row_key(key)))
 
 
 def now_ms(client: "redis.Redis") -> int:
     """Redis' own time."""
-    seconds, micros = client.time()  # type: ignore[misc]  # its stub also has the asynchronous answer
+    seconds, micros = client.time()
     return int(seconds) * 1_000 + int(micros) // 1_000
 
 
