@@ -83,11 +83,9 @@ class RowReader:
         }
         try:
             row = read_update(body, {self.view: self.spec}, now_ms)
-            value = orjson.dumps(body)
         except UpdateRefused as error:
             raise RowRefused(self._told(str(error))) from error
-        except (TypeError, orjson.JSONEncodeError) as error:
-            raise RowRefused(f"cannot be written as JSON: {error}") from error
+        value = orjson.dumps(body)
         identity = hashlib.blake2b(b"%d|" % number + value, digest_size=16).hexdigest().encode()
         return Update(entity_text(row.key).encode(), value, identity), row
 

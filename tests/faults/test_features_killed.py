@@ -1,8 +1,9 @@
-"""The features worker is killed in mid-flow, again and again: aggregates end as if it had never happened."""
+"""The features worker is killed in mid-flow, twice: aggregates end as if it had never happened."""
 
 import asyncio
 import random
 import time
+from typing import Any
 
 import orjson
 from confluent_kafka import Producer
@@ -16,7 +17,7 @@ from tests.support.features_world import feature_view
 
 ENTITIES = 40
 EVENTS_A_SECOND = 400
-KILLED_AFTER_S = (2.0, 3.0, 2.5)
+KILLED_AFTER_S = (2.0, 3.0)
 STORED_WITHIN_S = 90.0
 WINDOWS = ["1h", "24h", "30d"]
 SPEC = {
@@ -85,7 +86,7 @@ class Payments:
 
 
 async def test_a_killed_features_worker_neither_loses_nor_doubles_an_event(cluster: Cluster) -> None:
-    """kill -9, three times, under load with duplicates and disorder: every aggregate of every entity is exact."""
+    """kill -9, twice, under load with duplicates and disorder: every aggregate of every entity is exact."""
     project = cluster.settings.topic_prefix.rstrip(".")
     document = feature_view("payments", project, {"amount": "INT64"}, **SPEC)
     await asyncio.to_thread(cluster.publish, [*cluster.documents(), document])
@@ -110,7 +111,7 @@ async def test_a_killed_features_worker_neither_loses_nor_doubles_an_event(clust
                 key = EntityKey(project, ("applicant_id",), (entity,), ("INT64",))
                 fetched = await store.fetch([ViewNeed("payments", key, tuple(types), tuple(types.values()))], 5_000)
                 expected = payments.expected(entity)
-                found = {name: fetched["payments", name].value for name in expected}
+                found: dict[str, Any] = {name: fetched["payments", name].value for name in expected}
                 if found == expected:
                     assert fetched["payments", "amount"].status is FeatureStatus.PRESENT
                     left.discard(entity)
