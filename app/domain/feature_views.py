@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from app.domain.aggregates import STATE_BYTES_MAX
 from app.domain.documents import AggregateSpec, FeatureViewSpec
+from app.domain.registry_parts import is_unread
 from app.durations import parse_duration_ms
 
 _NUMBERS = frozenset({"INT32", "INT64", "DOUBLE", "FLOAT"})
@@ -56,7 +57,8 @@ def _faults(aggregate: AggregateSpec, spec: FeatureViewSpec) -> Iterator[tuple[s
         if aggregate.op != "count":
             yield "of", f"{aggregate.op} needs a feature of this view"
     elif aggregate.of not in spec.declared:
-        yield "of", f"this view has no feature {aggregate.of}"
+        if not any(map(is_unread, (aggregate.of, *spec.declared))):
+            yield "of", f"this view has no feature {aggregate.of}"
     else:
         allowed, given = _TYPES[aggregate.op], spec.declared[aggregate.of]
         if allowed is not None and given not in allowed:
