@@ -25,6 +25,7 @@ from app.domain.documents import (
     TaskSpec,
 )
 from app.domain.errors import Fault
+from app.domain.feature_views import aggregate_faults
 from app.domain.features import REQUEST_SOURCES, coerce
 from app.domain.registry_parts import is_unread
 from app.domain.skew import baseline_faults
@@ -50,7 +51,7 @@ class Known:
         """What ``documents`` define; of two of one name, which is a fault by itself, the last."""
         models: dict[str, ModelSpec] = {}
         views: dict[str, FeatureViewSpec] = {}
-        feature_types: dict[str, dict[str, str]] = {}
+        feature_types: dict[str, Mapping[str, str]] = {}
         versions: dict[tuple[str, str], ModelVersionSpec] = {}
         for document in documents:
             match document:
@@ -58,9 +59,7 @@ class Known:
                     models[document.metadata.name] = document.spec
                 case FeatureView():
                     views[document.metadata.name] = document.spec
-                    # Of two features of one name, again a fault by itself, the first counts.
-                    types = {each.name: each.type for each in reversed(document.spec.features)}
-                    feature_types[document.metadata.name] = dict(types)
+                    feature_types[document.metadata.name] = document.spec.types
                 case ModelVersion():
                     versions[document.spec.model, document.spec.version] = document.spec
                 case _:
@@ -146,6 +145,7 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
     yield from repeated("spec.entities", (entity.name for entity in document.spec.entities))
     if document.metadata.name in REQUEST_SOURCES:
         yield "metadata.name", "means the request's own values in a ref; rename the view"
+    yield from aggregate_faults(document.spec)
 
 
 def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:

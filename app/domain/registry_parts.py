@@ -62,6 +62,8 @@ def path_of(content: object, location: Sequence[str | int]) -> Path:
     here = content
     for part in location:
         if isinstance(part, int):
+            if isinstance(here, dict):
+                continue  # a lone item that needs no list around it
             here = here[part] if isinstance(here, list) and part < len(here) else None
             path.append(part)
             continue

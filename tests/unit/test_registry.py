@@ -361,7 +361,6 @@ def test_an_output_of_one_arm_only() -> None:
         ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
         ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
         ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
-        ("applicant", "spec.aggregate", {}, "spec.aggregate"),
     ],
 )
 def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
@@ -909,3 +908,33 @@ def test_placeholders_leave_metadata_s_own_members_alone(name: str) -> None:
     """What a caller names by them, or the headers, would be hidden."""
     (fault,) = refused(changed(sound(), "credit", "spec.path", f"/credit/{{{name}}}"))
     assert (fault.field, "has a meaning of its own" in fault.message) == ("spec.path", True)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "field", "said"),
+    [
+        ({"of": "age_years", "op": "median", "windows": ["1h"]}, "spec.aggregate.op", "sum"),
+        (
+            {"of": "age_years", "op": "sum", "windows": ["soon"]},
+            "spec.aggregate.windows[0]",
+            "a whole number and a unit",
+        ),
+        ([{"of": "age_years", "op": "sum", "windows": []}], "spec.aggregate[0].windows", "at least 1"),
+        ([{"of": "colour", "op": "sum", "windows": ["1h"]}], "spec.aggregate[0].of", "no feature colour"),
+        ([{"op": "count", "windows": ["1h"], "of_": "x"}], "spec.aggregate[0].of_", "unknown field"),
+        ("all", "spec.aggregate", ""),
+    ],
+)
+def test_faults_of_aggregates(aggregate: object, field: str, said: str) -> None:
+    """Whatever is wrong with them is named by its field, in a list or alone, and hides nothing else."""
+    documents = changed(sound(), "applicant", "spec.aggregate", aggregate)
+    faults = refused(changed(documents, "applicant", "spec.lateness", "never"))
+    assert said in next(each.message for each in faults if each.field == field)
+    assert "spec.lateness" in [each.field for each in faults]
+
+
+def test_aggregates_are_features_to_contracts() -> None:
+    """A version refers to a window as to any feature of the view; one that is not declared is none."""
+    documents = changed(sound(), "applicant", "spec.aggregate", {"op": "count", "windows": ["24h"]})
+    made = read_revision(sources(documents))
+    assert made.views["applicant"].types["count_24h"] == "INT64"
