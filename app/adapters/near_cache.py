@@ -120,9 +120,9 @@ class CachedFeatureStore:
         await asyncio.gather(*self._fetches, return_exceptions=True)
         await self._store.close()
 
-    def invalidate(self, view: str, key: EntityKey, event_time_ms: int) -> None:
-        """An update of a row, true since ``event_time_ms``, is on its way to the store."""
-        if taken := self._cache.invalidate(view, key, event_time_ms, self._clock.now_ms()):
+    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+        """See Invalidates of the update follower."""
+        if taken := self._cache.invalidate(view, key, features, event_time_ms, self._clock.now_ms()):
             _INVALIDATED.inc(taken)
             self._measure()
 

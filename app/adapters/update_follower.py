@@ -6,7 +6,7 @@ it was, and until then cached rows end by their ttl; a worker is no less ready f
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import orjson
@@ -47,8 +47,8 @@ Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
 class Invalidates(Protocol):
     """What wants to hear of updates."""
 
-    def invalidate(self, view: str, key: EntityKey, event_time_ms: int) -> None:
-        """A row of ``view`` changes."""
+    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+        """Features of a row get values that are true since then, or all of it changes (None)."""
         ...
 
 
@@ -162,4 +162,6 @@ class UpdateFollower:
         except (ValueError, TypeError, KeyError, UpdateRefused):
             # The materializer says what is wrong with it.
             return
-        self._cache.invalidate(row.view, row.key, row.event_time_ms)
+        # What is deleted has no time, and what is computed from an update follows it at its own.
+        features = None if row.tombstone or view.aggregate else row.names
+        self._cache.invalidate(row.view, row.key, features, row.event_time_ms)

@@ -69,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it."""
+    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem."""
 
     task: str
     status: TaskStatus
@@ -78,6 +78,7 @@ class TaskResult:
     latency_ms: float
     attempts: tuple[Attempt, ...]
     sent: bytes
+    reason: str | None = None
 
 
 def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:

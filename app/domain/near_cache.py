@@ -9,8 +9,8 @@ LRU*, NSDI 2024): entries stand in the order in which they came, a hit only mark
 the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
-sets a floor for some seconds: a row whose latest event time lies below it is handed out and not kept. Floors are
-bounded too; while one that was given up may still count, nothing is kept.
+sets a floor for some seconds: a row in which a feature that changes is older than announced is handed out and not kept.
+Floors are bounded too; while one that was given up may still count, nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,22 +29,22 @@ VALUE_BYTES: Final = 145
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
+_Floor = Mapping[str, int] | None
+"""The least event time that each feature may have, those that an update names; None: no row is new enough."""
 
 
 class Entry:
-    """A row as it was read at ``fetched_ms``; ``event_time_ms`` is the latest of its values', None where none has one.
+    """A row as it was read at ``fetched_ms``.
 
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "event_time_ms", "fetched_ms", "marked", "need", "negative", "newer", "older", "size",
-                 "values")  # fmt: skip
+    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "size", "values")
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
         self.values = values
         self.fetched_ms = fetched_ms
-        self.event_time_ms = latest(values)
         self.negative = is_negative(values)
         self.size = size_of(values)
         self.marked = False
@@ -80,11 +80,6 @@ class Entry:
 
 
 _KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL})
-
-
-def latest(values: Sequence[Fetched]) -> int | None:
-    """The latest event time among ``values``."""
-    return max((value.event_time_ms for value in values if value.event_time_ms is not None), default=None)
 
 
 def is_negative(values: Sequence[Fetched]) -> bool:
@@ -130,7 +125,7 @@ class NearCache:
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
-        self._floors: dict[_RowKey, tuple[int, int]] = {}
+        self._floors: dict[_RowKey, tuple[_Floor, int]] = {}
         self._nothing_kept_until_ms = 0
         self.bytes = 0
         self.evicted = 0
@@ -163,7 +158,7 @@ class NearCache:
             return False
         row = (need.view, need.key)
         floor = self._floors.get(row)
-        if floor is not None and now_ms < floor[1] and (entry.event_time_ms is None or entry.event_time_ms < floor[0]):
+        if floor is not None and now_ms < floor[1] and _below(need, values, floor[0]):
             return False
         for known in self._rows.get(row, ()):
             if known.need.features == need.features and known.need.types == need.types:
@@ -176,21 +171,25 @@ class NearCache:
         self._link(entry)
         return True
 
-    def invalidate(self, view: str, key: EntityKey, event_time_ms: int, now_ms: int) -> int:
-        """An update of a row, true since ``event_time_ms``, is on its way to the store; how many entries it took."""
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, now_ms: int
+    ) -> int:
+        """An update of ``features``, true since ``event_time_ms``, is on its way to the store; the entries it took.
+
+        ``features`` None: of all, and their times will not tell when it is there.
+        """
         row = (view, key)
-        # What guards nothing in the store cannot be told from what replaces it: nothing of the row is kept for a while.
-        floor_ms = max(1, event_time_ms)
-        if row in self._floors:
-            floor_ms = max(floor_ms, self._floors.pop(row)[0])
-        self._floors[row] = (floor_ms, now_ms + FLOOR_MS)
-        self._forget_floors(now_ms)
-        # An update that is no newer than what the store had changes nothing there.
-        outdated = [
-            entry for entry in self._rows.get(row, ()) if entry.event_time_ms is None or entry.event_time_ms < floor_ms
-        ]
+        # What guards nothing in the store cannot be told from what replaces it.
+        floor: _Floor = None if features is None else dict.fromkeys(features, max(1, event_time_ms))
+        # An update of what is as new already changes nothing there, and takes nothing here.
+        outdated = [entry for entry in self._rows.get(row, ()) if _below(entry.need, entry.values, floor)]
         for entry in outdated:
             self._remove(entry)
+        known = self._floors.pop(row, None)
+        if known is not None and now_ms < known[1]:
+            floor = _higher(floor, known[0])
+        self._floors[row] = (floor, now_ms + FLOOR_MS)
+        self._forget_floors(now_ms)
         return len(outdated)
 
     def _forget_floors(self, now_ms: int) -> None:
@@ -243,3 +242,19 @@ class NearCache:
         self._hand = entry
         self._remove(entry)
         self.evicted += 1
+
+
+def _below(need: ViewNeed, values: Sequence[Fetched], floor: _Floor) -> bool:
+    if floor is None:
+        return True
+    for feature, value in zip(need.features, values, strict=True):
+        least_ms = floor.get(feature)
+        if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
+            return True
+    return False
+
+
+def _higher(floor: _Floor, other: _Floor) -> _Floor:
+    if floor is None or other is None:
+        return None
+    return {feature: max(floor.get(feature, 0), other.get(feature, 0)) for feature in {*floor, *other}}

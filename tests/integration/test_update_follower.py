@@ -4,7 +4,7 @@ Kafka was away."""
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -19,7 +19,7 @@ from app.adapters.clock import SystemClock
 from app.adapters.near_cache import CachedFeatureStore
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.update_follower import UpdateFollower
-from app.domain.documents import FeatureViewSpec
+from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.features import EntityKey, Fetched, ViewNeed
 from app.settings import Settings
 from tests.integration.test_features_worker import running_worker
@@ -32,7 +32,7 @@ PLAIN = FeatureViewSpec.model_validate_json(
         "source": {"type": "redis", "project": "worker"}}"""
 )
 VIEWS = {
-    "applicant": FeatureViewSpec.model_validate(PLAIN.model_dump(by_alias=True) | {"cache": {"ttl": "1h"}}),
+    "applicant": PLAIN.model_copy(update={"cache": CacheSpec.model_validate({"ttl": "1h"})}),
     "plain": PLAIN,
 }
 
@@ -61,11 +61,11 @@ class Heard:
     """A cache that only notes what it is told."""
 
     def __init__(self) -> None:
-        self.updates: list[tuple[str, object, int]] = []
+        self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
 
-    def invalidate(self, view: str, key: EntityKey, event_time_ms: int) -> None:
+    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
         """See Invalidates."""
-        self.updates.append((view, key.values[0], event_time_ms))
+        self.updates.append((view, key.values[0], features, event_time_ms))
 
 
 @pytest.fixture
@@ -185,15 +185,21 @@ async def test_what_concerns_no_cached_row_is_passed_over(
                 await producer.send_and_wait(topic, value or None, key=b"k")
             # As Avro has it: event times are timestamps, values a union.
             await producer.send_and_wait(topic, AvroCodec("FeatureUpdate").encode(update(5, 7, 2_000)))
-            await until(lambda: len(heard.updates) >= 2)
-            assert heard.updates == [("applicant", 4, 1_000), ("applicant", 5, 2_000)]
+            deleted = update(7, 7, 2_500) | {"values": None}
+            await producer.send_and_wait(topic, orjson.dumps(deleted))
+            await until(lambda: len(heard.updates) >= 3)
+            assert heard.updates == [
+                ("applicant", 4, ("age",), 1_000),
+                ("applicant", 5, ("age",), 2_000),
+                ("applicant", 7, None, 2_500),
+            ]
             await admin.create_partitions({topic: NewPartitions(2)})
             other = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
             await other.start()
             await other.send_and_wait(topic, orjson.dumps(update(6, 7, 3_000)), partition=1)
             await other.stop()
-            await until(lambda: len(heard.updates) >= 3)
-            assert heard.updates[-1] == ("applicant", 6, 3_000)
+            await until(lambda: len(heard.updates) >= 4)
+            assert heard.updates[-1] == ("applicant", 6, ("age",), 3_000)
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
@@ -226,7 +232,7 @@ async def test_after_kafka_was_away_nothing_is_missed(
             await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000)))
             await producer.stop()
             await until(lambda: heard.updates)
-        assert heard.updates == [("applicant", 1, 1_000)]
+        assert heard.updates == [("applicant", 1, ("age",), 1_000)]
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)

@@ -111,8 +111,8 @@ def test_needs_for_other_features_or_types_are_other_rows() -> None:
     found = made.find(other_type)
     assert found is not None
     assert found.need is other_type
-    assert made.invalidate("v", key(), NOW_MS + 1, NOW_MS) == 3
-    assert made.invalidate("v", key(9), NOW_MS + 1, NOW_MS) == 0
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS) == 3
+    assert made.invalidate("v", key(9), ("a",), NOW_MS + 1, NOW_MS) == 0
     assert [made.find(each) is None for each in (need(), other_type, need(2), need(1, view="w"))] == [
         True, True, False, False,
     ]  # fmt: skip
@@ -132,13 +132,13 @@ def test_a_row_read_again_replaces_itself() -> None:
 def test_the_old_row_is_not_kept_while_an_update_is_under_way() -> None:
     """Not before the announced value shows, or its time is over; one as new or newer is kept at once."""
     made = cache()
-    made.invalidate("v", key(), NOW_MS + 100, NOW_MS)
-    made.invalidate("v", key(), NOW_MS + 50, NOW_MS)
+    made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS)
+    made.invalidate("v", key(), ("a",), NOW_MS + 50, NOW_MS)
     assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS + 1)
     assert not made.store(need(), answer(need(), time_ms=None), NOW_MS + 1)
     assert made.store(need(2), answer(need(2), time_ms=NOW_MS), NOW_MS + 1)
     assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + 1)
-    made.invalidate("v", key(3), NOW_MS + 100, NOW_MS)
+    made.invalidate("v", key(3), ("a",), NOW_MS + 100, NOW_MS)
     assert made.store(need(3), answer(need(3)), NOW_MS + FLOOR_MS)
 
 
@@ -146,17 +146,44 @@ def test_an_update_that_changes_nothing_takes_nothing() -> None:
     """An entry as new as the update stays; with times at the epoch, which guard nothing, it goes."""
     made = cache()
     made.store(need(), answer(need()), NOW_MS)
-    assert made.invalidate("v", key(), NOW_MS, NOW_MS) == 0
+    assert made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS) == 0
     made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
-    assert made.invalidate("v", key(2), 0, NOW_MS) == 1
+    assert made.invalidate("v", key(2), ("a",), 0, NOW_MS) == 1
     assert not made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
+
+
+def test_each_feature_has_its_own_floor() -> None:
+    """An update of one feature may be late, below its neighbours' times: the row waits for that feature, and rows
+    without it are not touched; floors of several updates add up."""
+    made, both = cache(), need(1, "a", "b")
+    times = {("v", "a"): Fetched(PRESENT, 1, NOW_MS - 50), ("v", "b"): Fetched(PRESENT, 2, NOW_MS)}
+    made.store(both, times, NOW_MS)
+    made.store(need(1, "b"), times, NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS - 10, NOW_MS) == 1
+    assert made.find(need(1, "b"))
+    assert not made.store(both, times, NOW_MS)
+    assert made.invalidate("v", key(), ("b",), NOW_MS + 5, NOW_MS) == 1
+    times["v", "a"] = Fetched(PRESENT, 3, NOW_MS - 10)
+    assert not made.store(both, times, NOW_MS)
+    times["v", "b"] = Fetched(PRESENT, 3, NOW_MS + 5)
+    assert made.store(both, times, NOW_MS)
+
+
+def test_a_row_that_changes_as_a_whole_is_not_kept_for_a_while() -> None:
+    """A tombstone leaves no time to tell by: nothing of the row is kept until its time is over, whatever else comes."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS)
+    assert made.invalidate("v", key(), None, NOW_MS - 1, NOW_MS) == 1
+    made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS)
+    assert not made.store(need(), answer(need()), NOW_MS + FLOOR_MS - 1)
+    assert made.store(need(), answer(need()), NOW_MS + FLOOR_MS)
 
 
 def test_floors_have_a_bound_and_nothing_is_kept_past_it() -> None:
     """Where more rows change than can be remembered, no row is kept until the forgotten floors' time is over."""
     made = cache(floors=2)
     for number in range(3):
-        made.invalidate("v", key(number), NOW_MS, NOW_MS + number)
+        made.invalidate("v", key(number), ("a",), NOW_MS, NOW_MS + number)
     assert not made.store(need(8), answer(need(8)), NOW_MS + 10)
     assert not made.store(need(2), answer(need(2), time_ms=1), NOW_MS + FLOOR_MS)
     assert made.store(need(8), answer(need(8)), NOW_MS + FLOOR_MS)
@@ -259,7 +286,7 @@ def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) 
     for what, number, time_ms in steps:
         now_ms += 1
         if what == "update":
-            made.invalidate("v", key(number), time_ms, now_ms)
+            made.invalidate("v", key(number), ("a",), time_ms, now_ms)
             told[number] = max(told.get(number, 0), time_ms)
         elif what == "read":
             made.store(need(number), answer(need(number), time_ms=time_ms), now_ms)
@@ -269,5 +296,6 @@ def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) 
         assert len(made) == len(found) <= 4
         assert made.bytes == sum(entry.size for entry in found.values()) <= 4 * ENTRY_BYTES + 2_000
         for each, entry in found.items():
-            assert entry.event_time_ms is not None
-            assert entry.event_time_ms >= told.get(each, 0)
+            event_time_ms = entry.values[0].event_time_ms
+            assert event_time_ms is not None
+            assert event_time_ms >= told.get(each, 0)
