@@ -24,8 +24,10 @@ VersionLabel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 
 ValueType = Literal[
     "BYTES", "STRING", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL", "UNIX_TIMESTAMP",
+    "BYTES_LIST", "STRING_LIST", "INT32_LIST", "INT64_LIST", "DOUBLE_LIST", "FLOAT_LIST", "BOOL_LIST",
+    "UNIX_TIMESTAMP_LIST",
 ]  # fmt: skip
-"""Feast's scalar value types."""
+"""Feast's scalar value types, and lists of them."""
 Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 """Open Inference Protocol v2's tensor datatypes that a feature can be sent as."""
 

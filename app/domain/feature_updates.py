@@ -113,6 +113,10 @@ def _key_of(given: Mapping[str, Any], name: str, view: FeatureViewSpec) -> Entit
 
 
 def _typed(given: Any, type_: str, where: str) -> Value:
+    of = type_.removesuffix("_LIST")
+    if of != type_ and isinstance(given, list):
+        # Each element by itself, for what makes bytes of text and what refuses to write a FLOAT beyond 32 bits.
+        given = [None if each is None else _typed(each, of, f"{where}[{at}]") for at, each in enumerate(given)]
     try:
         if type_ == "BYTES" and isinstance(given, str):
             return base64.b64decode(given, validate=True)

@@ -15,13 +15,20 @@ from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
 from app.domain.errors import Code, Problem
 from app.domain.requests import Request, is_finite
 
-Value = str | int | float | bool | bytes | None
+Element = str | int | float | bool | bytes | None
+Value = Element | tuple[Element, ...]
+"""What a feature can be: a scalar, null, or a list of scalars."""
 
 REQUEST_SOURCES: Final = ("inputs", "entities", "metadata")
 EVENT_TIME_AHEAD_MS_MAX: Final = 300_000
 """How far an event time may lie ahead of our clock: machines without a good clock are seconds off, a few of them
 minutes. A time beyond it is an error that would keep a value fresh, and newer ones out, until it has come."""
+LIST_LENGTH_MAX: Final = 10_000
+"""Elements of one list: an embedding has hundreds, and what is longer would fill a decision's record by itself."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
+_LIST: Final = "_LIST"
+_NULLABLE_ELEMENTS: Final = frozenset({"DOUBLE", "FLOAT", "UNIX_TIMESTAMP"})
+"""Of which Feast keeps a null within a list apart from every value: as NaN, or as the smallest int64."""
 
 
 class FeatureStatus(StrEnum):
@@ -98,7 +105,16 @@ def coerce(value: Any, type_: str) -> Value:
 
     >>> coerce(5000, "DOUBLE"), coerce(5000.0, "INT64"), coerce(True, "BOOL")
     (5000.0, 5000, True)
+    >>> coerce([1, 2.0], "INT64_LIST")
+    (1, 2)
     """
+    if type_.endswith(_LIST):
+        return None if value is None else _coerced_list(value, type_)
+    return coerce_element(value, type_)
+
+
+def coerce_element(value: Any, type_: str) -> Element:
+    """``coerce`` for the scalar types."""
     if value is None:
         return None
     match type_:
@@ -119,17 +135,34 @@ def coerce(value: Any, type_: str) -> Value:
     raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
 
 
+def _coerced_list(value: Any, type_: str) -> tuple[Element, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
+    if len(value) > LIST_LENGTH_MAX:
+        raise ValueError(f"a list of {len(value)} elements: {LIST_LENGTH_MAX} are allowed")
+    of = type_.removesuffix(_LIST)
+    if None in value and of not in _NULLABLE_ELEMENTS:
+        raise ValueError(f"null within a list cannot be told from a value of {type_}: leave it out")
+    return tuple(coerce_element(element, of) for element in value)
+
+
 def _epoch_seconds(text: str) -> int:
     moment = datetime.fromisoformat(text)
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def inferred_type(value: Value) -> str:
+def inferred_type(value: Value | list[Any]) -> str:
     """The value type of a request's own value that declares none.
 
-    >>> inferred_type(3), inferred_type(3.5), inferred_type("x")
-    ('INT64', 'DOUBLE', 'STRING')
+    >>> inferred_type(3), inferred_type(3.5), inferred_type("x"), inferred_type((1, 2.5))
+    ('INT64', 'DOUBLE', 'STRING', 'DOUBLE_LIST')
     """
+    if isinstance(value, tuple | list):
+        # A null has no type of its own, and whole numbers among others are doubles.
+        found = {inferred_type(element) for element in value if element is not None}
+        if found == {"INT64", "DOUBLE"}:
+            return "DOUBLE_LIST"
+        return f"{found.pop()}_LIST" if len(found) == 1 else "STRING_LIST"
     if isinstance(value, bool):
         return "BOOL"
     if isinstance(value, int):

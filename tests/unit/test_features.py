@@ -72,6 +72,11 @@ VIEWS = {"applicant": view()}
         (1_700_000_000, "UNIX_TIMESTAMP", 1_700_000_000),
         ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
         ("2024-01-01T01:00:00+01:00", "UNIX_TIMESTAMP", 1_704_067_200),
+        ([1, 2.0], "INT64_LIST", (1, 2)),
+        ((1, None), "DOUBLE_LIST", (1.0, None)),
+        ([], "STRING_LIST", ()),
+        (None, "STRING_LIST", None),
+        (["2024-01-01", 5], "UNIX_TIMESTAMP_LIST", (1_704_067_200, 5)),
     ],
 )
 def test_values_become_their_declared_type(value: object, type_: str, expected: object) -> None:
@@ -99,6 +104,11 @@ def test_values_become_their_declared_type(value: object, type_: str, expected: 
         (float("inf"), "INT64"),
         ("yesterday", "UNIX_TIMESTAMP"),
         ([1], "INT64"),
+        (1, "INT64_LIST"),
+        ("ab", "STRING_LIST"),
+        ([1, "a"], "INT64_LIST"),
+        ([[1]], "INT64_LIST"),
+        ([[1]], "INT64_LIST_LIST"),
         ({}, "STRING"),
         ("x", "NO_SUCH_TYPE"),
     ],
@@ -109,9 +119,27 @@ def test_what_would_be_a_guess_is_an_error(value: object, type_: str) -> None:
         coerce(value, type_)
 
 
+@pytest.mark.parametrize(("value", "said"), [([None], "null within a list"), ([1] * 10_001, "10000 are allowed")])
+def test_lists_have_bounds(value: object, said: str) -> None:
+    """A null that could not be told from a value, and a list without end, are refused."""
+    with pytest.raises(ValueError, match=said):
+        coerce(value, "INT64_LIST")
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, "BOOL"), (1, "INT64"), (1.5, "DOUBLE"), ("x", "STRING"), (b"x", "BYTES"), (None, "STRING")],
+    [
+        (True, "BOOL"),
+        (1, "INT64"),
+        (1.5, "DOUBLE"),
+        ("x", "STRING"),
+        (b"x", "BYTES"),
+        (None, "STRING"),
+        ([1, None], "INT64_LIST"),
+        ([1, 2.5], "DOUBLE_LIST"),
+        (["a", 1], "STRING_LIST"),
+        ([], "STRING_LIST"),
+    ],
 )
 def test_undeclared_types_are_inferred(value: Any, expected: str) -> None:
     """By the value alone."""
@@ -226,7 +254,8 @@ def test_a_views_value_under_its_contract(
         ({"inputs": {"amount": 5}}, {"type": "DOUBLE"}, FeatureStatus.PRESENT, 5.0, []),
         ({"inputs": {"amount": 5}}, {}, FeatureStatus.PRESENT, 5, []),
         ({"inputs": {"amount": "x"}}, {"type": "DOUBLE", "required": True}, FeatureStatus.ERROR, None, ["invalid"]),
-        ({"inputs": {"amount": [1]}}, {"required": True}, FeatureStatus.ERROR, None, ["invalid"]),
+        ({"inputs": {"amount": [1]}}, {"required": True}, FeatureStatus.PRESENT, (1,), []),
+        ({"inputs": {"amount": {}}}, {"required": True}, FeatureStatus.ERROR, None, ["invalid"]),
         ({"inputs": {"amount": None}}, {"required": True}, FeatureStatus.NULL, None, ["missing"]),
         ({}, {"required": True}, FeatureStatus.MISSING, None, ["missing"]),
         ({}, {"default": 1.5}, FeatureStatus.DEFAULTED, 1.5, []),
