@@ -69,7 +69,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it."""
+    """How a task ended, with all that explains it.
+
+    ``referred``: it was not run, or what stood in failed, because a feature's contract leaves the decision to a person.
+    """
 
     task: str
     status: TaskStatus
@@ -78,6 +81,7 @@ class TaskResult:
     latency_ms: float
     attempts: tuple[Attempt, ...]
     sent: bytes
+    referred: bool = False
 
 
 def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from app.durations import WrittenDurationMs, within
 
@@ -41,8 +41,6 @@ NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
     "batch": "rows of several requests in one call",
     "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
-    "onDemand": "features computed by expressions",
-    "onViolation": "what a broken feature contract does",
 }
 """Fields of the design whose behaviour does not exist yet, and what they would do."""
 
@@ -53,6 +51,8 @@ IN_WORDS: Final[Mapping[str, str]] = {
     r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "lower-case letters, digits, - and ., the first and last no sign",
     r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "letters, digits and _, the first no digit, 128 at most",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "letters, digits, ., _ and -, the first no sign, 63 at most",
+    r"^[^\s:]{1,256}$": "the view's name at the server, without spaces and colons",
+    r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$": "an entry point's name: letters, digits, _, . and -, the first no digit",
     r"^https?://[^\s/?#]+(/[^\s?#]*)?$": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
     r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": "lower-case letters, digits and -, the first and last no -, 63 at most",
     r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$": "VIEW.FEATURE, or inputs.NAME, entities.NAME, metadata.NAME",
@@ -128,8 +128,11 @@ class FeatureContract(_Document):
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")]
     name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
     required: bool = False
-    default: Scalar = None
+    default: Scalar | tuple[Scalar, ...] = None
     max_age: WrittenDurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
+    on_violation: Literal["reject", "default", "refer"] | None = Field(
+        None, alias="onViolation", description="default: reject where required, else default; refer: a person decides"
+    )
     type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
 
     @cached_property
@@ -147,10 +150,19 @@ class FeatureContract(_Document):
         """The model's name of it."""
         return self.name or self.feature
 
+    @cached_property
+    def violation(self) -> Literal["reject", "default", "refer"]:
+        """What a violation does: a required value that is missing or null, or any that is stale or an error."""
+        return self.on_violation or ("reject" if self.required else "default")
+
     @model_validator(mode="after")
     def _required_or_default(self) -> "FeatureContract":
         if self.required and "default" in self.model_fields_set:
             raise ValueError("a feature is either required or has a default; remove one")
+        if self.required and self.on_violation == "default":
+            raise ValueError(
+                "required and onViolation: default contradict one another: remove required, or reject or refer"
+            )
         return self
 
 
@@ -242,12 +254,79 @@ class RedisSource(_Document):
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
-class FeatureViewSpec(_Document):
-    """Features of one entity from one source."""
+class WriteBack(_Document):
+    """Where what a feature server says is kept: Redis, in Feast's layout, under this project's name.
 
-    entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
+    What is there is used for as long as its event time is not older than ``maxAge``, nor than contracts allow.
+    """
+
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
+    max_age: WrittenDurationMs = Field(alias="maxAge", description="older event times are asked for anew")
+
+
+class HttpSource(_Document):
+    """A Feast feature server, asked by ``POST /get-online-features``; its endpoints are taken in turn."""
+
+    type: Literal["http"]
+    endpoints: tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")], ...] = Field(
+        min_length=1, max_length=64
+    )
+    view: Annotated[str, StringConstraints(pattern=r"^[^\s:]{1,256}$")] | None = Field(
+        None, description="the server's name of the view; default: ours"
+    )
+    timeout: CallDurationMs = Field(100, description="one request, within the fetch's own timeout")
+    write_back: WriteBack | None = Field(None, alias="writeBack")
+
+
+CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class ComputedBy(_Document):
+    """A Python function that decide workers have, by its entry point's name, and the values that it is given."""
+
+    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
+    inputs: tuple[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")], ...
+    ] = Field(min_length=1, max_length=100)
+
+
+def _computed_how(value: object) -> str:
+    return "[cel]" if isinstance(value, str) else "[function]"
+
+
+ComputedHow = Annotated[
+    Annotated[CelText, Tag("[cel]")] | Annotated[ComputedBy, Tag("[function]")], Discriminator(_computed_how)
+]
+
+
+class FeatureViewSpec(_Document):
+    """Features of one entity from one source, or features that are computed on demand."""
+
+    entities: tuple[EntitySpec, ...] = Field((), max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
-    source: RedisSource
+    source: Annotated[RedisSource | HttpSource, Field(discriminator="type")] | None = None
+    on_demand: Mapping[Identifier, ComputedHow] | None = Field(
+        None, alias="onDemand", description="how each feature is computed: CEL, or {function: NAME, inputs: [REF]}"
+    )
+
+    @property
+    def project(self) -> str:
+        """The Feast project that rows are stored under; empty where nothing is stored."""
+        if isinstance(self.source, HttpSource):
+            return self.source.write_back.project if self.source.write_back else ""
+        return self.source.project if self.source is not None else ""
+
+    @model_validator(mode="after")
+    def _source_or_on_demand(self) -> "FeatureViewSpec":
+        if (self.source is None) == (self.on_demand is None):
+            raise ValueError("a view has either source, where its features are, or onDemand, how they are computed")
+        if self.source is not None and not self.entities:
+            raise ValueError("entities is empty: name the keys that the source has its rows by")
+        if self.on_demand is not None and self.entities:
+            raise ValueError(
+                "a view with onDemand has no entities of its own, its ingredients' views have: remove them"
+            )
+        return self
 
     @cached_property
     def sorted_entities(self) -> tuple[EntitySpec, ...]:
@@ -263,7 +342,6 @@ class FeatureViewSpec(_Document):
 # --- Route ------------------------------------------------------------------------------------------------------------
 
 
-CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole: 0.02 is 2 %."""
 
@@ -434,6 +512,19 @@ class RuleSpec(_Document):
     reasons: Mapping[ReasonCode, CelText] = Field(
         {}, description="code to CEL over result and what result sees; those that hold are told with the result"
     )
+    refer_result: Mapping[Identifier, Scalar] | None = Field(
+        None, alias="referResult", description="the result where a feature's contract refers the decision to a person"
+    )
+
+    @model_validator(mode="after")
+    def _referred_result_is_whole(self) -> "RuleSpec":
+        if self.refer_result is not None and set(self.refer_result) != set(self.result):
+            given, wanted = (
+                ", ".join(sorted(self.refer_result)) or "nothing",
+                ", ".join(sorted(self.result)) or "nothing",
+            )
+            raise ValueError(f"referResult names {given}, and result names {wanted}; name the same")
+        return self
 
 
 class RouteSpec(_Document):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
+from app.domain.documents import FeatureContract, FeatureViewSpec, HttpSource, ValueType
 from app.domain.errors import Code, Problem
 from app.domain.requests import Request, is_finite
 
@@ -39,7 +39,12 @@ class FeatureStatus(StrEnum):
     MISSING = "MISSING"
     STALE = "STALE"
     DEFAULTED = "DEFAULTED"
+    COMPUTED = "COMPUTED"
     ERROR = "ERROR"
+
+
+FeatureRef = tuple[str, str]
+"""A feature's view, or a section of the request, and its name there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +59,43 @@ class EntityKey:
 
 @dataclass(frozen=True, slots=True)
 class ViewNeed:
-    """What to fetch of one view for one entity; ``types`` are the declared types, in the features' order."""
+    """What to fetch of one view for one entity; ``types`` are the declared types, in the features' order.
+
+    ``http``: the feature server to ask, where the view has one; ``others`` are then the view's features that are not
+    asked for. ``max_age_ms``: the strictest age that whoever wants them allows.
+    """
 
     view: str
     key: EntityKey
     features: tuple[str, ...]
     types: tuple[ValueType, ...]
+    http: HttpSource | None = None
+    others: tuple[str, ...] = ()
+    max_age_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One stored value: PRESENT, NULL, MISSING or ERROR (``reason`` says why), and its event time."""
+    """One value as it was found, before any contract: PRESENT, COMPUTED, NULL, MISSING, STALE (where its source says
+    so itself) or ERROR (``reason`` says why), and its event time.
+
+    ``source`` is where it was found: request, redis, cache, http or onDemand.
+    """
 
     status: FeatureStatus
     value: Value = None
     event_time_ms: int | None = None
     reason: str | None = None
+    source: str = "redis"
 
 
+FROM_REQUEST: Final = "request"
+FROM_HTTP: Final = "http"
 _MISSING: Final = Fetched(FeatureStatus.MISSING)
+_NOT_SENT: Final = Fetched(FeatureStatus.MISSING, source=FROM_REQUEST)
+_SENT_NULL: Final = Fetched(FeatureStatus.NULL, source=FROM_REQUEST)
+_SOUND: Final = (FeatureStatus.PRESENT, FeatureStatus.COMPUTED)
+_STRAYED: Final = (FeatureStatus.STALE, FeatureStatus.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +112,21 @@ class FeatureValue:
 
 @dataclass(frozen=True, slots=True)
 class TaskInputs:
-    """One task's inputs: values and types by column, in the declared order; problems where a contract is broken."""
+    """One task's inputs: values and types by column, in the declared order; problems where a contract is broken.
+
+    ``referrals`` are the problems of which the contract says that a person must decide.
+    """
 
     values: Mapping[str, Value]
     types: Mapping[str, str]
     features: tuple[FeatureValue, ...]
     problems: tuple[Problem, ...]
+    referrals: tuple[Problem, ...] = ()
+
+    @property
+    def obstacle(self) -> Problem | None:
+        """Why the task cannot be run with these; None where it can."""
+        return next(iter(self.problems or self.referrals), None)
 
 
 def coerce(value: Any, type_: str) -> Value:
@@ -179,16 +211,34 @@ class ViewWant:
     view: str
     features: tuple[str, ...]
     types: tuple[ValueType, ...]
+    max_age_ms: int | None = None
 
 
-def wants_of(contracts: Iterable[FeatureContract], views: Mapping[str, FeatureViewSpec]) -> tuple[ViewWant, ...]:
-    """What ``contracts`` want of stored features, each view and each feature once."""
+def wants_of(
+    contracts: Iterable[FeatureContract],
+    views: Mapping[str, FeatureViewSpec],
+    ingredients: Mapping[FeatureRef, int | None] | None = None,
+) -> tuple[ViewWant, ...]:
+    """What ``contracts`` want of stored features, each view and each feature once.
+
+    ``ingredients`` are wanted besides, each with its maximum age; what is computed on demand is not stored.
+    """
     wanted: dict[str, dict[str, None]] = {}
+    ages: dict[str, int] = {}
+
+    def want(view: str, feature: str, max_age_ms: int | None) -> None:
+        if view in REQUEST_SOURCES or views[view].on_demand is not None:
+            return
+        wanted.setdefault(view, {})[feature] = None
+        if max_age_ms is not None:
+            ages[view] = min(max_age_ms, ages.get(view, max_age_ms))
+
     for contract in contracts:
-        if contract.source not in REQUEST_SOURCES:
-            wanted.setdefault(contract.source, {})[contract.feature] = None
+        want(contract.source, contract.feature, contract.max_age)
+    for (view, feature), max_age_ms in (ingredients or {}).items():
+        want(view, feature, max_age_ms)
     return tuple(
-        ViewWant(view, tuple(features), tuple(views[view].types[feature] for feature in features))
+        ViewWant(view, tuple(features), tuple(views[view].types[feature] for feature in features), ages.get(view))
         for view, features in wanted.items()
     )
 
@@ -200,8 +250,14 @@ def needs_of(
     needs: list[ViewNeed] = []
     problems: list[Problem] = []
     for want in wants:
-        key = _entity_key(views[want.view], request, problems)
-        if key is not None:
+        spec = views[want.view]
+        key = _entity_key(spec, request, problems)
+        if key is None:
+            continue
+        if isinstance(spec.source, HttpSource):
+            others = tuple(feature for feature in spec.types if feature not in want.features)
+            needs.append(ViewNeed(want.view, key, want.features, want.types, spec.source, others, want.max_age_ms))
+        else:
             needs.append(ViewNeed(want.view, key, want.features, want.types))
     return tuple(needs), tuple(dict.fromkeys(problems))
 
@@ -228,7 +284,7 @@ def _entity_key(spec: FeatureViewSpec, request: Request, problems: list[Problem]
     if len(values) < len(entities):
         return None
     return EntityKey(
-        spec.source.project,
+        spec.project,
         tuple(entity.name for entity in entities),
         tuple(values),
         tuple(entity.type for entity in entities),
@@ -251,22 +307,25 @@ def resolve(
     types: dict[str, str] = {}
     features: list[FeatureValue] = []
     problems: list[Problem] = []
+    referrals: list[Problem] = []
     for contract in contracts:
         source = contract.source
         if source in REQUEST_SOURCES:
-            found, type_, origin = _from_request(contract, request), contract.type, "request"
+            found, type_ = _from_request(contract, request), contract.type
         else:
             found = fetched.get((source, contract.feature), _MISSING)
-            type_, origin = views[source].types[contract.feature], "redis"
+            type_ = views[source].types[contract.feature]
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
             found, broken = _under_contract(contract, found, now_ms)
             if broken is not None:
-                problems.append(broken)
+                (referrals if contract.violation == "refer" else problems).append(broken)
         column, value = contract.column, found.value
         values[column] = value
         types[column] = type_ or inferred_type(value)
-        features.append(FeatureValue(contract.ref, found.status, value, found.event_time_ms, origin, found.reason))
-    return TaskInputs(values, types, tuple(features), tuple(problems))
+        features.append(
+            FeatureValue(contract.ref, found.status, value, found.event_time_ms, found.source, found.reason)
+        )
+    return TaskInputs(values, types, tuple(features), tuple(problems), tuple(referrals))
 
 
 def declared_type(contract: FeatureContract, views: Mapping[str, FeatureViewSpec]) -> str | None:
@@ -288,15 +347,15 @@ def recorded(
 def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     section: Mapping[str, Any] = getattr(request, contract.source)
     if contract.feature not in section:
-        return _MISSING
+        return _NOT_SENT
     given = section[contract.feature]
     if given is None:
-        return Fetched(FeatureStatus.NULL)
+        return _SENT_NULL
     try:
         value = coerce(given, contract.type or inferred_type(given))
     except ValueError as error:
-        return Fetched(FeatureStatus.ERROR, reason=str(error))
-    return Fetched(FeatureStatus.PRESENT, value)
+        return Fetched(FeatureStatus.ERROR, reason=str(error), source=FROM_REQUEST)
+    return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
 
 
 _BROKEN: Final = {
@@ -308,15 +367,15 @@ _AHEAD: Final = "has an event time in the future, so that its age is not known"
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
-    if found.status is FeatureStatus.PRESENT and contract.max_age is not None and found.event_time_ms is not None:
+    if found.status in _SOUND and contract.max_age is not None and found.event_time_ms is not None:
         # Within what clocks differ by, a time ahead of ours is an age of 0.
         age_ms = now_ms - found.event_time_ms
         if age_ms > contract.max_age or age_ms < -EVENT_TIME_AHEAD_MS_MAX:
             why = _TOO_OLD if age_ms > 0 else _AHEAD
-            found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why)
-    if found.status is FeatureStatus.PRESENT:
+            found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why, found.source)
+    if found.status in _SOUND:
         return found, None
-    if contract.required:
+    if contract.violation != "default" and (contract.required or found.status in _STRAYED):
         if found.status is FeatureStatus.ERROR:
             code = Code.FEATURES_UNAVAILABLE if found.reason == UNAVAILABLE else Code.FEATURE_INVALID
             said = found.reason or "cannot be used"
@@ -324,9 +383,18 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
             code, said = Code.FEATURE_STALE, found.reason or _TOO_OLD
         else:
             code, said = _BROKEN[found.status]
-        return found, Problem(code, f"required feature {contract.ref} {said}", feature=contract.ref)
+            said = f"{said}: {found.reason}" if found.reason else said
+        named = f"{'required ' if contract.required else ''}feature {contract.ref}"
+        return found, Problem(code, f"{named} {said}", feature=contract.ref)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
-    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason), None
+    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+
+
+def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> bool:
+    """Whether ``problem`` is a broken contract that leaves the decision to a person."""
+    return problem is not None and any(
+        contract.ref == problem.feature and contract.violation == "refer" for contract in contracts
+    )
 
 
 UNAVAILABLE: Final = "could not be fetched: the feature store does not answer"
@@ -335,5 +403,8 @@ UNAVAILABLE: Final = "could not be fetched: the feature store does not answer"
 
 def unavailable(needs: Iterable[ViewNeed]) -> dict[tuple[str, str], Fetched]:
     """What is known of ``needs`` while their store does not answer."""
-    answer = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
-    return {(need.view, feature): answer for need in needs for feature in need.features}
+    stored = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
+    served = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source=FROM_HTTP)
+    return {
+        (need.view, feature): stored if need.http is None else served for need in needs for feature in need.features
+    }

@@ -40,7 +40,9 @@ from app.domain.documents import (
 )
 from app.domain.errors import DocumentsRefused, ExpressionFailed, Fault
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, joined
-from app.domain.features import REQUEST_SOURCES, ViewWant, coerce, wants_of
+from app.domain.feature_checks import input_faults, source_faults
+from app.domain.features import REQUEST_SOURCES, FeatureRef, ViewWant, coerce, wants_of
+from app.domain.on_demand import Computation, Computations, closure, compile_views
 from app.domain.paths import PathTree, placeholders_of
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
@@ -116,18 +118,41 @@ class Revision:
     expires_ms: Mapping[tuple[str, str], int]
     """Until when versions may be used, of those that end: the first moment after."""
     paths: PathTree[CompiledRoute] = field(repr=False, compare=False)
-    _wants: dict[tuple[tuple[str, str], ...], tuple[ViewWant, ...]] = field(
+    computations: Computations = field(default_factory=dict, repr=False, compare=False)
+    _wants: dict[tuple[tuple[str, str], ...], tuple[tuple[ViewWant, ...], tuple[Computation, ...]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
     def wants(self, versions: Iterable[ModelVersionSpec]) -> tuple[ViewWant, ...]:
         """What ``versions`` together want of stored features; worked out once for each set that meets."""
+        return self._wanted(versions)[0]
+
+    def computed(self, versions: Iterable[ModelVersionSpec]) -> tuple[Computation, ...]:
+        """What is computed on demand for ``versions``, each after its ingredients."""
+        return self._wanted(versions)[1] if self.computations else ()
+
+    def _wanted(self, versions: Iterable[ModelVersionSpec]) -> tuple[tuple[ViewWant, ...], tuple[Computation, ...]]:
         chosen = tuple(versions)
         key = tuple((version.model, version.version) for version in chosen)
-        wants = self._wants.get(key)
-        if wants is None:
-            wants = self._wants[key] = wants_of((c for version in chosen for c in version.features), self.views)
-        return wants
+        wanted = self._wants.get(key)
+        if wanted is None:
+            contracts = [contract for version in chosen for contract in version.features]
+            ages: dict[FeatureRef, int | None] = {}
+            for contract in contracts:
+                ref = (contract.source, contract.feature)
+                ages[ref] = _strictest(ages.get(ref), contract.max_age)
+            made = closure(ages, self.computations)
+            for computation in reversed(made):
+                # What is computed is as old as its ingredients, so none of them may be older.
+                for each in computation.ingredients:
+                    ages[each.ref] = _strictest(ages.get(each.ref), ages.get(computation.ref))
+            ingredients = {each.ref: ages[each.ref] for computation in made for each in computation.ingredients}
+            wanted = self._wants[key] = wants_of(contracts, self.views, ingredients), made
+        return wanted
+
+
+def _strictest(one: int | None, other: int | None) -> int | None:
+    return min((age for age in (one, other) if age is not None), default=None)
 
 
 def read_revision(sources: Iterable[Source], *, today: datetime.date | None = None) -> Revision:
@@ -274,6 +299,7 @@ class _Check:
         for origin, document in self.parts:
             self._check_references(origin, document)
         self._refuse_same_paths(routes)
+        computations = self._compile_views()
         documents = tuple(document for _, document in self.documents)
         content = canonical(documents)
         if len(content) > REVISION_BYTES_MAX:
@@ -288,7 +314,27 @@ class _Check:
             for identity, spec in self.versions.items()
             if spec.governance is not None and spec.governance.last_day is not None
         }
-        return Revision(revision_id(content), documents, ordered, self.models, self.versions, self.views, expires, tree)
+        return Revision(
+            revision_id(content),
+            documents,
+            ordered,
+            self.models,
+            self.versions,
+            self.views,
+            expires,
+            tree,
+            computations,
+        )
+
+    def _compile_views(self) -> Computations:
+        if any(kind == "FeatureView" for kind, _ in self.unread):
+            return {}  # what could not be read may be what others are made of
+        computations, faults = compile_views(self.views)
+        origins = {d.metadata.name: origin for origin, d in reversed(self.documents) if isinstance(d, FeatureView)}
+        for fault in faults:
+            at = Fault(origins[fault.view], f"FeatureView {fault.view}", f"spec.{fault.field}", fault.message)
+            self.faults.append(at)
+        return computations
 
     def _add(self, origin: str, document: Document, field: str, message: str) -> None:
         self.faults.append(Fault(origin, f"{document.kind} {document.metadata.name}", field, message))
@@ -342,6 +388,8 @@ class _Check:
         self._add_repeated(origin, document, "spec.entities", (entity.name for entity in document.spec.entities))
         if document.metadata.name in REQUEST_SOURCES:
             self._add(origin, document, "metadata.name", "means the request's own values in a ref; rename the view")
+        for field_, message in source_faults(document.spec):
+            self._add(origin, document, f"spec.{field_}", message)
 
     def _check_references(self, origin: str, document: Document) -> None:
         match document:
@@ -383,6 +431,8 @@ class _Check:
         self._add_repeated(origin, document, "spec.features", columns)
         self._add_repeated(origin, document, "spec.outputs", (output.name for output in spec.outputs))
         self._check_contracts(origin, document)
+        for field_, message in input_faults(spec, self.feature_types):
+            self._add(origin, document, f"spec.{field_}", message)
         for output in spec.outputs:
             if output.min is not None and output.max is not None and output.min > output.max:
                 self._add(origin, document, f"spec.outputs[{output.name}].min", "is above max; no value would be sound")
@@ -840,6 +890,8 @@ def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
             message = "unknown field; remove it or correct its name"
     elif kind in ("literal_error", "union_tag_invalid") and given in VALUES_NOT_SUPPORTED_YET:
         message = f"{given} is not supported yet"
+    elif last.startswith("tuple["):
+        message = f"{_shown(given)} is neither a value nor a list of values"
     elif last in _SCALAR_TYPES:
         message = f"{_shown(given)} is not text, a number, true, false or null"
     elif kind == "missing":
@@ -867,9 +919,9 @@ def _field_at(content: object, location: Sequence[str | int]) -> tuple[str, str]
             path += f"[{item_label(here, part)}]"
             continue
         members = here if isinstance(here, dict) else {}
-        tried = part in _SCALAR_TYPES and not members
+        tried = (part in _SCALAR_TYPES or part.startswith("tuple[")) and not members
         tagged = part not in members and members.get("type") == part
-        if part != "[key]" and not tried and not tagged:
+        if not part.startswith("[") and not tried and not tagged:
             here = members.get(part)
             path += f".{part}"
     return path.removeprefix("."), last

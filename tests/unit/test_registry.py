@@ -356,8 +356,6 @@ def test_an_output_of_one_arm_only() -> None:
     [
         ("credit-pd-1", "spec.policy.hedgeAfter", "p95", "spec.policy.hedgeAfter"),
         ("credit-pd-1", "spec.policy.batch", {"maxSize": 32}, "spec.policy.batch"),
-        ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
-        ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
         ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
         ("applicant", "spec.aggregate", {}, "spec.aggregate"),
     ],
