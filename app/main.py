@@ -5,7 +5,7 @@ second.
 """
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
+    from app.domain.on_demand import FeatureFunction
     from app.domain.registry import Revision
 
 
@@ -24,6 +25,9 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     """A decide worker: requests and results agents over one joins table."""
     from app.adapters.faust_app import create_app
     from app.adapters.faust_table import DurableTable
+    from app.adapters.feature_functions import load_functions
+    from app.adapters.feature_sources import FeatureSources
+    from app.adapters.http_feast import FeastServers
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import entry_yields, read_entry_header
@@ -40,13 +44,15 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.worker import Worker
 
     check_copartitioned(settings)
+    functions = load_functions()
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
         registry = RegistryFollower(settings)
         await registry.start()
         stack.push_async_callback(registry.stop)
-        store = RedisFeatureStore(settings.redis_url)
+        redis = RedisFeatureStore(settings.redis_url)
+        store = FeatureSources(redis, redis, FeastServers(), clock)
         stack.push_async_callback(store.close)
         await store.ping()
         backend = HttpOipBackend(clock)
@@ -63,7 +69,13 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             ledger=ledger,
             registry=registry,
             tasks=Tasks(
-                ledger=ledger, features=store, backend=backend, replies=publisher, clock=clock, settings=settings
+                ledger=ledger,
+                features=store,
+                backend=backend,
+                replies=publisher,
+                clock=clock,
+                settings=settings,
+                functions=functions,
             ),
             shadows=Shadows(backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings),
             clock=clock,
@@ -101,7 +113,11 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             instance=instance,
             http_port=http_port,
             intakes=intakes,
-            ready_checks={"registry": _registry_ready(registry), "features": store.ping},
+            ready_checks={
+                "registry": _registry_ready(registry),
+                "features": store.ping,
+                "functions": _functions_ready(registry, functions),
+            },
             background=[decider.timers.run],
         )
         return await worker.run()
@@ -293,6 +309,21 @@ async def _require_topics(publisher: "KafkaPublisher", settings: Settings, *name
     absent = [settings.topic(name) for name in names if not await publisher.has_partition(settings.topic(name), None)]
     if absent:
         raise ConfigurationError(f"no topic {', '.join(absent)}: create with `model-broker topics apply`")
+
+
+def _functions_ready(
+    registry: "RegistryFollower", functions: "Mapping[str, FeatureFunction]"
+) -> Callable[[], Awaitable[None]]:
+    """Fails where the current revision names functions that this worker's packages do not have."""
+    from app.domain.on_demand import functions_of
+
+    async def check() -> None:
+        named = functions_of(registry.current.computations) if registry.current is not None else frozenset()
+        absent = ", ".join(sorted(named - functions.keys()))
+        if absent:
+            raise StoreUnavailable(f"feature functions {absent} are not registered: install the package that has them")
+
+    return check
 
 
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:

@@ -1,8 +1,8 @@
 """Writes feast_rows.json: what the real Feast SDK stores in Redis, to hold our codec against.
 
-Run it with a Python that has `feast[redis]` and a Redis to spare, whose database it empties:
+Run it with a Python that has `feast[redis]` and a Redis to spare, whose database 9 it empties:
 `python tests/data/make_feast_rows.py 127.0.0.1:6379`. It writes through the SDK's own RedisOnlineStore and reads the
-hashes back raw.
+hashes back raw. A second argument names another file to write.
 """
 
 import json
@@ -98,6 +98,7 @@ KEYS: dict[str, list[tuple[str, str, str, list[int] | list[str]]]] = {
     ],
 }
 TYPES = {"INT64": ValueType.INT64, "INT32": ValueType.INT32, "STRING": ValueType.STRING}
+DATABASE = 9
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -118,9 +119,9 @@ def listed(message: Any, type_: str) -> list[Any] | None:
     return [None if type_ == "UNIX_TIMESTAMP_LIST" and each == INT64_MIN else each for each in held]
 
 
-def main(address: str) -> None:
-    """Write all rows of all views through the SDK, and what Redis then holds to the file beside this script."""
-    client: Any = redis.Redis.from_url(f"redis://{address}/0")
+def main(address: str, target: Path) -> None:
+    """Write all rows of all views through the SDK, and what Redis then holds to ``target``."""
+    client: Any = redis.Redis.from_url(f"redis://{address}/{DATABASE}")
     client.flushdb()
     rows = []
     for view_name, joins in KEYS.items():
@@ -140,7 +141,6 @@ def main(address: str) -> None:
         joins = [("applicant_id", "INT64", "int64_val", [17, 18, 19, 20, 21, 22])]
         dtypes = {name: dtype for name, (dtype, _) in LISTS.items()}
         rows.append(written(client, address, "series", joins, index, dtypes, messages, told, time))
-    target = Path(__file__).with_name("feast_rows.json")
     target.write_text(json.dumps({"feast": version("feast"), "rows": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -160,7 +160,7 @@ def written(
         project="credit",
         provider="local",
         registry="/tmp/feast-registry.db",  # noqa: S108 - named only, never opened
-        online_store={"type": "redis", "connection_string": address},
+        online_store={"type": "redis", "connection_string": f"{address},db={DATABASE}"},
         entity_key_serialization_version=3,
     )
     view = FeatureView(
@@ -189,4 +189,4 @@ def written(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else Path(__file__).with_name("feast_rows.json")))
