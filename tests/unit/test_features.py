@@ -195,6 +195,44 @@ def one(contract_: FeatureContract, fetched: Fetched | None = None, **sections: 
     return inputs.features[0], [problem.code for problem in inputs.problems]
 
 
+@pytest.mark.parametrize(
+    ("changes", "fetched", "status", "reject", "refer"),
+    [
+        ({"onViolation": "reject"}, None, FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "reject"}, "error", FeatureStatus.ERROR, ["feature_invalid"], []),
+        ({"onViolation": "reject", "default": 1}, "stale", FeatureStatus.STALE, ["feature_stale"], []),
+        ({"onViolation": "default", "default": 1}, "stale", FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "refer", "default": 1}, None, FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "refer"}, "stale", FeatureStatus.STALE, [], ["feature_stale"]),
+        ({"onViolation": "refer"}, "error", FeatureStatus.ERROR, [], ["feature_invalid"]),
+        ({"onViolation": "refer", "required": True}, "null", FeatureStatus.NULL, [], ["feature_missing"]),
+        ({"onViolation": "reject", "required": True}, None, FeatureStatus.MISSING, ["feature_missing"], []),
+    ],
+)
+def test_what_a_violation_does(
+    changes: dict[str, Any], fetched: str | None, status: FeatureStatus, reject: list[str], refer: list[str]
+) -> None:
+    """A required value that is not there, or any that is stale or an error, rejects, refers, or is defaulted."""
+    stored = {
+        "stale": Fetched(FeatureStatus.PRESENT, 30, NOW_MS - 2 * DAY_MS),
+        "error": Fetched(FeatureStatus.ERROR, None, NOW_MS, "damaged"),
+        "null": Fetched(FeatureStatus.NULL, None, NOW_MS),
+    }
+    found = {("applicant", "age"): stored[fetched]} if fetched else {}
+    inputs = resolve([contract("applicant.age", maxAge="1d", **changes)], VIEWS, request(), found, NOW_MS)
+    assert inputs.features[0].status is status
+    assert [str(each.code) for each in inputs.problems] == reject
+    assert [str(each.code) for each in inputs.referrals] == refer
+    assert (inputs.obstacle is None) == (not reject and not refer)
+
+
+def test_a_source_that_calls_a_value_stale_is_believed() -> None:
+    """Whatever the contract's maxAge."""
+    found = Fetched(FeatureStatus.STALE, 30, NOW_MS, "is older than the feature server allows", "http")
+    value, problems = one(contract("applicant.age", required=True), found)
+    assert (value.status, value.source, problems) == (FeatureStatus.STALE, "http", ["feature_stale"])
+
+
 def present(value: Any, age_ms: int = 0) -> Fetched:
     """A stored value of some age."""
     return Fetched(FeatureStatus.PRESENT, value, NOW_MS - age_ms)
