@@ -320,12 +320,6 @@ class FeatureViewSpec(_Document):
     def _source_or_on_demand(self) -> "FeatureViewSpec":
         if (self.source is None) == (self.on_demand is None):
             raise ValueError("a view has either source, where its features are, or onDemand, how they are computed")
-        if self.source is not None and not self.entities:
-            raise ValueError("entities is empty: name the keys that the source has its rows by")
-        if self.on_demand is not None and self.entities:
-            raise ValueError(
-                "a view with onDemand has no entities of its own, its ingredients' views have: remove them"
-            )
         return self
 
     @cached_property

@@ -890,9 +890,7 @@ def _shape_fault(source: Source, where: str, detail: Any) -> Fault:
             message = "unknown field; remove it or correct its name"
     elif kind in ("literal_error", "union_tag_invalid") and given in VALUES_NOT_SUPPORTED_YET:
         message = f"{given} is not supported yet"
-    elif last.startswith("tuple["):
-        message = f"{_shown(given)} is neither a value nor a list of values"
-    elif last in _SCALAR_TYPES:
+    elif last in _SCALAR_TYPES or last.startswith("tuple["):
         message = f"{_shown(given)} is not text, a number, true, false or null"
     elif kind == "missing":
         message = "is missing"
@@ -919,7 +917,7 @@ def _field_at(content: object, location: Sequence[str | int]) -> tuple[str, str]
             path += f"[{item_label(here, part)}]"
             continue
         members = here if isinstance(here, dict) else {}
-        tried = (part in _SCALAR_TYPES or part.startswith("tuple[")) and not members
+        tried = (part in _SCALAR_TYPES or part.startswith("tuple[")) and part not in members
         tagged = part not in members and members.get("type") == part
         if not part.startswith("[") and not tried and not tagged:
             here = members.get(part)

@@ -245,7 +245,7 @@ def test_a_function_that_fails_is_an_error_of_its_feature() -> None:
         ({"pick": broken}, "function pick raised ZeroDivisionError: by nothing"),
         ({}, "function pick is not registered in this worker"),
         ({"pick": lambda _: "text"}, "is not INT64"),
-        ({"pick": lambda _: {}}, "is not INT64"),  # type: ignore[typeddict-item, return-value, dict-item]
+        ({"pick": lambda _: {}}, "is not INT64"),  # type: ignore[return-value, dict-item]
     ]
     for registered, said in functions:
         found = computed_of(BY_FUNCTION, KNOWN, registered, inputs={"n": 1})["loan", "x"]

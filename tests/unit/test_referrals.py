@@ -16,13 +16,13 @@ from tests.support.decide_world import World
 from tests.support.registry_documents import document, model_version, request, revision, route, task
 from tests.support.virtual_time import in_virtual_time
 
-AMOUNT = {"ref": "inputs.amount", "type": "DOUBLE", "required": True}
+AMOUNT: dict[str, Any] = {"ref": "inputs.amount", "type": "DOUBLE", "required": True}
 REFERS = {"ref": "applicant.age", "required": True, "onViolation": "refer", "maxAge": "1d"}
 POOL = {"type": "kafka", "pool": "default"}
 RESULT = {"high": "outputs.pd.probability > 0.4"}
 REFERRED = {"high": "a person says"}
 APPLICANT = EntityKey("credit", ("applicant_id",), (17,), ("INT64",))
-UNTIL = {"governance": {"approvedBy": "model-risk"}}
+UNTIL: dict[str, Any] = {"governance": {"approvedBy": "model-risk"}}
 
 
 def a(version: str, name: str = "pd", **changes: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ async def test_what_is_there_and_fresh_is_decided_as_ever(age_days: int) -> None
     made.send("r", "/alone")
     await asyncio.sleep(2)
     await made.close()
-    stale = ("partial", {"pd": "skipped"}, REFERRED, [("feature_stale", "pd"), ("referred", "pd")])
+    stale: tuple[Any, ...] = ("partial", {"pd": "skipped"}, REFERRED, [("feature_stale", "pd"), ("referred", "pd")])
     assert told(made) == (stale if age_days else ("completed", {"pd": "ok"}, {"high": True}, []))
 
 
