@@ -302,7 +302,7 @@ ComputedHow = Annotated[
 class FeatureViewSpec(_Document):
     """Features of one entity from one source, or features that are computed on demand."""
 
-    entities: tuple[EntitySpec, ...] = Field((), max_length=8)
+    entities: tuple[EntitySpec, ...] = Field((), min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
     source: Annotated[RedisSource | HttpSource, Field(discriminator="type")] | None = None
     on_demand: Mapping[Identifier, ComputedHow] | None = Field(

@@ -9,7 +9,7 @@ from app.domain.features import REQUEST_SOURCES
 def source_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:
     """What a view's source does not fit, and what it cannot give."""
     if spec.source is not None and not spec.entities:
-        yield "entities", "is empty: write at least 1, for the source has its rows by them"
+        yield "entities", "is missing: name the keys that the source has its rows by"
     if spec.on_demand is not None and spec.entities:
         yield "entities", "a view with onDemand has none of its own, its ingredients' views have: remove them"
     if isinstance(spec.source, HttpSource):
