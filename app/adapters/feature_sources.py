@@ -47,12 +47,20 @@ _WRITE_BACKS = Counter(
 class FeatureSources:
     """A FeatureStore over Redis (or what stands before it) and feature servers; ``writer`` keeps what these said."""
 
-    def __init__(self, store: FeatureStore, writer: FeatureWriter, servers: FeastServers, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        writer: FeatureWriter,
+        servers: FeastServers,
+        clock: Clock,
+        *,
+        rows_waiting_max: int = ROWS_WAITING_MAX,
+    ) -> None:
         self._store = store
         self._writer = writer
         self._servers = servers
         self._clock = clock
-        self._rows: asyncio.Queue[FeatureRow] = asyncio.Queue(ROWS_WAITING_MAX)
+        self._rows: asyncio.Queue[FeatureRow] = asyncio.Queue(rows_waiting_max)
         self._writing: asyncio.Task[None] | None = None
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
@@ -126,16 +134,27 @@ class FeatureSources:
     async def _write(self) -> None:
         while not self._rows.empty():
             rows = [self._rows.get_nowait() for _ in range(min(_ROWS_AT_ONCE, self._rows.qsize()))]
-            try:
-                written = await self._writer.write(rows)
-            except Exception as error:  # noqa: BLE001 - a value that cannot be kept must not end what keeps the others
-                _WRITE_BACKS.labels("failed").inc(len(rows))
-                log.warning(
-                    "feature_write_back_failed", rows=len(rows), reason=f"{type(error).__name__}: {error}"[:300]
-                )
-            else:
-                _WRITE_BACKS.labels("written").inc(written)
-                _WRITE_BACKS.labels("outdated").inc(len(rows) - written)
+            if await self._written(rows):
+                continue
+            # One row's value may be what cannot be kept: it must not cost the others theirs.
+            for row in rows:
+                if not await self._written([row]):
+                    _WRITE_BACKS.labels("failed").inc()
+
+    async def _written(self, rows: Sequence[FeatureRow]) -> bool:
+        """False where one of the rows cannot be written at all; those that a store was away for are given up."""
+        try:
+            written = await self._writer.write(rows)
+        except StoreUnavailable as error:
+            _WRITE_BACKS.labels("failed").inc(len(rows))
+            log.warning("feature_write_back_failed", rows=len(rows), reason=str(error))
+            return True
+        except (ValueError, OverflowError) as error:
+            log.warning("feature_write_back_refused", rows=len(rows), view=rows[0].view, reason=str(error)[:300])
+            return False
+        _WRITE_BACKS.labels("written").inc(written)
+        _WRITE_BACKS.labels("outdated").inc(len(rows) - written)
+        return True
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

@@ -338,10 +338,19 @@ def declared_type(contract: FeatureContract, views: Mapping[str, FeatureViewSpec
 def recorded(
     contracts: Sequence[FeatureContract], views: Mapping[str, FeatureViewSpec], features: Sequence[FeatureValue]
 ) -> TaskInputs:
-    """A task's inputs as they were resolved before: what another worker had found, not what is there now."""
+    """A task's inputs as they were resolved before: what another worker had found, not what is there now.
+
+    Contracts that were broken then are still.
+    """
     values = {contract.column: feature.value for contract, feature in zip(contracts, features, strict=True)}
     types = {c.column: declared_type(c, views) or inferred_type(values[c.column]) for c in contracts}
-    return TaskInputs(values, types, tuple(features), ())
+    problems: list[Problem] = []
+    referrals: list[Problem] = []
+    for contract, feature in zip(contracts, features, strict=True):
+        if feature.status not in _SOUND and feature.status is not FeatureStatus.DEFAULTED:
+            broken = _broken(contract, feature.status, feature.reason)
+            (referrals if contract.violation == "refer" else problems).append(broken)
+    return TaskInputs(values, types, tuple(features), tuple(problems), tuple(referrals))
 
 
 def _from_request(contract: FeatureContract, request: Request) -> Fetched:
@@ -358,7 +367,7 @@ def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
 
 
-_BROKEN: Final = {
+_BROKEN: Final[Mapping[FeatureStatus, tuple[Code, str]]] = {
     FeatureStatus.MISSING: (Code.FEATURE_MISSING, "is missing"),
     FeatureStatus.NULL: (Code.FEATURE_MISSING, "is null"),
 }
@@ -376,18 +385,22 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
     if found.status in _SOUND:
         return found, None
     if contract.violation != "default" and (contract.required or found.status in _STRAYED):
-        if found.status is FeatureStatus.ERROR:
-            code = Code.FEATURES_UNAVAILABLE if found.reason == UNAVAILABLE else Code.FEATURE_INVALID
-            said = found.reason or "cannot be used"
-        elif found.status is FeatureStatus.STALE:
-            code, said = Code.FEATURE_STALE, found.reason or _TOO_OLD
-        else:
-            code, said = _BROKEN[found.status]
-            said = f"{said}: {found.reason}" if found.reason else said
-        named = f"{'required ' if contract.required else ''}feature {contract.ref}"
-        return found, Problem(code, f"{named} {said}", feature=contract.ref)
+        return found, _broken(contract, found.status, found.reason)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
     return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+
+
+def _broken(contract: FeatureContract, status: FeatureStatus, reason: str | None) -> Problem:
+    if status is FeatureStatus.ERROR:
+        code = Code.FEATURES_UNAVAILABLE if reason == UNAVAILABLE else Code.FEATURE_INVALID
+        said = reason or "cannot be used"
+    elif status is FeatureStatus.STALE:
+        code, said = Code.FEATURE_STALE, reason or _TOO_OLD
+    else:
+        code, said = _BROKEN[status]
+        said = f"{said}: {reason}" if reason else said
+    named = f"{'required ' if contract.required else ''}feature {contract.ref}"
+    return Problem(code, f"{named} {said}", feature=contract.ref)
 
 
 def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> bool:

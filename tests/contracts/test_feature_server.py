@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -377,29 +377,67 @@ async def test_what_cannot_be_kept_is_not(redis: MemoryFeatureStore | RedisFeatu
     assert set(row.kept) == TYPES.keys() - {"small"}
 
 
-async def test_writing_back_is_bounded_and_survives_failures(server: FeatureServer, servers: FeastServers) -> None:
-    """A store that is away, or that chokes on a value, costs the rows that were for it, and no request anything."""
+async def test_writing_back_survives_failures(server: FeatureServer, servers: FeastServers) -> None:
+    """A store that is away, or a value that cannot be kept, costs the rows that it concerns, and no request waits."""
 
     class Choking(MemoryFeatureStore):
-        """A store that fails as often as it is told to."""
+        """A store that was away once, and that cannot hold infinite numbers, as Redis' codec cannot."""
 
-        failures = 2
+        away = True
 
-        async def write(self, rows: Any) -> int:
+        async def write(self, rows: Sequence[FeatureRow]) -> int:
             """See ``FeatureWriter``."""
             await asyncio.sleep(0)
-            if self.failures:
-                self.failures -= 1
-                raise (StoreUnavailable("away") if self.failures else OverflowError("float too large"))
+            if self.away:
+                self.away = False
+                raise StoreUnavailable("away")
+            if any(value == 1e39 for row in rows for value in row.values):
+                raise OverflowError("float too large to pack with f format")
             return await super().write(rows)
 
     store = Choking()
     sources = FeatureSources(store, store, servers, FixedClock(TIME_MS))
-    server.put("applicant", 17, TIME_MS, text="a")
-    need = need_of(kept(server.url, "p"), "text", project="p")
-    for _ in range(3):
-        assert (await sources.fetch([need], TIMEOUT_MS))["applicant", "text"].value == "a"
-        await asyncio.sleep(0.01)
-    assert (await until_written(store, need))["applicant", "text"].value == "a"
-    assert len(server.asked) == 3
+    for key in (17, 18):
+        server.put("applicant", key, TIME_MS, narrow=1e39 if key == 18 else 0.5)
+    where = kept(server.url, "p")
+    sound, unsound = (need_of(where, "narrow", project="p", key=key) for key in (17, 18))
+    assert (await sources.fetch([sound], TIMEOUT_MS))["applicant", "narrow"].value == 0.5
+    await asyncio.sleep(0.01)
+    assert (await sources.fetch([unsound], TIMEOUT_MS))["applicant", "narrow"].value == 1e39
+    assert (await sources.fetch([sound], TIMEOUT_MS))["applicant", "narrow"].value == 0.5
+    assert (await until_written(store, sound))["applicant", "narrow"].value == 0.5
+    assert (await store.fetch([unsound], TIMEOUT_MS))["applicant", "narrow"].status is MISSING
+    await sources.close()
+
+
+async def test_what_waits_to_be_written_is_bounded(server: FeatureServer, servers: FeastServers) -> None:
+    """While Redis takes its time, rows beyond the bound are shed; requests go on."""
+
+    class Slow(MemoryFeatureStore):
+        """A store that takes no row before it is told to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.open = asyncio.Event()
+            self.all = asyncio.Event()
+            self.taken = 0
+
+        async def write(self, rows: Sequence[FeatureRow]) -> int:
+            """See ``FeatureWriter``."""
+            await self.open.wait()
+            self.taken += len(rows)
+            if self.taken >= 4:
+                self.all.set()
+            return await super().write(rows)
+
+    store = Slow()
+    sources = FeatureSources(store, store, servers, FixedClock(TIME_MS), rows_waiting_max=3)
+    needs = [need_of(kept(server.url, "p"), "text", project="p", key=key) for key in range(8)]
+    for key, need in enumerate(needs):
+        server.put("applicant", key, TIME_MS, text="a")
+        await sources.fetch([need], TIMEOUT_MS)
+    store.open.set()
+    await asyncio.wait_for(store.all.wait(), 20)
+    await asyncio.sleep(0.01)
+    assert store.taken == 4  # one that was being written, and the three that might wait
     await sources.close()

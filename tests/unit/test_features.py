@@ -350,3 +350,16 @@ def test_what_is_known_while_the_store_is_away() -> None:
     known = unavailable(wanted)
     assert set(known) == {("applicant", "age"), ("applicant", "since")}
     assert {fetched.status for fetched in known.values()} == {FeatureStatus.ERROR}
+
+
+def test_what_another_worker_found_is_as_broken_as_it_was() -> None:
+    """Contracts hold against recorded values too: a worker that takes over runs nothing that the first would not."""
+    contracts = [
+        contract("applicant.age", required=True, maxAge="1d"),
+        contract("applicant.history", onViolation="refer", required=True),
+        contract("applicant.since", default=5),
+    ]
+    old = {("applicant", "age"): Fetched(FeatureStatus.PRESENT, 30, NOW_MS - 2 * DAY_MS)}
+    inputs = resolve(contracts, VIEWS, request(), old, NOW_MS)
+    assert [len(inputs.problems), len(inputs.referrals)] == [1, 1]
+    assert recorded(contracts, VIEWS, inputs.features) == inputs

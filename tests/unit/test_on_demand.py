@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from app.domain.documents import FeatureViewSpec, ValueType
 from app.domain.errors import Code
+from app.domain.explanation import explain
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
     UNAVAILABLE,
@@ -311,6 +312,20 @@ def test_a_computed_value_keeps_the_contract_and_its_age() -> None:
     assert given_income(present(2.0, NOW_MS - 3_600_001)) == (STALE, [Code.FEATURE_STALE])
     assert given_income(None) == (MISSING, [Code.FEATURE_MISSING])
     assert given_income(Fetched(ERROR, reason=UNAVAILABLE)) == (ERROR, [Code.FEATURES_UNAVAILABLE])
+
+
+def test_explain_tells_how_a_feature_is_computed_and_of_what() -> None:
+    """With the views that are fetched for it, though no contract names them."""
+    known = revision(registry(maxAge="1h"))
+    explained = explain(known, request("/credit/card", inputs={"amount": 1}, entities={"applicant_id": 17}), NOW_MS)
+    (feature,) = explained.tasks[0].versions[0].features
+    assert (feature.ref, feature.type, feature.source) == ("loan.share", "DOUBLE", "onDemand")
+    assert feature.computed == "double(inputs.amount) / applicant.income"
+    assert feature.ingredients == ("inputs.amount", "applicant.income")
+    assert [(need.view, need.features) for need in explained.needs] == [("applicant", ("income",))]
+    assert [problem.code for problem in explain(known, request("/credit/card"), NOW_MS).problems] == [
+        Code.ENTITY_MISSING
+    ]
 
 
 @given(

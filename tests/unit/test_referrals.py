@@ -20,6 +20,7 @@ AMOUNT: dict[str, Any] = {"ref": "inputs.amount", "type": "DOUBLE", "required": 
 REFERS = {"ref": "applicant.age", "required": True, "onViolation": "refer", "maxAge": "1d"}
 POOL = {"type": "kafka", "pool": "default"}
 RESULT = {"high": "outputs.pd.probability > 0.4"}
+MAYBE = {"high": "has(outputs.pd) && outputs.pd.probability > 0.4"}
 REFERRED = {"high": "a person says"}
 APPLICANT = EntityKey("credit", ("applicant_id",), (17,), ("INT64",))
 UNTIL: dict[str, Any] = {"governance": {"approvedBy": "model-risk"}}
@@ -42,7 +43,7 @@ RULES: dict[str, dict[str, Any]] = {
     "standby": rule(a("1", fallback=[{"version": "4"}])),
     "standbys": rule(a("1", fallback=[{"version": "1b"}, {"version": "4"}])),
     "fixed": rule(a("1", fallback=[{"default": {"probability": 0.5}}])),
-    "optional": rule(a("1", need="optional"), a("4", "b")),
+    "optional": rule(a("1", need="optional"), a("4", "b"), result=MAYBE),
     "default": rule(a("1", need="default", default={"probability": 0.5})),
     "after": rule(
         a("1"),
@@ -51,9 +52,9 @@ RULES: dict[str, dict[str, Any]] = {
         a("4", "asks", after=["pd"], when="outputs.pd.probability > 0.1"),
         a("4", "else", after=["pd"], when="!has(outputs.pd)"),
     ),
-    "enough": rule(a("4"), a("1", "b"), a("4", "c"), join={"policy": "quorum", "n": 2}),
-    "short": rule(a("1"), a("4", "b"), join={"policy": "quorum", "n": 2}),
-    "hopeless": rule(a("1"), a("4", "b"), a("4", "c"), join={"policy": "quorum", "n": 3}),
+    "enough": rule(a("4"), a("1", "b"), a("4", "c"), join={"policy": "quorum", "n": 2}, result=MAYBE),
+    "short": rule(a("1"), a("4", "b"), join={"policy": "quorum", "n": 2}, result=MAYBE),
+    "hopeless": rule(a("1"), a("4", "b"), a("4", "c"), join={"policy": "quorum", "n": 3}, result=MAYBE),
     "first": rule(a("1"), a("4", "b"), join={"policy": "first"}, result={}, referResult={}),
     "shadow": rule(a("4", shadow=[{"version": "1"}])),
     "both": rule(a("6")),
