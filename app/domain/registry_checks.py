@@ -28,6 +28,7 @@ from app.domain.errors import Fault
 from app.domain.feature_checks import input_faults, source_faults
 from app.domain.features import REQUEST_SOURCES, coerce
 from app.domain.registry_parts import is_unread
+from app.domain.skew import baseline_faults
 
 FieldFault = tuple[str, str]
 """A field of a document, and what is wrong there."""
@@ -174,6 +175,21 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
     for output in spec.outputs:
         if output.min is not None and output.max is not None and output.min > output.max:
             yield f"spec.outputs[{output.name}].min", "is above max; no value would be sound"
+    if spec.baseline is not None:
+        for field, message in baseline_faults(spec, _declared_types(known, spec)):
+            yield f"spec.baseline{field}", message
+
+
+def _declared_types(known: Known, spec: ModelVersionSpec) -> dict[str, str | None]:
+    """The declared types of a version's inputs by its names; without those of views that are not known."""
+    types: dict[str, str | None] = {}
+    for contract in spec.features:
+        source, _, feature = contract.ref.partition(".")
+        if source in REQUEST_SOURCES:
+            types[contract.name or feature] = contract.type
+        elif feature in known.feature_types.get(source, {}):
+            types[contract.name or feature] = known.feature_types[source][feature]
+    return types
 
 
 def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | None:
