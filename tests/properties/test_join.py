@@ -57,14 +57,14 @@ def play(join: Join, events: list[TaskResult | int]) -> tuple[Join, list[Outcome
 def test_a_referral_stands_in_nobodys_way(
     join: Join, referred: list[str], wanted: int | None, data: st.DataObject
 ) -> None:
-    """In any order: with the others' answers it is partial, never failed for the referred ones, nor completed by them."""
+    """In any order: partial with the others' answers, never failed for the referred ones, nor completed by them."""
     join = replace(join, wanted=None if wanted is None else min(wanted, len(join.tasks)))
     names = [task.name for task in join.tasks]
     events: list[TaskResult | int] = [
         replace(result(name, TaskStatus.SKIPPED), referred=True) if name in referred else result(name, TaskStatus.OK)
         for name in data.draw(st.permutations(names))
     ]
-    decided, outcomes = play(join, events)
+    _, outcomes = play(join, events)
     (outcome,) = outcomes
     answers = [name for name in names if name not in referred]
     enough = len(answers) == len(names) if join.wanted is None else len(answers) >= join.wanted
