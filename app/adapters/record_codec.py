@@ -125,6 +125,7 @@ def _task(task: TaskRecord) -> dict[str, Any]:
                     }
                     for attempt in result.attempts
                 ],
+                "reason": result.reason,
             },
         ),
         "experiment": task.experiment,
@@ -202,6 +203,7 @@ def _read_task(fields: Mapping[str, Any]) -> TaskRecord:
             result["latency_ms"],
             tuple(Attempt(**attempt) for attempt in result["attempts"]),
             result["sent"],
+            result["reason"],
         ),
         fields["experiment"],
         tuple(_read_task(each) for each in fields["earlier"]),

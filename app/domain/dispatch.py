@@ -69,9 +69,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it.
+    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem.
 
     ``referred``: it was not run, or what stood in failed, because a feature's contract leaves the decision to a person.
+    Not recorded: the record's contracts and problems tell.
     """
 
     task: str
@@ -81,6 +82,7 @@ class TaskResult:
     latency_ms: float
     attempts: tuple[Attempt, ...]
     sent: bytes
+    reason: str | None = None
     referred: bool = False
 
 

@@ -173,7 +173,10 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
     for field, message in input_faults(spec, known.feature_types):
         yield f"spec.{field}", message
     for output in spec.outputs:
-        if output.min is not None and output.max is not None and output.min > output.max:
+        if output.datatype in ("BOOL", "BYTES") and (output.min is not None or output.max is not None):
+            bound = "min" if output.min is not None else "max"
+            yield f"spec.outputs[{output.name}].{bound}", f"{output.datatype} has no order; remove it"
+        elif output.min is not None and output.max is not None and output.min > output.max:
             yield f"spec.outputs[{output.name}].min", "is above max; no value would be sound"
     if spec.baseline is not None:
         for field, message in baseline_faults(spec, _declared_types(known, spec)):
@@ -235,6 +238,15 @@ def task_faults(known: Known, task: TaskSpec, today: datetime.date | None) -> It
             chosen.append((f"{field}.alias" if alias is not None else f"{field}.version", label))
         elif alias is not None:
             yield f"{field}.alias", f"Model {task.model} has no alias {alias}"
+    # A rollout's own version may be its shadow, for another is drawn at times; and aliases move.
+    taken = {select.version} if task.rollout is None else set()
+    for number, shadow in enumerate(task.shadow):
+        if shadow.version is not None and shadow.version in taken:
+            yield (
+                f"shadow[{number}]",
+                f"{shadow.version} is selected or named already and would not be asked; remove it",
+            )
+        taken.add(shadow.version)
     arms = Counter(arm.version for arm in select.split or ())
     chosen += [(f"select.split[{version}]", version) for version in arms]
     for version, count in arms.items():

@@ -177,9 +177,9 @@ class _Mender:
             case ("deadline",):
                 return ["1s"]
             case ("rules",):
-                return [[{"name": self._unread(None), "tasks": [self._stub(None, 0)]}]]
+                return [[{"name": self._unread(None), "when": "true", "tasks": [self._stub(None, 0)]}]]
             case ("rules", "*"):
-                return [{"name": self._unread(None, path[-1]), "tasks": [self._stub(None, 0)]}]
+                return [{"name": self._unread(None, path[-1]), "when": "true", "tasks": [self._stub(None, 0)]}]
             case ("rules", "*", "name"):
                 return [self._unread(now, path[-2])]
             case ("rules", "*", "tasks"):

@@ -471,7 +471,7 @@ def test_a_fault_of_shape_does_not_hide_references() -> None:
     tasks = [task(colour="red"), task(name="lost", model="credit-lgd")]
     rules = [
         {"name": "a", "when": "true", "tasks": tasks},
-        {"name": "b", "tasks": [task(select={"version": "9"})]},
+        {"name": "b", "when": "true", "tasks": [task(select={"version": "9"})]},
         {"name": "c", "tasks": [task(colour="red")]},
     ]
     documents = changed(sound(), "credit-pd-2", "spec.features.0.colour", "red")
@@ -615,7 +615,7 @@ RICH = route(
             "result": {"decision": "outputs.pd.probability < 0.3", "score": "outputs.pd.probability"},
             "reasons": {"HIGH": "result.score > 0.5"},
         },
-        {"name": "quick", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
+        {"name": "quick", "when": "true", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
     ],
 )
 
@@ -661,6 +661,49 @@ def test_a_fault_of_shape_has_no_faults_in_its_train(number: int) -> None:
         found = refused([*whole[:number], other, *whole[number + 1 :]])
         assert {(each.field, each.message) for each in found} == said, other
     assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "field", "said"),
+    [
+        ({"shadow": [{"version": "1"}]}, {}, f"{TASK}.shadow[0]", "1 is selected or named already"),
+        ({"shadow": [{"version": "2"}, {"version": "2"}]}, {}, f"{TASK}.shadow[1]", "2 is selected or named already"),
+        ({}, {"reasons": {"HIGH": "outputs.pd.probability"}}, f"{RULE}.reasons.HIGH", "gives float, and a condition"),
+        ({}, {"when": "(" * 300 + "1" + ")" * 300}, f"{RULE}.when", "Recursion limit"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(changes: dict[str, Any], rule: dict[str, Any], field: str, said: str) -> None:
+    """A version that would not be asked, a reason that is none, an expression beyond its bound: short, on one line."""
+    (fault,) = refused(whole_route(task(select=PLAIN, **changes), **rule))
+    assert fault.field == field
+    assert said in fault.message
+    assert len(fault.message) < 700
+    assert "\n" not in fault.message
+
+
+def test_a_rule_that_is_never_reached_is_refused() -> None:
+    """The first match wins, and a rule without a condition always matches."""
+    rules = [{"name": "first", "tasks": [FIRST]}, {"name": "second", "when": "true", "tasks": [FIRST]}]
+    documents = changed(sound(), "credit", "spec", route(pinnable=["first", "first"], rules=rules)["spec"])
+    assert [fault.field for fault in refused(documents)] == ["spec.pinnable", "spec.rules[first]"]
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf")])
+def test_a_bound_that_is_no_number_is_refused(bound: float) -> None:
+    """YAML's .nan and .inf would be no bound at all."""
+    outputs = [{"name": "probability", "datatype": "FP64", "min": bound}]
+    (fault,) = refused(changed(sound(), "credit-pd-1", "spec.outputs", outputs))
+    assert (fault.field, fault.message[:18]) == ("spec.outputs[probability].min", "is NaN or infinite")
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_bounds_belong_to_numbers(datatype: str) -> None:
+    """Nothing would be held against them."""
+    outputs = [{"name": "probability", "datatype": datatype, "max": 1}]
+    documents = changed(sound(), "credit", "spec.rules.0.result", {"any": "path"})
+    documents = changed(documents, "credit-pd-1", "spec.outputs", outputs)
+    (fault,) = refused(documents)
+    assert (fault.field, fault.message) == ("spec.outputs[probability].max", f"{datatype} has no order; remove it")
 
 
 def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
@@ -710,7 +753,7 @@ def test_names_are_unique() -> None:
     (fault,) = refused([*sound(), twin])
     assert (fault.document, fault.field) == ("ModelVersion twin", "spec.version")
     rule = sound()[4]["spec"]["rules"][0]
-    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule, rule]))
+    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule | {"when": "true"}, rule]))
     assert fault.field == "spec.rules"
     (fault,) = refused(changed(sound(), "credit", "spec.rules.0.tasks", [task(), task()]))
     assert fault.field == f"{RULE}.tasks"
@@ -830,6 +873,12 @@ def test_unknown_kind(content: dict[str, Any]) -> None:
     """A document of no known kind is refused, whatever else it holds."""
     (fault,) = refused([content])
     assert fault.field == "kind"
+
+
+def test_a_kind_nearly_right_of_what_json_cannot_hold() -> None:
+    """The worse fault is told, and nothing crashes on the way to the other."""
+    (fault,) = refused([{"kind": "route", "metadata": {"name": "x"}, "spec": {1: 2}}])
+    assert fault.message.startswith("cannot be kept as JSON")
 
 
 def test_what_json_cannot_hold_is_refused() -> None:
