@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
     from app.domain.documents import FeatureViewSpec
+    from app.domain.on_demand import FeatureFunction
     from app.domain.registry import Revision
 
 
@@ -25,6 +26,9 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     """A decide worker: requests and results agents over one joins table."""
     from app.adapters.faust_app import create_app
     from app.adapters.faust_table import DurableTable
+    from app.adapters.feature_functions import load_functions
+    from app.adapters.feature_sources import FeatureSources
+    from app.adapters.http_feast import FeastServers
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import entry_yields, read_entry_header
@@ -41,6 +45,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.worker import Worker
 
     check_copartitioned(settings)
+    functions = load_functions()
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
@@ -49,7 +54,8 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         registry = RegistryFollower(settings, on_switch=[guard.on_revision])
         await registry.start()
         stack.push_async_callback(registry.stop)
-        store = RedisFeatureStore(settings.redis_url)
+        redis = RedisFeatureStore(settings.redis_url)
+        store = FeatureSources(redis, redis, FeastServers(), clock)
         stack.push_async_callback(store.close)
         await store.ping()
         backend = HttpOipBackend(clock)
@@ -72,6 +78,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 replies=publisher,
                 clock=clock,
                 settings=settings,
+                functions=functions,
                 skew=guard,
             ),
             shadows=Shadows(
@@ -112,7 +119,11 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             instance=instance,
             http_port=http_port,
             intakes=intakes,
-            ready_checks={"registry": _registry_ready(registry), "features": store.ping},
+            ready_checks={
+                "registry": _registry_ready(registry),
+                "features": store.ping,
+                "functions": _functions_ready(registry, functions),
+            },
             background=[decider.timers.run],
         )
         return await worker.run()
@@ -319,6 +330,21 @@ async def _require_topics(publisher: "KafkaPublisher", settings: Settings, *name
     absent = [settings.topic(name) for name in names if not await publisher.has_partition(settings.topic(name), None)]
     if absent:
         raise ConfigurationError(f"no topic {', '.join(absent)}: create with `model-broker topics apply`")
+
+
+def _functions_ready(
+    registry: "RegistryFollower", functions: "Mapping[str, FeatureFunction]"
+) -> Callable[[], Awaitable[None]]:
+    """Fails where the current revision names functions that this worker's packages do not have."""
+    from app.domain.on_demand import functions_of
+
+    async def check() -> None:
+        named = functions_of(registry.current.computations) if registry.current is not None else frozenset()
+        absent = ", ".join(sorted(named - functions.keys()))
+        if absent:
+            raise StoreUnavailable(f"feature functions {absent} are not registered: install the package that has them")
+
+    return check
 
 
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:

@@ -211,6 +211,8 @@ def _read_task(fields: Mapping[str, Any]) -> TaskRecord:
 
 
 def _read_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read_value(each) for each in value)
     return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
 
 

@@ -23,7 +23,16 @@ from app.agents.live import Live
 from app.agents.shadows import Shadows
 from app.agents.tasks import Tasks
 from app.agents.timers import Timers
-from app.domain.decisions import DecisionRecord, Kind, TaskRecord, deadline_of, decide, refuse
+from app.domain.decisions import (
+    DecisionRecord,
+    Kind,
+    TaskRecord,
+    deadline_of,
+    decide,
+    is_referral,
+    is_referred,
+    refuse,
+)
 from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLarge, RequestRefused, StoreUnavailable
 from app.domain.features import recorded
 from app.domain.join import Join, Status
@@ -42,6 +51,9 @@ _LATENCY = Histogram(
 )
 _DUPLICATES = Counter("broker_duplicates", "Requests whose id was known: repeated, in_flight, conflict", ["kind"])
 _TASKS = Counter("broker_tasks", "Tasks by model, version and status", ["model", "version", "status"])
+_REFERRALS = Counter(
+    "broker_referrals", "Tasks whose features' contracts left the decision to a person", ["route", "task"]
+)
 _RESULTS = Counter("broker_results", "Queued results by fate: joined, late, repeated, unknown", ["fate"])
 _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for queued tasks")
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
@@ -480,6 +492,8 @@ class Decider:
         for task in live.tasks.values():
             version = task.version
             _TASKS.labels(version.model, version.version, outcome.results[task.name].status).inc()
+            if is_referred(outcome) and outcome.results[task.name].referred:
+                _REFERRALS.labels(live.plan.route.name, task.name).inc()
         await self._finish(live, decide(live.record, live.plan, outcome, self._clock.now_ms()))
         self._shadows.offer(live, busy=len(self._live) > self._settings.requests_in_flight_max // 2)
 
@@ -614,7 +628,11 @@ def _first_recipient(record: DecisionRecord) -> Recipient:
 def _joined(plan: Plan, record: DecisionRecord) -> Join:
     """The join as the record left it."""
     join = Join.of([task.spec for task in plan.tasks], record.deadline_ms, plan.rule.spec.join)
-    results = {task.name: task.result for task in record.tasks if task.result is not None}
+    results = {
+        task.name: replace(task.result, referred=is_referral(plan.revision, task, task.result))
+        for task in record.tasks
+        if task.result is not None
+    }
     return replace(join, results=results)
 
 

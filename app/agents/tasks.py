@@ -6,7 +6,7 @@ what failed is kept beside it. Whatever ends sets free what waited for it.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
-from app.domain.decisions import TaskRecord, condition, must_answer
+from app.domain.decisions import TaskRecord, condition, is_referral, must_answer
 from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, Status
+from app.domain.on_demand import Computation, FeatureFunction, compute
 from app.domain.routing import Standby, TaskPlan
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
@@ -49,6 +50,7 @@ class Tasks:
         replies: Replies,
         clock: Clock,
         settings: Settings,
+        functions: Mapping[str, FeatureFunction] | None = None,
         skew: SkewGuard | None = None,
     ) -> None:
         self._skew = skew
@@ -58,6 +60,7 @@ class Tasks:
         self._replies = replies
         self._clock = clock
         self._settings = settings
+        self._functions = functions or {}
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
@@ -69,10 +72,11 @@ class Tasks:
         needs, faults = needs_of(wants(task.version for task in plan.tasks), views, seen)
         if faults:
             return Status.REJECTED, faults
+        versions = [version for task in plan.tasks for version in task.versions]
         if any(task.standbys or task.shadows for task in plan.tasks):
             # What stands in or runs beside may need more, and what it lacks is no fault of the request.
-            needs, _ = needs_of(wants(version for task in plan.tasks for version in task.versions), views, seen)
-        live.fetched = await self._fetch(live, needs)
+            needs, _ = needs_of(wants(versions), views, seen)
+        live.fetched = await self._found(live, needs, plan.revision.computed(versions))
         now_ms = self._clock.now_ms()
         live.tasks = {task.name: task for task in plan.tasks}
         records, broken = [], []
@@ -90,6 +94,12 @@ class Tasks:
         specs = [task.spec for task in plan.tasks]
         live.join = Join.of(specs, live.record.deadline_ms, plan.rule.spec.join)
         return None
+
+    async def _found(self, live: Live, needs: Sequence[ViewNeed], computed: Sequence[Computation]) -> FetchedFeatures:
+        """What is stored, and what is computed of it and of the request."""
+        assert live.plan is not None  # noqa: S101 - what is fetched for is planned
+        fetched, views = await self._fetch(live, needs), live.plan.revision.views
+        return compute(computed, live.seen(), fetched, self._functions, views, self._clock.now_ms())
 
     async def _fetch(self, live: Live, needs: Sequence[ViewNeed]) -> FetchedFeatures:
         if not needs:
@@ -110,7 +120,7 @@ class Tasks:
             views, fetched, seen = live.plan.revision.views, live.fetched, live.seen()
             if fetched is None:
                 needs, _ = needs_of(live.plan.revision.wants((version,)), views, seen)
-                fetched = await self._fetch(live, needs)
+                fetched = await self._found(live, needs, live.plan.revision.computed((version,)))
             inputs = resolve(version.features, views, seen, fetched, self._clock.now_ms())
             live.inputs[task.name, version.version] = inputs
         return inputs
@@ -242,6 +252,11 @@ class Tasks:
     def join(self, live: Live, result: TaskResult) -> Effect:
         """Put a task's result into the join."""
         assert live.join is not None  # noqa: S101 - results exist only for a request that has a join
+        assert live.plan is not None  # noqa: S101 - what has a join is planned
+        if result.problem is not None:
+            record = next((each for each in live.record.tasks if each.name == result.task), None)
+            if record is not None and is_referral(live.plan.revision, record, result):
+                result = replace(result, referred=True)
         live.join, effect = live.join.on_result(result)
         self._note(live, effect)
         return effect
@@ -287,9 +302,9 @@ class Tasks:
             return None
         if task.barred is not None:
             return await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, task.barred))
-        problems = (await self._inputs(live, task)).problems
-        if problems:
-            return await self._fail(live, task, _ended(task.name, TaskStatus.SKIPPED, problems[0]))
+        obstacle = (await self._inputs(live, task)).obstacle
+        if obstacle is not None:
+            return await self._fail(live, task, _ended(task.name, TaskStatus.SKIPPED, obstacle))
         return task
 
     async def _fail(self, live: Live, task: TaskPlan, result: TaskResult) -> TaskPlan | None:
@@ -302,10 +317,10 @@ class Tasks:
             code = "" if result.problem is None else str(result.problem.code)
             _FALLBACKS.labels(task.version.model, task.version.version, code).inc()
             task = await self._stand_in(live, task, standby, result)
-            problems = (await self._inputs(live, task)).problems
-            if not problems:
+            obstacle = (await self._inputs(live, task)).obstacle
+            if obstacle is None:
                 return task
-            result = _ended(task.name, TaskStatus.SKIPPED, problems[0])
+            result = _ended(task.name, TaskStatus.SKIPPED, obstacle)
 
     async def _stand_in(self, live: Live, failed: TaskPlan, standby: Standby, result: TaskResult) -> TaskPlan:
         assert standby.version is not None  # noqa: S101 - the caller looked

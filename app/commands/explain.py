@@ -248,3 +248,5 @@ def _version_lines(each: VersionTrace) -> Iterator[str]:
     for feature in each.features:
         age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
         yield f"  {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}"
+        if feature.computed is not None:
+            yield f"    computed of {', '.join(feature.ingredients) or 'nothing'}: {feature.computed}"

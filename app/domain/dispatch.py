@@ -69,7 +69,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem."""
+    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem.
+
+    ``referred``: it was not run, or what stood in failed, because a feature's contract leaves the decision to a person.
+    Not recorded: the record's contracts and problems tell.
+    """
 
     task: str
     status: TaskStatus
@@ -79,6 +83,7 @@ class TaskResult:
     attempts: tuple[Attempt, ...]
     sent: bytes
     reason: str | None = None
+    referred: bool = False
 
 
 def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:

@@ -11,7 +11,16 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from app.domain.aggregates import Aggregation, Plan
 from app.durations import WrittenDurationMs, parse_duration_ms, within
@@ -26,8 +35,10 @@ VersionLabel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 
 ValueType = Literal[
     "BYTES", "STRING", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL", "UNIX_TIMESTAMP",
+    "BYTES_LIST", "STRING_LIST", "INT32_LIST", "INT64_LIST", "DOUBLE_LIST", "FLOAT_LIST", "BOOL_LIST",
+    "UNIX_TIMESTAMP_LIST",
 ]  # fmt: skip
-"""Feast's scalar value types."""
+"""Feast's scalar value types, and lists of them."""
 Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 """Open Inference Protocol v2's tensor datatypes that a feature can be sent as."""
 
@@ -40,8 +51,6 @@ NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
     "batch": "rows of several requests in one call",
     "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
-    "onDemand": "features computed by expressions",
-    "onViolation": "what a broken feature contract does",
 }
 """Fields of the design whose behaviour does not exist yet, and what they would do."""
 
@@ -52,6 +61,8 @@ IN_WORDS: Final[Mapping[str, str]] = {
     r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "lower-case letters, digits, - and ., the first and last no sign",
     r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "letters, digits and _, the first no digit, 128 at most",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "letters, digits, ., _ and -, the first no sign, 63 at most",
+    r"^[^\s:]{1,256}$": "the view's name at the server, without spaces and colons",
+    r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$": "an entry point's name: letters, digits, _, . and -, the first no digit",
     r"^https?://[^\s/?#]+(/[^\s?#]*)?$": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
     r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": "lower-case letters, digits and -, the first and last no -, 63 at most",
     r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$": "VIEW.FEATURE, or inputs.NAME, entities.NAME, metadata.NAME",
@@ -128,8 +139,11 @@ class FeatureContract(_Document):
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")]
     name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
     required: bool = False
-    default: Scalar = None
+    default: Scalar | tuple[Scalar, ...] = None
     max_age: WrittenDurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
+    on_violation: Literal["reject", "default", "refer"] | None = Field(
+        None, alias="onViolation", description="default: reject where required, else default; refer: a person decides"
+    )
     type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
 
     @cached_property
@@ -147,10 +161,19 @@ class FeatureContract(_Document):
         """The model's name of it."""
         return self.name or self.feature
 
+    @cached_property
+    def violation(self) -> Literal["reject", "default", "refer"]:
+        """What a violation does: a required value that is missing or null, or any that is stale or an error."""
+        return self.on_violation or ("reject" if self.required else "default")
+
     @model_validator(mode="after")
     def _required_or_default(self) -> "FeatureContract":
         if self.required and "default" in self.model_fields_set:
             raise ValueError("a feature is either required or has a default; remove one")
+        if self.required and self.on_violation == "default":
+            raise ValueError(
+                "required and onViolation: default contradict one another: remove required, or reject or refer"
+            )
         return self
 
 
@@ -333,12 +356,60 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, Mapping) else value
 
 
-class FeatureViewSpec(_Document):
-    """Features of one entity from one source."""
+class WriteBack(_Document):
+    """Where what a feature server says is kept: Redis, in Feast's layout, under this project's name.
 
-    entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
+    What is there is used for as long as its event time is not older than ``maxAge``, nor than contracts allow.
+    """
+
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
+    max_age: WrittenDurationMs = Field(alias="maxAge", description="older event times are asked for anew")
+
+
+class HttpSource(_Document):
+    """A Feast feature server, asked by ``POST /get-online-features``; its endpoints are taken in turn."""
+
+    type: Literal["http"]
+    endpoints: tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")], ...] = Field(
+        min_length=1, max_length=64
+    )
+    view: Annotated[str, StringConstraints(pattern=r"^[^\s:]{1,256}$")] | None = Field(
+        None, description="the server's name of the view; default: ours"
+    )
+    timeout: CallDurationMs = Field(100, description="one request, within the fetch's own timeout")
+    write_back: WriteBack | None = Field(None, alias="writeBack")
+
+
+CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class ComputedBy(_Document):
+    """A Python function that decide workers have, by its entry point's name, and the values that it is given."""
+
+    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
+    inputs: tuple[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")], ...
+    ] = Field(min_length=1, max_length=100)
+
+
+def _computed_how(value: object) -> str:
+    return "[cel]" if isinstance(value, str) else "[function]"
+
+
+ComputedHow = Annotated[
+    Annotated[CelText, Tag("[cel]")] | Annotated[ComputedBy, Tag("[function]")], Discriminator(_computed_how)
+]
+
+
+class FeatureViewSpec(_Document):
+    """Features of one entity from one source, or features that are computed on demand."""
+
+    entities: tuple[EntitySpec, ...] = Field((), min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
-    source: RedisSource
+    source: Annotated[RedisSource | HttpSource, Field(discriminator="type")] | None = None
+    on_demand: Mapping[Identifier, ComputedHow] | None = Field(
+        None, alias="onDemand", description="how each feature is computed: CEL, or {function: NAME, inputs: [REF]}"
+    )
     ttl: Annotated[WrittenDurationMs, within("1s", "3650d")] | None = Field(
         None, description="older values are STALE, and the store may forget them"
     )
@@ -348,6 +419,19 @@ class FeatureViewSpec(_Document):
     lateness: Annotated[WrittenDurationMs, within("1s", "30d")] = Field(
         3_600_000, description="of updates that aggregates still count, before the entity's latest"
     )
+
+    @property
+    def project(self) -> str:
+        """The Feast project that rows are stored under; empty where nothing is stored."""
+        if isinstance(self.source, HttpSource):
+            return self.source.write_back.project if self.source.write_back else ""
+        return self.source.project if self.source is not None else ""
+
+    @model_validator(mode="after")
+    def _source_or_on_demand(self) -> "FeatureViewSpec":
+        if (self.source is None) == (self.on_demand is None):
+            raise ValueError("a view has either source, where its features are, or onDemand, how they are computed")
+        return self
 
     @cached_property
     def sorted_entities(self) -> tuple[EntitySpec, ...]:
@@ -380,7 +464,6 @@ class FeatureViewSpec(_Document):
 # --- Route ------------------------------------------------------------------------------------------------------------
 
 
-CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole: 0.02 is 2 %."""
 
@@ -551,6 +634,19 @@ class RuleSpec(_Document):
     reasons: Mapping[ReasonCode, CelText] = Field(
         {}, description="code to CEL over result and what result sees; those that hold are told with the result"
     )
+    refer_result: Mapping[Identifier, Scalar] | None = Field(
+        None, alias="referResult", description="the result where a feature's contract refers the decision to a person"
+    )
+
+    @model_validator(mode="after")
+    def _referred_result_is_whole(self) -> "RuleSpec":
+        if self.refer_result is not None and set(self.refer_result) != set(self.result):
+            given, wanted = (
+                ", ".join(sorted(self.refer_result)) or "nothing",
+                ", ".join(sorted(self.result)) or "nothing",
+            )
+            raise ValueError(f"referResult names {given}, and result names {wanted}; name the same")
+        return self
 
 
 class RouteSpec(_Document):

@@ -49,6 +49,7 @@ class Code(StrEnum):
     FEATURE_STALE = "feature_stale"
     FEATURE_INVALID = "feature_invalid"
     FEATURES_UNAVAILABLE = "features_unavailable"
+    REFERRED = "referred"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     MODEL_TIMEOUT = "model_timeout"
     MODEL_UNAVAILABLE = "model_unavailable"

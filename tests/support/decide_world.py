@@ -28,6 +28,7 @@ from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import Answer, Attempt, Row
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, NotOwner, Problem
+from app.domain.on_demand import FeatureFunction
 from app.domain.registry import Revision
 from app.domain.requests import Headers, InboundRecord
 from app.ports.clock import Clock
@@ -206,7 +207,13 @@ def probability(number: int) -> float:
 class World:
     """What outlives processes, and the processes."""
 
-    def __init__(self, registry: Revision | None, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Revision | None,
+        settings: Mapping[str, Any] | None = None,
+        functions: Mapping[str, FeatureFunction] | None = None,
+    ) -> None:
+        self.functions = functions or {}
         self.loop = asyncio.get_running_loop()
         self.clock = VirtualClock(self.loop)
         self.log = MemoryLog(self.clock, TOPICS)
@@ -417,6 +424,7 @@ class DecideProcess:
                 replies=self.publisher,
                 clock=world.clock,
                 settings=world.settings,
+                functions=world.functions,
                 skew=world.skew,
             ),
             shadows=Shadows(
