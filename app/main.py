@@ -37,6 +37,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.ledger import Ledger
     from app.agents.shadows import Shadows
     from app.agents.tasks import Tasks
+    from app.agents.timers import Timers
     from app.agents.worker import Worker
 
     check_copartitioned(settings)
@@ -58,14 +59,22 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         changelog = settings.topic(JOINS_CHANGELOG)
         table = DurableTable(app, name="joins", changelog=changelog, publisher=publisher, yields=entry_yields)
         ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
+        timers = Timers(clock)
         decider = Decider(
             admission=Admission(decoder, publisher, settings),
             ledger=ledger,
             registry=registry,
             tasks=Tasks(
-                ledger=ledger, features=store, backend=backend, replies=publisher, clock=clock, settings=settings
+                ledger=ledger,
+                features=store,
+                backend=backend,
+                replies=publisher,
+                timers=timers,
+                clock=clock,
+                settings=settings,
             ),
             shadows=Shadows(backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings),
+            timers=timers,
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,
@@ -102,7 +111,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             http_port=http_port,
             intakes=intakes,
             ready_checks={"registry": _registry_ready(registry), "features": store.ping},
-            background=[decider.timers.run],
+            background=[decider.run_timers],
         )
         return await worker.run()
 

@@ -84,13 +84,13 @@ class Ledger:
         entry = self._table.get(partition, request_id)
         return None if entry is None else decode_record(entry_record(entry))
 
-    async def pend(self, record: DecisionRecord, check: Check) -> None:
-        """Make a pending join durable; RecordTooLarge where it does not fit."""
+    async def pend(self, record: DecisionRecord, look_ms: int, check: Check) -> None:
+        """Make a pending join durable, with when to look at it again; RecordTooLarge where it does not fit."""
         encoded = encode_record(record)
         if len(encoded) > self._entry_bytes_max:
             said = f"a pending join of {len(encoded)} bytes, and {self._entry_bytes_max} are allowed"
             raise RecordTooLarge(f"{said}: {what_is_large(record)}")
-        entry = encode_entry(EntryState.PENDING, record, encoded)
+        entry = encode_entry(EntryState.PENDING, record, encoded, look_ms)
         await self._put(record, entry, check)
 
     async def decide(
