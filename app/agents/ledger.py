@@ -2,8 +2,9 @@
 
 For a decision: the table's entry, acknowledged; then the audit record, acknowledged; then the reply. The entry comes
 first and alone, so whatever was decided twice by a crash in between was decided once as far as anyone can see: the
-record and the reply are always made from the entry that stands. Where Kafka does not answer, each step is tried again
-for as long as the partition is ours.
+record and the reply are always made from the entry that stands. Nothing is told of an entry before it is certain that
+it was acknowledged while the partition was ours. Where Kafka does not answer, each step is tried again for as long as
+the partition is ours.
 """
 
 import asyncio
@@ -209,6 +210,11 @@ class Ledger:
                 # Nothing yields between this and the producer, so what holds here holds for the write.
                 check()
             await self._table.put(partition, record.request_id, entry)
+            # A process that stood still sends on what its producer held, and whoever owns the partition by then has
+            # not read it. Only what Kafka has while the partition still is ours may be acted on.
+            await self._table.settled(partition)
+            if check is not None:
+                check()
 
         await self._insist("joins", partition, write)
 

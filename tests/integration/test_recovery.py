@@ -101,7 +101,7 @@ async def test_a_result_that_came_in_time_and_was_read_late_is_late(cluster: Clu
 async def test_a_silent_pool_is_given_up_long_before_the_deadline(cluster: Cluster) -> None:
     """Of 60 s it has one: then the version over HTTP answers, also where another worker found the join in the table."""
     async with Caller(cluster) as caller:
-        cluster.close_gate()
+        await asyncio.to_thread(cluster["pool-0"].kill)
         body = request("/hasty", 600.0)
         members = orjson.loads((await caller.ask(body)).value)
         _answered_over_http(members, 600.0)
@@ -113,7 +113,7 @@ async def test_a_silent_pool_is_given_up_long_before_the_deadline(cluster: Clust
         await asyncio.to_thread(cluster.start, "decide-1")
         # Not sooner: what the pool says while nobody listens is its answer.
         _answered_over_http(orjson.loads((await caller.reply(orphaned)).value), 601.0)
-        cluster.open_gate()
+        await asyncio.to_thread(cluster.start, "pool-0")
         await asyncio.to_thread(cluster["pool-0"].await_logged, "task")
         # Its late words are read and passed over.
         again = orjson.loads((await caller.ask(body)).value)

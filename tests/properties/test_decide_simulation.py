@@ -65,7 +65,8 @@ SETTLED_WITHIN_S = 12.0
 REVISION = every_route()
 
 names = st.sampled_from(WORKERS)
-fates = st.lists(st.sampled_from(Fate), min_size=1, max_size=6)
+# What a frozen process held has a test of its own (test_decider): the log's last entry is not the table's there.
+fates = st.lists(st.sampled_from([fate for fate in Fate if fate is not Fate.HELD]), min_size=1, max_size=6)
 troubles = st.lists(st.sampled_from((Fate.WRITTEN, Fate.SLOW, Fate.LOST, Fate.UNACKNOWLEDGED)), min_size=5, max_size=20)
 
 

@@ -141,7 +141,8 @@ def registry_documents(url: str, *, prefix: str, version: str = "1") -> Sequence
         _version("inline", version, http, soft=False),
         _version("soft", version, http, soft=True),
         _version("hanging", version, http, soft=True, timeout=hanging_timeout),
-        _version("pooled", version, pool, soft=False),
+        # As long as the request: no outage of what is between may count as the pool's silence.
+        _version("pooled", version, pool, soft=False, timeout=DEADLINE),
         _version("hasty", version, pool, soft=False, timeout=f"{HASTY_TIMEOUT_MS}ms"),
         _version("hasty", f"{version}-http", http, soft=False),
         _route("inline", "/inline", {"first": "inline"}, version=version),
