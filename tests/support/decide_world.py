@@ -200,6 +200,7 @@ class ScriptedModel:
         self._clock = clock
         self._numbers = numbers
         self.calls: list[tuple[str, str]] = []
+        self.ejected: set[str] = set()
 
     async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
         """See ``ModelBackend``."""
@@ -214,6 +215,13 @@ class ScriptedModel:
             await asyncio.get_running_loop().create_future()
         await asyncio.sleep(amount / 1000)
         return (Answer({"probability": probability(next(self._numbers))}, None, (attempt,), b"row"),)
+
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        if version.version not in self.ejected:
+            return None
+        attempt = Attempt(f"scripted {version.version}", self._clock.now_ms(), 0.0, "ejected")
+        return Answer(None, Problem(Code.MODEL_EJECTED, "out"), (attempt,), b"")
 
     async def close(self) -> None:
         """See ``ModelBackend``."""

@@ -114,6 +114,10 @@ class PageModels:
             return (Answer(None, Problem(Code.MODEL_ERROR, "500 Internal Server Error"), (attempt,), b""),)
         return (Answer({"probability": round(min(1.0, amount / certain), 4)}, None, (attempt,), b""),)
 
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        return None
+
     async def close(self) -> None:
         """See ``ModelBackend``."""
 

@@ -136,6 +136,53 @@ async def test_an_expired_version_gives_way_or_rejects() -> None:
     assert "2025-01-01" in rejected["errors"][0]["message"]
 
 
+# --- ejected versions -------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_an_ejected_version_gives_way_without_a_call() -> None:
+    """Its fallback answers at once; the record says that it was ejected, and by which endpoints."""
+    made = await world()
+    made.model.ejected = {"1"}
+    made.send("r", "/standby")
+    await answered(made)
+    await settled(made)
+    pd, _ = decision(made).tasks
+    assert (made.reply()["status"], pd.version) == ("completed", "2")
+    assert made.model.calls == []
+    (earlier,) = pd.earlier
+    assert earlier.result is not None
+    assert earlier.result.problem is not None
+    assert (earlier.result.status, earlier.result.problem.code) == (TaskStatus.ERROR, Code.MODEL_EJECTED)
+    assert [attempt.outcome for attempt in earlier.result.attempts] == ["ejected"]
+
+
+@in_virtual_time
+async def test_a_default_is_better_than_an_ejected_version() -> None:
+    """All that could be called are ejected: the fixed answer serves, and the reply says why."""
+    made = await world()
+    made.model.ejected = {"1", "4"}
+    made.send("r", "/fixed")
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], statuses(reply)) == ("partial", {"pd": "defaulted"})
+    assert [error["code"] for error in reply["errors"]] == ["model_ejected"]
+    assert made.model.calls == []
+
+
+@in_virtual_time
+async def test_an_ejected_version_is_called_where_nothing_else_is_left() -> None:
+    """A try is better than a certain failure: for a task alone, and for the last that stands in."""
+    made = await world()
+    made.model.ejected = {"1", "4"}
+    made.send("r", "/inline")
+    made.send("s", "/repeated", correlation="s")
+    await settled(made)
+    assert made.reply()["status"] == "completed"
+    assert made.reply("s")["outputs"]["pd"]["version"] == "4"
+    assert made.model.calls == [("r", "pd"), ("s", "pd")]
+
+
 # --- silence ----------------------------------------------------------------------------------------------------------
 
 
