@@ -210,10 +210,8 @@ class Ledger:
                 # Nothing yields between this and the producer, so what holds here holds for the write.
                 check()
             await self._table.put(partition, record.request_id, entry)
-            # A process that stood still sends on what its producer held, and whoever owns the partition by then has
-            # not read it. Only what Kafka has while the partition still is ours may be acted on.
-            await self._table.settled(partition)
             if check is not None:
+                # The partition is ours, but perhaps again: another Live stands for the request then.
                 check()
 
         await self._insist("joins", partition, write)

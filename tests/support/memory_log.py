@@ -198,5 +198,5 @@ class MemoryTable:
         await self.settled(partition)
         record = OutboundRecord(self._changelog, entry, request_id.encode(), partition)
         (offset,) = await self._publisher.publish([record])
-        if partition in self._owned:
-            self._apply(partition, request_id, offset, entry)
+        await self.settled(partition)
+        self._apply(partition, request_id, offset, entry)
