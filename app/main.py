@@ -202,7 +202,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.registry_topic import RegistryFollower, publish_revision
     from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, WINDOWED, check_copartitioned
     from app.adapters.window_follower import WindowFollower
-    from app.agents import rollouts
+    from app.agents import rollouts, windows
     from app.agents.worker import Worker
 
     partitions = check_copartitioned(settings, WINDOWED)
@@ -239,8 +239,8 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
             audit_topic=audit_topic,
             registry_topic=settings.topic(REGISTRY_TOPIC),
         )
-        intake = rollouts.attach(
-            app, topic=audit_topic, windows=rollouts.Windows(table=table, registry=registry, clock=clock)
+        intake = windows.attach(
+            app, topic=audit_topic, windows=windows.Windows(table=table, registry=registry, clock=clock)
         )
 
         async def following() -> None:
