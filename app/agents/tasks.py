@@ -17,6 +17,7 @@ from prometheus_client import Counter
 from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.ledger import Ledger
 from app.agents.live import Live
+from app.agents.skew import SkewGuard
 from app.agents.timers import Timers
 from app.domain.decisions import TaskRecord, condition
 from app.domain.dispatch import Attempt, Row, TaskResult, TaskStatus, judge
@@ -51,7 +52,9 @@ class Tasks:
         timers: Timers,
         clock: Clock,
         settings: Settings,
+        skew: SkewGuard | None = None,
     ) -> None:
+        self._skew = skew
         self._ledger = ledger
         self._timers = timers
         self._features = features
@@ -174,10 +177,12 @@ class Tasks:
     async def _infer(self, live: Live, task: TaskPlan) -> None:
         """One inline task, from its inputs to its place in the join; then what it set free."""
         while True:
+            row = await self._row(live, task)
             started = self._clock.steady_ms()
             answer = self._backend.refusal(task.version) if _has_better(task) else None
             if answer is None:
-                (answer,) = await self._backend.infer(task.version, (await self._row(live, task),))
+                self._observe(live, task)
+                (answer,) = await self._backend.infer(task.version, (row,))
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
             if result.problem is None:
                 self.join(live, result)
@@ -209,6 +214,7 @@ class Tasks:
                     (waiting if standing.queued else inline).append(standing)
             else:
                 live.asked[task.name] = now_ms
+                self._observe(live, task)
                 records.append(sent)
         self.watch(live)
         if len(records) == 1:
@@ -233,6 +239,11 @@ class Tasks:
             live.request.traceparent if live.request else None,
             live.record.execution_id,
         )
+
+    def _observe(self, live: Live, task: TaskPlan) -> None:
+        """Its inputs go out; also those that a model never answers are of the population that it is asked about."""
+        if self._skew is not None:
+            self._skew.observe(task.version, live.inputs[task.name, task.version.version].features)
 
     # --- silence ------------------------------------------------------------------------------------------------------
 
