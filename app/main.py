@@ -42,6 +42,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.ledger import Ledger
     from app.agents.shadows import Shadows
     from app.agents.tasks import Tasks
+    from app.agents.timers import Timers
     from app.agents.worker import Worker
 
     check_copartitioned(settings)
@@ -67,6 +68,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         changelog = settings.topic(JOINS_CHANGELOG)
         table = DurableTable(app, name="joins", changelog=changelog, publisher=publisher, yields=entry_yields)
         ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
+        timers = Timers(clock)
         decider = Decider(
             admission=Admission(decoder, publisher, settings),
             ledger=ledger,
@@ -76,6 +78,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 features=store,
                 backend=backend,
                 replies=publisher,
+                timers=timers,
                 clock=clock,
                 settings=settings,
                 functions=functions,
@@ -84,6 +87,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             shadows=Shadows(
                 backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings, skew=guard
             ),
+            timers=timers,
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,
@@ -124,7 +128,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 "features": store.ping,
                 "functions": _functions_ready(registry, functions),
             },
-            background=[decider.timers.run],
+            background=[decider.run_timers],
         )
         return await worker.run()
 
@@ -230,7 +234,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.registry_topic import RegistryFollower, publish_revision
     from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, WINDOWED, check_copartitioned
     from app.adapters.window_follower import WindowFollower
-    from app.agents import rollouts
+    from app.agents import rollouts, windows
     from app.agents.worker import Worker
 
     partitions = check_copartitioned(settings, WINDOWED)
@@ -267,8 +271,8 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
             audit_topic=audit_topic,
             registry_topic=settings.topic(REGISTRY_TOPIC),
         )
-        intake = rollouts.attach(
-            app, topic=audit_topic, windows=rollouts.Windows(table=table, registry=registry, clock=clock)
+        intake = windows.attach(
+            app, topic=audit_topic, windows=windows.Windows(table=table, registry=registry, clock=clock)
         )
 
         async def following() -> None:

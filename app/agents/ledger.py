@@ -2,8 +2,9 @@
 
 For a decision: the table's entry, acknowledged; then the audit record, acknowledged; then the reply. The entry comes
 first and alone, so whatever was decided twice by a crash in between was decided once as far as anyone can see: the
-record and the reply are always made from the entry that stands. Where Kafka does not answer, each step is tried again
-for as long as the partition is ours.
+record and the reply are always made from the entry that stands. Nothing is told of an entry before it is certain that
+it was acknowledged while the partition was ours. Where Kafka does not answer, each step is tried again for as long as
+the partition is ours.
 """
 
 import asyncio
@@ -84,13 +85,13 @@ class Ledger:
         entry = self._table.get(partition, request_id)
         return None if entry is None else decode_record(entry_record(entry))
 
-    async def pend(self, record: DecisionRecord, check: Check) -> None:
-        """Make a pending join durable; RecordTooLarge where it does not fit."""
+    async def pend(self, record: DecisionRecord, look_ms: int, check: Check) -> None:
+        """Make a pending join durable, with when to look at it again; RecordTooLarge where it does not fit."""
         encoded = encode_record(record)
         if len(encoded) > self._entry_bytes_max:
             said = f"a pending join of {len(encoded)} bytes, and {self._entry_bytes_max} are allowed"
             raise RecordTooLarge(f"{said}: {what_is_large(record)}")
-        entry = encode_entry(EntryState.PENDING, record, encoded)
+        entry = encode_entry(EntryState.PENDING, record, encoded, look_ms)
         await self._put(record, entry, check)
 
     async def decide(
@@ -209,6 +210,9 @@ class Ledger:
                 # Nothing yields between this and the producer, so what holds here holds for the write.
                 check()
             await self._table.put(partition, record.request_id, entry)
+            if check is not None:
+                # The partition is ours, but perhaps again: another Live stands for the request then.
+                check()
 
         await self._insist("joins", partition, write)
 

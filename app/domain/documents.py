@@ -193,12 +193,33 @@ class OutputContract(_Document):
         return self.from_ or self.name
 
 
+class Outlier(_Document):
+    """When an endpoint that keeps failing is left out for a while: as Envoy's outlier detection."""
+
+    consecutive_failures: int = Field(
+        5, alias="consecutiveFailures", ge=0, le=1_000, description="in a row: timeouts, 5xx, no connection; 0: never"
+    )
+    base_ejection: Annotated[WrittenDurationMs, within("1ms", "1h")] = Field(
+        5_000, alias="baseEjection", description="for so long, times how often it was ejected"
+    )
+    max_ejection: Annotated[WrittenDurationMs, within("1ms", "1h")] = Field(
+        60_000, alias="maxEjection", description="and never longer"
+    )
+
+    @model_validator(mode="after")
+    def _base_within_max(self) -> "Outlier":
+        if self.base_ejection > self.max_ejection:
+            raise ValueError("baseEjection is above maxEjection; lower it, or raise maxEjection")
+        return self
+
+
 class CallPolicy(_Document):
     """How a version is called; of a queued one, only how long its answer is waited for."""
 
     timeout: CallDurationMs = Field(1_000, description="one attempt, or a queued task, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
+    outlier: Outlier = Outlier()
 
 
 class Governance(_Document):

@@ -53,6 +53,7 @@ class Code(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     MODEL_TIMEOUT = "model_timeout"
     MODEL_UNAVAILABLE = "model_unavailable"
+    MODEL_EJECTED = "model_ejected"
     MODEL_ERROR = "model_error"
     MODEL_OUTPUT_INVALID = "model_output_invalid"
     PREDECESSOR_FAILED = "predecessor_failed"

@@ -19,6 +19,13 @@ class ModelBackend(Protocol):
         """
         ...
 
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """What to take for the version's answer where calling it would most likely fail; None where it would not.
+
+        Whoever has something better than a failure looks here first; ``infer`` calls all the same.
+        """
+        ...
+
     async def close(self) -> None:
         """Release connections."""
         ...

@@ -48,6 +48,10 @@ class InMemoryBackend:
         attempt = Attempt("memory", self._clock.now_ms(), 0.0, "ok")
         return tuple(Answer(output, None, (attempt,), b"memory") for output in outputs)
 
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        return None
+
     async def close(self) -> None:
         """Answer nothing from now on."""
         self._closed = True

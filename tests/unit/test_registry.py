@@ -139,6 +139,8 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit-pd-1", "spec.features.0.ref", "amount", "spec.features[amount].ref", "write VIEW.FEATURE"),
         ("credit-pd-1", "spec.features.1.required", True, "spec.features[applicant.age]", "required or has a default"),
         ("credit-pd-1", "spec.policy.retries", 2, "spec.policy.retries", "less than or equal to 1"),
+        ("credit-pd-1", "spec.policy.outlier", {"baseEjection": "2h"}, "spec.policy.outlier.baseEjection", "1h"),
+        ("credit-pd-1", "spec.policy.outlier", {"baseEjection": "2m"}, "spec.policy.outlier", "above maxEjection"),
         ("credit-pd-1", "spec.governance.validUntil", "2027-02-30", "spec.governance", "day"),
         ("credit-pd", "spec.aliases", {"Bad Alias": "1"}, "spec.aliases.Bad Alias", "write lower-case"),
         ("applicant", "spec.entities", [], "spec.entities", "is empty: write at least 1"),
@@ -725,10 +727,10 @@ def test_a_version_needs_its_model() -> None:
     assert fault.message == "there is no Model credit-lgd"
 
 
-@pytest.mark.parametrize("field", ["retries", "concurrency"])
-def test_a_queued_version_is_not_called_from_here(field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("retries", 1), ("concurrency", 1), ("outlier", {})])
+def test_a_queued_version_is_not_called_from_here(field: str, value: object) -> None:
     """A queued version has a timeout; what only direct calls have is refused by name."""
-    (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", 1))
+    (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", value))
     assert fault.field == f"spec.policy.{field}"
     assert fault.message.startswith("not supported yet for backend type kafka")
     assert revision(changed(sound(), "credit-pd-2", "spec.policy", {"timeout": "1s"}))
