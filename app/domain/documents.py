@@ -36,7 +36,6 @@ Scalar = str | int | float | bool | None
 
 NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
     "aggregate": "windowed aggregates",
-    "batch": "rows of several requests in one call",
     "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
     "onDemand": "features computed by expressions",
@@ -168,12 +167,19 @@ class OutputContract(_Document):
         return self.from_ or self.name
 
 
+class BatchPolicy(_Document):
+    """That rows of several requests may share a call while the model is busy; its server must take several rows."""
+
+    max_size: int = Field(alias="maxSize", ge=2, le=256, description="rows of one call")
+
+
 class CallPolicy(_Document):
     """How a version is called; of a queued one, only how long its answer is waited for."""
 
     timeout: CallDurationMs = Field(1_000, description="one attempt, or a queued task, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
+    batch: BatchPolicy | None = Field(None, description="rows share a call while the model is busy; default: never")
 
 
 class Governance(_Document):

@@ -376,7 +376,7 @@ class _Check:
         if self.today is not None and ended is not None and ended < self.today:
             self._add(origin, document, "spec.governance.validUntil", f"ended on {ended}; have it validated again")
         if isinstance(spec.backend, KafkaBackend):
-            for field_ in ("retries", "concurrency"):
+            for field_ in ("retries", "concurrency", "batch"):
                 if field_ in spec.policy.model_fields_set:
                     self._add(origin, document, f"spec.policy.{field_}", _NOT_QUEUED)
         columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)
