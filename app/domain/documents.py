@@ -8,7 +8,7 @@ believes in a safeguard that is not there.
 import datetime
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -195,6 +195,11 @@ class Governance(_Document):
     def last_day(self) -> datetime.date | None:
         """``validUntil`` as a date."""
         return datetime.date.fromisoformat(self.valid_until) if self.valid_until else None
+
+    @cached_property
+    def recorded(self) -> Mapping[str, Any]:
+        """As it was written, for the records of each decision."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @model_validator(mode="after")
     def _day_exists(self) -> "Governance":
