@@ -31,6 +31,9 @@ COMMANDS = {
     "topics": Command("topics:topics_app", "Kafka's topics, as the documents in topics/ declare them."),
     "apply": Command("registry:registry_app", "Make documents the registry: validate, show changes, publish."),
     "get": Command("registry:registry_app", "Show the registry's documents."),
+    "baseline": Command(
+        "baseline:baseline_app", "Write how a version's training inputs are distributed, to watch skew."
+    ),
     "history": Command("history:history_app", "List the revisions that were published, the newest first."),
     "rollback": Command("history:history_app", "Publish an old revision's documents as the next revision."),
     "explain": Command("explain:explain_app", "Say what would happen to a request, without running it."),

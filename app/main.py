@@ -32,7 +32,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.request_codec import RequestDecoder
     from app.adapters.row_sharing import RowSharing
     from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
-    from app.agents import requests, results
+    from app.agents import requests, results, skew
     from app.agents.admission import Admission
     from app.agents.decider import Decider
     from app.agents.ledger import Ledger
@@ -44,7 +44,9 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
-        registry = RegistryFollower(settings)
+        guard = skew.SkewGuard(clock=clock, settings=settings)
+        skew.export(guard)
+        registry = RegistryFollower(settings, on_switch=[guard.on_revision])
         await registry.start()
         stack.push_async_callback(registry.stop)
         store = RedisFeatureStore(settings.redis_url)
@@ -64,9 +66,17 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             ledger=ledger,
             registry=registry,
             tasks=Tasks(
-                ledger=ledger, features=store, backend=backend, replies=publisher, clock=clock, settings=settings
+                ledger=ledger,
+                features=store,
+                backend=backend,
+                replies=publisher,
+                clock=clock,
+                settings=settings,
+                skew=guard,
             ),
-            shadows=Shadows(backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings),
+            shadows=Shadows(
+                backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings, skew=guard
+            ),
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,

@@ -97,6 +97,14 @@ class Settings(BaseSettings):
         1_000,
         description="one feature fetch, within the request's deadline; longer than a full worker is busy",
     )
+    skew_half_life: DurationMs = Field(
+        86_400_000, gt=0, description="how long ago a value counts half when inputs are compared with their baseline"
+    )
+    skew_features_max: int = Field(
+        500,
+        ge=0,
+        description="features that a decide worker compares with baselines, some 30 series each; 0: none",
+    )
     audit_batch_records: int = Field(2_000, gt=0, description="records of one audit object at most")
     audit_batch_bytes: int = Field(4_194_304, gt=0, description="bytes of one audit object at most, uncompressed")
     audit_batch_wait: DurationMs = Field(1_000, description="an audit object is written at the latest after this")

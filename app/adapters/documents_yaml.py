@@ -2,6 +2,9 @@
 
 Only plain YAML: tags make no objects, a key stands once, and anchors are refused, for a few lines of them can stand
 for gigabytes. What a document means is not judged here.
+
+A ModelVersion may name its baseline's file, beside its own: ``baseline: {file: PATH}``. It is put in its place here, so
+that what is published needs no file.
 """
 
 import math
@@ -9,12 +12,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import yaml
 
 from app.domain.errors import ConfigurationError, DocumentsRefused, Fault
 from app.domain.registry import REVISION_BYTES_MAX, Source
+from app.domain.skew import BASELINE_BYTES_MAX
 
 _DEPTH_MAX: Final = 64
+_BASELINE_FILE_BYTES_MAX: Final = 4 * BASELINE_BYTES_MAX
+"""Indented by hand or by another program, it is larger than what of it counts."""
 _SUFFIXES: Final = frozenset({".yaml", ".yml"})
 
 # libyaml reads some ten times as fast; a registry of thousands of documents is read in a second.
@@ -115,6 +122,7 @@ def _read_text(path: Path, text: str, sources: list[Source], faults: list[Fault]
             origin = f"{path}:{node.start_mark.line + 1}"
             content = loader.construct_document(node)
             if isinstance(content, dict):
+                _put_in_baseline(path, origin, content, faults)
                 sources.append(Source(origin, content))
             elif content is not None:
                 faults.append(Fault(origin, "", "", f"a document is a mapping, not a {type(content).__name__}"))
@@ -122,6 +130,32 @@ def _read_text(path: Path, text: str, sources: list[Source], faults: list[Fault]
         faults.append(_fault(path, error))
     finally:
         loader.dispose()
+
+
+def _put_in_baseline(path: Path, origin: str, content: dict[str, Any], faults: list[Fault]) -> None:
+    """Replace a baseline that names its file by what the file holds; one that cannot be is left out and a fault."""
+    spec = content.get("spec")
+    baseline = spec.get("baseline") if content.get("kind") == "ModelVersion" and isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(baseline, dict) or "file" not in baseline:
+        return
+    try:
+        if len(baseline) > 1 or not isinstance(baseline["file"], str):
+            raise ValueError("write baseline: {file: PATH}, or what such a file holds")
+        file = path.parent / baseline["file"]
+        try:
+            if file.stat().st_size > _BASELINE_FILE_BYTES_MAX:
+                raise ValueError(f"{file} has more than {_BASELINE_FILE_BYTES_MAX} bytes: leave features out")
+            spec["baseline"] = orjson.loads(file.read_bytes())
+        except OSError as error:
+            said = f"{file} cannot be read: {error.strerror}; make it by `model-broker baseline`"
+            raise ValueError(said) from error
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"{file} is not JSON: {error}; make it by `model-broker baseline`") from error
+    except ValueError as error:
+        del spec["baseline"]
+        metadata = content.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        faults.append(Fault(origin, f"ModelVersion {name}" if name else "ModelVersion", "spec.baseline", str(error)))
 
 
 def _refuse_depth_and_aliases(text: str) -> None:

@@ -18,6 +18,7 @@ from app.adapters.record_codec import encode_record
 from app.adapters.task_codec import QueuedResult
 from app.agents.ledger import Ledger
 from app.agents.live import Live
+from app.agents.skew import SkewGuard
 from app.agents.tasks import encoded, version_record
 from app.domain.comparison import compare_shadow
 from app.domain.decisions import Kind
@@ -46,8 +47,16 @@ class Shadows:
     """Runs at most ``shadows_in_flight_max`` shadows of one worker at once."""
 
     def __init__(
-        self, *, backend: ModelBackend, ledger: Ledger, replies: Replies, clock: Clock, settings: Settings
+        self,
+        *,
+        backend: ModelBackend,
+        ledger: Ledger,
+        replies: Replies,
+        clock: Clock,
+        settings: Settings,
+        skew: SkewGuard | None = None,
     ) -> None:
+        self._skew = skew
         self._backend = backend
         self._ledger = ledger
         self._replies = replies
@@ -140,6 +149,8 @@ class Shadows:
             live.request.traceparent if live.request else None,
             live.record.execution_id,
         )
+        if self._skew is not None:
+            self._skew.observe(shadow.version, inputs.features, shadow=True)
         if shadow.version.backend.type == "kafka":
             return await self._ask_pool(live, task, shadow.version, row, began_ms)
         started = self._clock.steady_ms()

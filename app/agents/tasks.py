@@ -16,6 +16,7 @@ from prometheus_client import Counter
 from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.ledger import Ledger
 from app.agents.live import Live
+from app.agents.skew import SkewGuard
 from app.domain.decisions import TaskRecord, condition
 from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
 from app.domain.documents import ModelVersionSpec
@@ -48,7 +49,9 @@ class Tasks:
         replies: Replies,
         clock: Clock,
         settings: Settings,
+        skew: SkewGuard | None = None,
     ) -> None:
+        self._skew = skew
         self._ledger = ledger
         self._features = features
         self._backend = backend
@@ -170,8 +173,10 @@ class Tasks:
     async def _infer(self, live: Live, task: TaskPlan) -> None:
         """One inline task, from its inputs to its place in the join; then what it set free."""
         while True:
+            row = await self._row(live, task)
+            self._observe(live, task)
             started = self._clock.steady_ms()
-            (answer,) = await self._backend.infer(task.version, (await self._row(live, task),))
+            (answer,) = await self._backend.infer(task.version, (row,))
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
             if result.problem is None:
                 self.join(live, result)
@@ -202,6 +207,7 @@ class Tasks:
                 if standing is not None:
                     (waiting if standing.queued else inline).append(standing)
             else:
+                self._observe(live, task)
                 records.append(sent)
         if len(records) == 1:
             await self._ledger.dispatch(live.partition, *records[0])
@@ -225,6 +231,11 @@ class Tasks:
             live.request.traceparent if live.request else None,
             live.record.execution_id,
         )
+
+    def _observe(self, live: Live, task: TaskPlan) -> None:
+        """Its inputs go out; also those that a model never answers are of the population that it is asked about."""
+        if self._skew is not None:
+            self._skew.observe(task.version, live.inputs[task.name, task.version.version].features)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ def log_bin(value: float) -> int:
     return number if value > 0 else -number
 
 
-def psi(one: Mapping[int, int], other: Mapping[int, int]) -> float | None:
+def psi(one: Mapping[int, float], other: Mapping[int, float]) -> float | None:
     """The population stability index of two binned distributions; None where either is empty.
 
     >>> psi({0: 50, 1: 50}, {0: 50, 1: 50}), round(psi({0: 900, 1: 100}, {0: 800, 1: 200}), 3)

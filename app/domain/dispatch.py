@@ -134,10 +134,15 @@ def _element(contract: OutputContract, outputs: Mapping[str, Any]) -> Scalar:
         value = value[index]
     elif contract.element:
         raise ValueError(f"output {contract.tensor!r} has one element a row, and element {contract.element} is asked")
-    return _sound(contract, value)
+    return sound_value(contract, value)
 
 
-def _sound(contract: OutputContract, value: Any) -> Scalar:
+def sound_value(contract: OutputContract, value: Any) -> Scalar:
+    """``value`` as the contract's datatype.
+
+    Raises:
+        ValueError: it is of another, or outside the contract's bounds.
+    """
     sound: Scalar
     match contract.datatype:
         case "BOOL" if isinstance(value, bool):

@@ -8,6 +8,7 @@ believes in a safeguard that is not there.
 import datetime
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -207,6 +208,68 @@ class Governance(_Document):
         return self
 
 
+Count = Annotated[int, Field(ge=0)]
+CategoryText = Annotated[str, StringConstraints(max_length=128)]
+RESERVED_CATEGORIES: Final = frozenset({"(other)", "(missing)"})
+"""What bins that are no category's own are called."""
+
+
+class FeatureBaseline(_Document):
+    """How one input was distributed at training: numbers in bins between ``edges``, or texts by category.
+
+    The first of ``counts`` is of numbers below the first edge, the last of those above the last; a number that equals
+    an edge counts below it, and the first edge counts into the first bin. ``missing`` are rows without a value.
+    """
+
+    edges: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None = Field(None, min_length=2, max_length=65)
+    counts: tuple[Count, ...] | None = None
+    categories: Mapping[CategoryText, Count] | None = Field(None, max_length=64)
+    other: Count = Field(0, description="rows of categories that are not named")
+    missing: Count = 0
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows it counts."""
+        named = self.counts if self.counts is not None else (self.categories or {}).values()
+        return sum(named) + self.other + self.missing
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "FeatureBaseline":
+        if (self.edges is None) != (self.counts is None) or (self.edges is None) == (self.categories is None):
+            raise ValueError("a baseline has either edges and counts (numbers) or categories (text)")
+        if self.edges is not None and self.counts is not None:
+            first, *rest = self.edges
+            if rest[0] < first or any(after <= before for before, after in pairwise(rest)):
+                raise ValueError("edges must rise")
+            if len(self.counts) != len(self.edges) + 1:
+                raise ValueError(f"{len(self.edges)} edges make {len(self.edges) + 1} counts, not {len(self.counts)}")
+            if "other" in self.model_fields_set:
+                raise ValueError("other belongs to categories; numbers beyond the edges have bins of their own")
+        if self.categories is not None and (taken := RESERVED_CATEGORIES & self.categories.keys()):
+            raise ValueError(f"{', '.join(sorted(taken))}: no category may be called so; count it in other")
+        return self
+
+
+class Baseline(_Document):
+    """What a version was trained on, in bins: what its inputs are compared with. ``features`` by the model's names.
+
+    In files ``{file: PATH}`` stands for it, which ``apply`` reads; a revision holds all of it.
+    """
+
+    format: Literal[1] = Field(description="of this document; another one says that it cannot be read here")
+    model: Name
+    version: VersionLabel
+    rows: int = Field(ge=1, description="of the training data, each counted once a feature")
+    features: Mapping[Identifier, FeatureBaseline] = Field(min_length=1, max_length=1_000)
+
+    @model_validator(mode="after")
+    def _rows_agree(self) -> "Baseline":
+        for name, feature in self.features.items():
+            if feature.rows != self.rows:
+                raise ValueError(f"{name} counts {feature.rows} rows, and there are {self.rows}; make it anew")
+        return self
+
+
 class ModelVersionSpec(_Document):
     """One immutable version of a model: where it runs, what it needs, what it answers."""
 
@@ -218,6 +281,7 @@ class ModelVersionSpec(_Document):
     outputs: tuple[OutputContract, ...] = Field(min_length=1, max_length=100)
     policy: CallPolicy = CallPolicy()
     governance: Governance | None = None
+    baseline: Baseline | None = None
 
 
 # --- Model, FeatureView -----------------------------------------------------------------------------------------------

@@ -70,10 +70,13 @@ HELPERS: Final[Mapping[str, Callable[..., object]]] = {
 FUNCTIONS: Final = _CEL_FUNCTIONS | HELPERS.keys()
 """Every function that an expression may call."""
 _MACRO_VARIABLE: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
+TEXT_PATTERN: Final = r"""
+    (?: [bB]?[rR][bB]? (?: \"""[\s\S]*?\""" | \'\'\'[\s\S]*?\'\'\' | "[^"]*" | '[^']*' )
+    | [bB]? (?: \"""(?:\\.|[^\\])*?\""" | \'\'\'(?:\\.|[^\\])*?\'\'\' | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' ) )"""
+"""A text literal, to be compiled with ``re.VERBOSE | re.DOTALL``."""
 _TOKEN: Final = re.compile(
-    r"""(?: \s+ | //[^\n]* )
-    | (?P<text> [bB]?[rR][bB]? (?: \"""[\s\S]*?\""" | \'\'\'[\s\S]*?\'\'\' | "[^"]*" | '[^']*' )
-        | [bB]? (?: \"""(?:\\.|[^\\])*?\""" | \'\'\'(?:\\.|[^\\])*?\'\'\' | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' ) )
+    rf"""(?: \s+ | //[^\n]* )
+    | (?P<text> {TEXT_PATTERN} )
     | (?P<name> [A-Za-z_][A-Za-z0-9_]* )
     | (?P<mark> . )""",
     re.VERBOSE | re.DOTALL,

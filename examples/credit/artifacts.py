@@ -3,7 +3,8 @@
 A models directory holds one joblib file for each model version and `manifest.json`, which names every file with its
 sha256 digest and how the model did on applicants it was not fitted on. The digest is what the registry's ModelVersion
 documents carry and what each decision records, so it is checked before a file is opened: a joblib file is code, and an
-artifact that is not the registered one must not answer.
+artifact that is not the registered one must not answer. Beside each artifact is the baseline of the inputs that it was
+fitted on, which the document names and the registry holds.
 """
 
 from __future__ import annotations
@@ -129,6 +130,20 @@ def save(directory: Path, spec: ModelSpec, pipeline: Any) -> str:
     data = buffer.getvalue()
     write_whole(directory / _file(spec), data)
     return _digest(data)
+
+
+def baseline_file(directory: Path, spec: ModelSpec) -> Path:
+    """Where the baseline of a version's inputs is, beside its artifact."""
+    return directory / f"{spec.name}.baseline.json"
+
+
+def baseline_files(directory: Path) -> dict[str, Path]:
+    """The baselines of a models directory by ModelVersion name, as `write_documents` takes them."""
+    files = {spec.name: baseline_file(directory, spec) for spec in SPECS}
+    for path in files.values():
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist: {_remedy(directory)}")
+    return files
 
 
 def save_manifest(

@@ -40,7 +40,7 @@ from app.domain.rollout_status import with_status
 from app.settings import Settings
 from examples.credit import features
 from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
-from examples.credit.artifacts import read_digests, read_manifest
+from examples.credit.artifacts import baseline_files, read_digests, read_manifest
 from examples.credit.callers import PATH, Answer, ask_all, asks
 from examples.credit.documents import write_documents
 from examples.credit.evidence import Evidence, gather_evidence
@@ -217,7 +217,7 @@ _PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("
 
 
 def _publish(settings: Settings, directory: Path, models: Path, models_url: str) -> str:
-    write_documents(directory, endpoints=[models_url], digests=read_digests(models))
+    write_documents(directory, endpoints=[models_url], digests=read_digests(models), baselines=baseline_files(models))
     sources, faults = read_directory([directory])
     if faults:
         raise DocumentsRefused(faults)

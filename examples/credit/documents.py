@@ -1,9 +1,9 @@
-"""Registry documents of one run of the example: the templates in `registry/` with this run's endpoints and digests.
+"""Registry documents of one run of the example: the templates in `registry/` with what this run has.
 
 `python -m examples.credit.documents --models DIR --endpoint URL... --out DIR`
 
-Where the model server listens and what training wrote are known only once both have run. The templates are valid
-documents themselves, so the two are put in as values, not as text.
+Where the model server listens and what training wrote, digests and baselines, are known only once both have run. The
+templates are valid documents themselves, so these are put in as values, not as text.
 """
 
 from __future__ import annotations
@@ -16,32 +16,40 @@ from typing import Any
 
 import yaml
 
-from examples.credit.artifacts import ArtifactError, read_digests
+from examples.credit.artifacts import ArtifactError, baseline_files, read_digests
 
 TEMPLATES = Path(__file__).parent / "registry"
 
 
-def write_documents(out: Path, *, endpoints: Sequence[str], digests: Mapping[str, str]) -> list[Path]:
-    """Write every template to `out` with the given model server URLs and digests (by ModelVersion name).
+def write_documents(
+    out: Path, *, endpoints: Sequence[str], digests: Mapping[str, str], baselines: Mapping[str, Path] | None = None
+) -> list[Path]:
+    """Write every template to `out` with the given model server URLs, digests and baselines (by ModelVersion name).
 
-    Returns the files written. Raises ValueError for no endpoint or a version without a digest, before any is.
+    Baselines are copied beside the documents, which then are whole wherever they go. Returns the documents' files.
+    Raises ValueError for no endpoint or a version without a digest, before any is written.
     """
     if not endpoints:
         raise ValueError("at least one endpoint of a model server is needed")
+    files = {name: f"baselines/{name}.json" for name in baselines or ()}
     filled = {
         template.name: [
-            _filled(document, endpoints, digests) for document in yaml.safe_load_all(template.read_text("utf-8"))
+            _filled(document, endpoints, digests, files) for document in yaml.safe_load_all(template.read_text("utf-8"))
         ]
         for template in sorted(TEMPLATES.glob("*.yaml"))
     }
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "baselines").mkdir(parents=True, exist_ok=True)
+    for name, path in (baselines or {}).items():
+        (out / files[name]).write_bytes(path.read_bytes())
     for name, documents in filled.items():
         text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=110)
         (out / name).write_text(text, "utf-8")
     return [out / name for name in filled]
 
 
-def _filled(document: dict[str, Any], endpoints: Sequence[str], digests: Mapping[str, str]) -> dict[str, Any]:
+def _filled(
+    document: dict[str, Any], endpoints: Sequence[str], digests: Mapping[str, str], baselines: Mapping[str, str]
+) -> dict[str, Any]:
     if document["kind"] != "ModelVersion":
         return document
     name, spec = document["metadata"]["name"], document["spec"]
@@ -50,7 +58,8 @@ def _filled(document: dict[str, Any], endpoints: Sequence[str], digests: Mapping
     backend = spec["backend"]
     if backend["type"] == "http":
         backend = backend | {"endpoints": list(endpoints)}
-    return document | {"spec": spec | {"digest": digests[name], "backend": backend}}
+    baseline = {"baseline": {"file": baselines[name]}} if name in baselines else {}
+    return document | {"spec": spec | {"digest": digests[name], "backend": backend} | baseline}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         written = write_documents(
-            options.out, endpoints=[url.rstrip("/") for url in options.endpoint], digests=read_digests(options.models)
+            options.out,
+            endpoints=[url.rstrip("/") for url in options.endpoint],
+            digests=read_digests(options.models),
+            baselines=baseline_files(options.models),
         )
     except (ArtifactError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

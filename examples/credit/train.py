@@ -27,8 +27,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from app.domain.documents import Baseline
+from app.domain.skew import baseline_of, written
 from examples.credit.applicants import NUMBERS, Applicant, applicants, categories
-from examples.credit.artifacts import SPECS, ModelSpec, read_manifest, save, save_manifest
+from examples.credit.artifacts import SPECS, ModelSpec, baseline_file, read_manifest, save, save_manifest, write_whole
 
 SEED = 20
 HOLDOUT_SHARE = 0.2
@@ -98,8 +100,15 @@ def train(directory: Path) -> dict[str, Any]:
         pipeline = fit(spec, fitted)
         digests[spec.name] = save(directory, spec, pipeline)
         metrics[spec.name] = measure(spec, pipeline, held)
+        write_whole(baseline_file(directory, spec), written(_baseline(spec, fitted)))
     save_manifest(directory, digests, metrics, [person.applicant_id for person in held.people])
     return read_manifest(directory)
+
+
+def _baseline(spec: ModelSpec, part: Part) -> Baseline:
+    """How the inputs that a version was fitted on are distributed: what its inputs are compared with when it serves."""
+    rows = ({column: person.value(column) for column in spec.columns} for person in part.people)
+    return baseline_of(rows, model=spec.model, version=spec.version)
 
 
 def _part(people: Sequence[Applicant]) -> Part:

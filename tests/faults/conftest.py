@@ -9,6 +9,9 @@ from tests.support.cluster import Cluster
 from tests.support.load import Verdict
 from tests.support.stack import ServiceStack
 
+FEATURE_TIMEOUT = "3s"
+"""Longer than the default: what is shown here is what faults do, and not what a starved machine does."""
+
 
 @pytest.fixture(scope="package")
 def standing_cluster(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -18,7 +21,8 @@ def standing_cluster(stack: ServiceStack, tmp_path_factory: pytest.TempPathFacto
             if name.startswith("AWS_"):
                 patch.setenv(name, value)
         prefix = f"f{uuid.uuid4().hex[:10]}."
-        with Cluster(stack, tmp_path_factory.mktemp("faults"), prefix=prefix) as cluster:
+        directory = tmp_path_factory.mktemp("faults")
+        with Cluster(stack, directory, prefix=prefix, BROKER_FEATURE_TIMEOUT=FEATURE_TIMEOUT) as cluster:
             yield cluster
 
 

@@ -9,7 +9,7 @@ from tests.support.load import Load, Verdict
 from tests.support.stack import ServiceStack
 
 WAIT_MAX_S = 10.0
-"""A fetch may take 250 ms; the rest is what a busy machine may add."""
+"""A fetch may take 3 s here; the rest is what a busy machine may add."""
 
 
 async def test_requests_end_as_their_features_contracts_say(

@@ -125,7 +125,7 @@ def registry_documents(url: str, *, prefix: str, version: str = "1") -> Sequence
         _version("inline", version, http, soft=False),
         _version("soft", version, http, soft=True),
         _version("hanging", version, http, soft=True, timeout=hanging_timeout),
-        _version("pooled", version, pool, soft=False),
+        _version("pooled", version, pool, soft=False, timeout=DEADLINE),
         _route("inline", "/inline", {"first": "inline"}, version=version),
         _route("soft", "/soft", {"first": "soft"}, version=version),
         _route("queued", "/queued", {"first": "pooled"}, version=version),

@@ -21,6 +21,7 @@ from app.agents.admission import Admission
 from app.agents.decider import Decider
 from app.agents.ledger import Ledger
 from app.agents.shadows import Shadows
+from app.agents.skew import SkewGuard
 from app.agents.tasks import Tasks
 from app.domain.acks import OrderedAcks
 from app.domain.decisions import DecisionRecord, Kind
@@ -219,6 +220,7 @@ class World:
         self.committed: dict[tuple[str, int], int] = {}
         self.processes: dict[str, DecideProcess] = {}
         self.faults: list[str] = []
+        self.skew: SkewGuard | None = None
         self._ids = itertools.count()
 
     def new_id(self) -> str:
@@ -407,6 +409,7 @@ class DecideProcess:
                 replies=self.publisher,
                 clock=world.clock,
                 settings=world.settings,
+                skew=world.skew,
             ),
             shadows=Shadows(
                 backend=world.model,
@@ -414,6 +417,7 @@ class DecideProcess:
                 replies=self.publisher,
                 clock=world.clock,
                 settings=world.settings,
+                skew=world.skew,
             ),
             clock=world.clock,
             new_id=world.new_id,

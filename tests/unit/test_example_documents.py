@@ -8,10 +8,11 @@ import orjson
 import pytest
 import yaml
 
+from app.adapters.documents_yaml import read_directory
 from app.domain.expressions import Activation, compile_expression
-from app.domain.registry import Source, compile_revision, parse
+from app.domain.registry import compile_revision, parse
 from examples.credit.applicants import FEATURES, NUMBERS, VIEW, applicants, categories
-from examples.credit.artifacts import SPECS, read_digests
+from examples.credit.artifacts import SPECS, baseline_files, read_digests
 from examples.credit.documents import TEMPLATES, main, write_documents
 from examples.credit.features import update_of
 
@@ -28,20 +29,30 @@ def _documents(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def written(credit_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("documents")
-    write_documents(out, endpoints=ENDPOINTS, digests=read_digests(credit_models))
+    files = baseline_files(credit_models)
+    write_documents(out, endpoints=ENDPOINTS, digests=read_digests(credit_models), baselines=files)
     return out
 
 
 def test_templates_and_written_documents_are_whole_revisions(written: Path) -> None:
     """The documents, as committed and as written, are together a revision that `apply` accepts."""
     for directory in (TEMPLATES, written):
-        sources = [
-            Source(path.name, document)
-            for path in sorted(directory.glob("*.yaml"))
-            for document in yaml.safe_load_all(path.read_text())
-        ]
+        sources, faults = read_directory([directory])
+        assert not faults
         revision = compile_revision(parse(sources))
         assert set(revision.versions) == {(spec.model, spec.version) for spec in SPECS}
+
+
+def test_a_version_s_baseline_is_of_what_it_was_fitted_on(written: Path) -> None:
+    """Each version's has all of its columns, and the 800 applicants that are not held out."""
+    sources, _ = read_directory([written])
+    versions = compile_revision(parse(sources)).versions
+    for spec in SPECS:
+        baseline = versions[spec.model, spec.version].baseline
+        assert baseline is not None
+        assert (set(baseline.features), baseline.rows) == (set(spec.columns), 800)
+        for column, feature in baseline.features.items():
+            assert (feature.edges is not None) == (column in NUMBERS)
 
 
 def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path) -> None:
@@ -53,6 +64,9 @@ def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path)
         expected = templates[kind, name]
         if kind == "ModelVersion":
             expected["digest"] = digests[name]
+            copied = (written / spec["baseline"]["file"]).read_bytes()
+            assert copied == (credit_models / f"{name}.baseline.json").read_bytes()
+            expected["baseline"] = spec["baseline"]
             if expected["backend"]["type"] == "http":
                 expected["backend"]["endpoints"] = ENDPOINTS
         assert spec == expected

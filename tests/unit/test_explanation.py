@@ -191,10 +191,14 @@ def test_the_command_takes_headers(channel: str, rule: str, tmp_path: Path) -> N
             "name": "default",
             "tasks": [
                 task(name="cheap", select={"version": "1"}),
-                task(after=["cheap"], when="outputs.cheap.probability > 0.1", select=task()["select"]),
+                task(
+                    after=["cheap"],
+                    when="has(outputs.cheap) && outputs.cheap.probability > 0.1",
+                    select=task()["select"],
+                ),
             ],
             "join": {"policy": "quorum", "n": 1},
-            "reasons": {"LOW": "outputs.cheap.probability < 0.1"},
+            "reasons": {"LOW": "has(outputs.cheap) && outputs.cheap.probability < 0.1"},
         },
     ]
     file = tmp_path / "registry.yaml"
@@ -211,7 +215,7 @@ def test_the_command_takes_headers(channel: str, rule: str, tmp_path: Path) -> N
         assert told["tasks"][1]["after"] == ["cheap"]
         assert [arm["drawn"] for arm in told["tasks"][1]["arms"]] == [True, False]
         assert "arm 1: weight 90 (90 %), fraction 0." in text
-        assert "after cheap, when outputs.cheap.probability > 0.1" in text
+        assert "after cheap, when has(outputs.cheap) && outputs.cheap.probability > 0.1" in text
         assert "join      quorum 1" in text
-        assert "reason    LOW if outputs.cheap.probability < 0.1" in text
+        assert "reason    LOW if has(outputs.cheap) && outputs.cheap.probability < 0.1" in text
     assert CliRunner().invoke(app, ["explain", "/a", "-f", str(file), "--header", "x"]).exit_code == 2

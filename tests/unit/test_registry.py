@@ -1,7 +1,9 @@
 """The registry refuses what is not sound, whole, and says of each fault in which file, document and field it is."""
 
+import copy
 import datetime
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -452,6 +454,182 @@ def test_a_fault_of_shape_does_not_hide_references() -> None:
     assert ("ModelVersion credit-pd-2", "spec.features[person.age].ref") in found
 
 
+MANY_FAULTS = {
+    "apiVersion": "modelbroker.dev/v1",
+    "kind": "Route",
+    "metadata": {"name": "many"},
+    "spec": {
+        "path": "many",
+        "deadline": "soon",
+        "colour": "red",
+        "pinnable": ["pd", "gone"],
+        "rules": [
+            {
+                "name": "Small Amounts",
+                "when": "inputs.amount <",
+                "tasks": [
+                    task(name="pd", select={"split": [{"version": "1", "weight": -1}]}, after=["lost"]),
+                    task(name="fraud", model="credit-lgd", need="default"),
+                    task(name="lgd", select={"alias": "best"}, fallback=[{"version": "9"}], timeout="1s"),
+                ],
+                "join": {"policy": "most"},
+                "result": {"decision": "outputs.nobody.x", "score": 5, "limit": "inputs.", "again": "output.pd"},
+                "reasons": {"low": "true", "R1": "result.sum > 1", "R2": "'text'"},
+            },
+            {"name": "other", "tasks": [task(select={"version": 3}), task()]},
+        ],
+    },
+}
+
+
+def test_one_wrong_scalar_hides_nothing_else_of_its_document() -> None:
+    """Faults of shape, reference, order and expression in one route: all in one list, each once, at its field."""
+    found = refused([*sound(), MANY_FAULTS])
+    small = "spec.rules[Small Amounts]"
+    assert sorted(each.field for each in found) == sorted(
+        [
+            "apiVersion",
+            "spec.path",
+            "spec.deadline",
+            "spec.colour",
+            "spec.pinnable[gone]",
+            f"{small}.name",
+            f"{small}.when",
+            f"{small}.tasks[pd].select.split[1].weight",
+            f"{small}.tasks[pd].after",
+            f"{small}.tasks[fraud]",
+            f"{small}.tasks[fraud].model",
+            f"{small}.tasks[lgd].timeout",
+            f"{small}.tasks[lgd].select.alias",
+            f"{small}.tasks[lgd].fallback[0].version",
+            f"{small}.join.policy",
+            f"{small}.result.score",
+            f"{small}.result.decision",
+            f"{small}.result.limit",
+            f"{small}.result.again",
+            f"{small}.reasons.low",
+            f"{small}.reasons.R1",
+            f"{small}.reasons.R2",
+            "spec.rules[other].tasks[pd].select.version",
+            "spec.rules[other].tasks",
+        ]
+    )
+    assert {each.document for each in found} == {"Route many"}
+    assert all("unread" not in str(each) for each in found)
+
+
+def test_many_faults_of_a_version_and_a_view_are_listed_at_once() -> None:
+    """The same of the other kinds; a kind in the wrong case is known for what is meant."""
+    version = model_version(
+        "3",
+        model="credit-lgd",
+        digest="abc",
+        backend={"type": "http", "endpoints": ["ftp://x"]},
+        features=[
+            {"ref": "nobody.age", "required": True, "default": 1},
+            {"ref": "inputs.amount", "maxAge": "1d", "colour": "red"},
+            {"ref": "nonsense"},
+            {"ref": "applicant.age", "default": "old", "name": "9"},
+            {"ref": "inputs.amount"},
+        ],
+        outputs=[{"name": "a", "datatype": "FP64", "min": 2, "max": 1}, {"name": "b", "datatype": "FP65"}],
+        policy={"timeout": "soon"},
+    )
+    view = {**sound()[3], "metadata": {"name": "inputs"}, "kind": "featureview"}
+    found = refused([*sound(), version, view])
+    where = "ModelVersion credit-lgd-3"
+    assert sorted((each.document, each.field) for each in found) == sorted(
+        [
+            (where, "spec.model"),
+            (where, "spec.digest"),
+            (where, "spec.backend.endpoints[0]"),
+            (where, "spec.features[nobody.age]"),
+            (where, "spec.features[nobody.age].ref"),
+            (where, "spec.features[inputs.amount].maxAge"),
+            (where, "spec.features[inputs.amount].colour"),
+            (where, "spec.features[nonsense].ref"),
+            (where, "spec.features[9].name"),
+            (where, "spec.features[applicant.age].default"),
+            (where, "spec.features"),
+            (where, "spec.outputs[b].datatype"),
+            (where, "spec.outputs[a].min"),
+            (where, "spec.policy.timeout"),
+            ("inputs", "kind"),
+            ("inputs", "metadata.name"),
+        ]
+    )
+
+
+RICH = route(
+    "rich",
+    "/rich/{product}",
+    pinnable=["pd"],
+    rules=[
+        {
+            "name": "default",
+            "when": "inputs.amount > 1.0",
+            "tasks": [
+                task(
+                    select={"alias": "champion", "stickyBy": "applicant_id", "experiment": "e"},
+                    rollout={"to": "2", "steps": [5, 100], "every": "1m", "abortOn": {"p99": "1s", "flipRate": 0.1}},
+                    shadow=[{"version": "2", "percent": 5, "segment": "metadata.channel"}],
+                    fallback=[{"version": "2"}, {"default": {"probability": 0.5}}],
+                ),
+                task(name="second", after=["pd"], when="outputs.pd.probability > 0.5", need="optional"),
+                task(name="third", need="default", default={"probability": 0.5}),
+            ],
+            "join": {"policy": "all"},
+            "result": {"decision": "outputs.pd.probability < 0.3", "score": "outputs.pd.probability"},
+            "reasons": {"HIGH": "result.score > 0.5"},
+        },
+        {"name": "quick", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
+    ],
+)
+
+
+def spoilt(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The document once for each place in it and each odd value there; and once without what is there."""
+
+    def places(value: Any, way: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+        below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, each in below:
+            yield (*way, key)
+            yield from places(each, (*way, key))
+
+    gone = object()
+    for way in places(content):
+        for odd in (gone, None, [1], "?/?"):
+            other = copy.deepcopy(content)
+            here: Any = other
+            for step in way[:-1]:
+                here = here[step]
+            if odd is gone:
+                del here[way[-1]]
+            else:
+                here[way[-1]] = odd
+            if way[:1] != ("kind",):
+                yield other
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_fault_of_shape_has_no_faults_in_its_train(number: int) -> None:
+    """Wherever a sound document is spoilt, no more is said than that: nothing follows from what cannot be read."""
+    whole = [*sound(), RICH]
+    assert len(whole) == 6
+    seen = 0
+    for other in spoilt(whole[number]):
+        try:
+            parse(sources([other]))
+        except DocumentsRefused as error:
+            said = {(each.field, each.message) for each in error.faults}
+        else:
+            continue
+        seen += 1
+        found = refused([*whole[:number], other, *whole[number + 1 :]])
+        assert {(each.field, each.message) for each in found} == said, other
+    assert seen > 20
+
+
 def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
     """A rule that is switched off, or for everybody."""
     for text in ("false", "1 < 2", "true || false"):
@@ -622,7 +800,7 @@ def test_a_revision_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "100 are allowed" in fault.message
 
 
-@pytest.mark.parametrize("content", [{"kind": ["Route"]}, {}, {"kind": "route"}, {"metadata": "x"}])
+@pytest.mark.parametrize("content", [{"kind": ["Route"]}, {}, {"kind": "Rout"}, {"metadata": "x"}])
 def test_unknown_kind(content: dict[str, Any]) -> None:
     """A document of no known kind is refused, whatever else it holds."""
     (fault,) = refused([content])

@@ -278,7 +278,11 @@ class TestExpired:
     )
     def test_something_stands_in(self, changes: dict[str, Any]) -> None:
         """A fixed answer, or a task that may be missing, is enough to go on."""
-        assert served(versions(select={"version": "1"}, **changes), EXPIRED_MS).barred is not None
+        guarded = "has(outputs.pd) && outputs.pd.probability < 0.3"
+        documents = changed(
+            versions(select={"version": "1"}, **changes), "credit", "spec.rules.0.result.decision", guarded
+        )
+        assert served(documents, EXPIRED_MS).barred is not None
 
     @pytest.mark.parametrize(
         "changes",

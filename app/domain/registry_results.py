@@ -1,0 +1,217 @@
+"""What can be said of expressions before any request: those that fail whatever the tasks' versions answer.
+
+Only what the documents prove is a fault. Requests have no types, so an expression over them is left alone.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Any, Final
+
+from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, TaskSpec
+from app.domain.errors import ExpressionFailed
+from app.domain.expression_guards import Absence, Node, numbers_in, syntax, unguarded, whole_of
+from app.domain.expressions import Activation, Expression
+from app.domain.registry_parts import is_unread
+from app.domain.registry_shapes import shown
+
+
+def constant_fault(expression: Expression) -> str | None:
+    """Why a condition that looks at nothing cannot hold or fail to hold; None where it can, or looks at something."""
+    if expression.roots:
+        return None
+    try:
+        value = expression.evaluate(Activation({}))
+    except ExpressionFailed as error:
+        return str(error)
+    said = f"is always {shown(value)}, and a condition is true or false; compare it with something"
+    return None if isinstance(value, bool) else said
+
+
+@dataclass(frozen=True, slots=True)
+class Absences:
+    """The tasks of a rule that may have no output where its expressions are evaluated, each with why.
+
+    At most ``most`` at once. ``conditions``: of those that are absent only where a condition is false, that condition.
+    """
+
+    why: Mapping[str, str]
+    most: int
+    conditions: Mapping[str, Expression]
+
+    @classmethod
+    def of(cls, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
+        """The rule's, with its tasks' compiled ``conditions``."""
+        join, count = rule.join, len(rule.tasks)
+        if join.policy != "all":
+            n = join.n or 1
+            said = f"join policy {join.policy} waits for {n} of {count} tasks"
+            return cls({task.name: said for task in rule.tasks} if n < count else {}, count - n, {})
+        why: dict[str, str] = {}
+        only_by: dict[str, Expression] = {}
+        left = list(rule.tasks)
+        while left:
+            # Whoever comes after a task that may be skipped is skipped with it.
+            found = [task for task in left if _absence(task, why) is not None]
+            if not found:
+                break
+            for task in found:
+                why[task.name] = _absence(task, why) or ""
+                may_fail = task.need == "optional" and not _has_fixed(task)
+                absent_before = [name for name in task.after if name in why]
+                if task.when is not None and not may_fail and task.name in conditions:
+                    only_by[task.name] = conditions[task.name]
+                elif not may_fail and len(absent_before) == 1 and absent_before[0] in only_by:
+                    only_by[task.name] = only_by[absent_before[0]]
+            left = [task for task in left if task.name not in why]
+        return cls(why, len(why), only_by)
+
+    def before_the_join(self) -> "Absences":
+        """The same for a task's condition: how many answer in the end says nothing of those that have by then."""
+        return replace(self, most=len(self.why))
+
+
+def _has_fixed(task: TaskSpec) -> bool:
+    return any(each.default is not None for each in task.fallback)
+
+
+def _absence(task: TaskSpec, why: Mapping[str, str]) -> str | None:
+    """Why the task may have no output, beside those that may have none already."""
+    if task.need == "optional" and not _has_fixed(task):
+        return "need is optional"
+    if task.when is not None:
+        return "its when may be false"
+    before = [name for name in task.after if name in why]
+    return f"it comes after {before[0]}, which may have none" if before else None
+
+
+Served = Mapping[str, tuple[ModelVersionSpec, ...] | None]
+"""The versions that can serve each task that an expression may look at; None where they are not known."""
+
+
+def result_faults(expression: Expression, served: Served, absences: Absences) -> list[str]:
+    """Why ``expression`` fails for every answer that the tasks' versions can give, for every one of some version, or
+    where a task has none.
+
+    Only what the documents prove is a fault: members named by a computed key and types of requests are not known.
+    """
+    named = expression.members("outputs")
+    asked = {path for path, tested in named if tested}
+    faults = []
+    for path in dict.fromkeys(path for path, _ in named):
+        task, output = path[0], path[1] if len(path) > 1 else None
+        if task not in served:
+            if any(map(is_unread, served)):
+                continue
+            faults.append(f"outputs.{task}: there is no task {task} (there is: {', '.join(served) or 'none'})")
+            continue
+        versions = served[task]
+        if output is None or versions is None:
+            continue
+        lacking = [each for each in versions if all(contract.name != output for contract in each.outputs)]
+        if len(lacking) == len(versions):
+            have = ", ".join(dict.fromkeys(contract.name for each in versions for contract in each.outputs))
+            faults.append(f"outputs.{task}.{output}: task {task} has no output {output} (there is: {have})")
+        elif lacking and path[:2] not in asked and " in " not in expression.text:
+            without = ", ".join(f"{each.model} {each.version}" for each in lacking)
+            faults.append(
+                f"outputs.{task}.{output}: {without} has no such output; ask has(outputs.{task}.{output}) first"
+            )
+    if faults:
+        return faults
+    faults += (
+        f"outputs.{name}: task {name} may have no output ({absences.why[name]}), and the expression would fail: "
+        f"write `has(outputs.{name}) ? … : …`, or `has(outputs.{name}) && …`"
+        for name in _unguarded(expression, served, absences)
+    )
+    if faults or not set(expression.roots) <= _TRIED or None in served.values():
+        return faults
+    known = {task: versions for task, versions in served.items() if versions}
+    for turn in range(max(map(len, known.values()), default=0)):
+        outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
+        said = expression.mistyped(Activation({"outputs": outputs, "path": "/"}))
+        if said is not None:
+            return [said]
+    return []
+
+
+def _unguarded(expression: Expression, served: Served, absences: Absences) -> list[str]:
+    """The tasks that ``expression`` looks into although they may be absent then."""
+    names = [path[0] for path, _ in expression.members("outputs")]
+    at_risk = [name for name in dict.fromkeys(names) if name in absences.why and name in served]
+    node = syntax(expression.text) if at_risk else None
+    if node is None:
+        return []
+    conditions = {name: syntax(condition.text) for name, condition in absences.conditions.items()}
+    unless = {name: condition for name, condition in conditions.items() if condition is not None}
+    found = unguarded(node, "outputs", Absence(absences.why.keys(), absences.most, unless))
+    return [name for name in at_risk if name in found and _fails_without(name, expression, node, served, absences)]
+
+
+def _fails_without(name: str, expression: Expression, node: Node, served: Served, absences: Absences) -> bool:
+    """Whether ``expression``, which has no guard that syntax shows, does fail where ``name`` is absent.
+
+    Where its own or the absent task's condition may be a guard in other words, answers are tried: those at, below and
+    above every number that is written in either. Where they cannot be tried, it is believed.
+    """
+    condition = absences.conditions.get(name)
+    related = condition is not None and bool(set(condition.roots) & set(expression.roots) - {"path"})
+    if not related and not whole_of(node, "outputs"):
+        return True
+    roots = {*expression.roots, *(condition.roots if condition is not None else ())}
+    if not roots <= _TRIED or None in served.values():
+        return False
+    present = {task: versions for task, versions in served.items() if task != name and versions}
+    written = [*numbers_in(expression.text), *(numbers_in(condition.text) if condition is not None else ())]
+    for outputs in islice(_answers(present, written), _TRIALS_MAX):
+        activation = Activation({"outputs": outputs, "path": "/"})
+        try:
+            if condition is not None and condition.evaluate(activation) is not False:
+                continue
+        except ExpressionFailed:
+            continue
+        try:
+            expression.evaluate(activation)
+        except ExpressionFailed as error:
+            if isinstance(error.__cause__, KeyError) and error.__cause__.args == (name,):
+                return True
+    return False
+
+
+_TRIED: Final = frozenset({"outputs", "path"})
+_TRIALS_MAX: Final = 512
+
+
+def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], written: Iterable[float]) -> Iterator[dict[str, Any]]:
+    """Answers of the tasks' first versions that tell the numbers that are written apart."""
+    places = [(task, contract) for task, versions in served.items() for contract in versions[0].outputs]
+    values = [_values(contract, written) for _, contract in places]
+    for combination in product(*values):
+        outputs: dict[str, Any] = {task: {} for task in served}
+        for (task, contract), value in zip(places, combination, strict=True):
+            outputs[task][contract.name] = value
+        yield outputs
+
+
+def _values(contract: OutputContract, written: Iterable[float]) -> list[Any]:
+    match contract.datatype:
+        case "BOOL":
+            return [False, True]
+        case "BYTES":
+            return [""]
+    whole = contract.datatype.startswith("INT")
+    step = 1.0 if whole else 1e-6
+    near = [0.5, *(number + way for number in written for way in (-step, 0.0, step))]
+    low = -math.inf if contract.min is None else contract.min
+    high = math.inf if contract.max is None else contract.max
+    within = sorted({min(max(number, low), high) for number in near})
+    return [int(number) for number in within] if whole else within
+
+
+_SAMPLES: Final[Mapping[str, Any]] = {"BOOL": True, "BYTES": "", "FP32": 0.5, "FP64": 0.5}
+
+
+def _sample(version: ModelVersionSpec) -> dict[str, Any]:
+    """An answer of the types that ``version`` declares."""
+    return {output.name: _SAMPLES.get(output.datatype, 1) for output in version.outputs}

@@ -1,0 +1,317 @@
+"""A route compiled: its rules' expressions ready to evaluate, its draws laid out, and all that is wrong within it."""
+
+import datetime
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from app.domain.documents import (
+    ModelVersionSpec,
+    Rollout,
+    RolloutStatus,
+    Route,
+    RouteSpec,
+    RouteStatus,
+    RuleSpec,
+    Scalar,
+    TaskSpec,
+)
+from app.domain.errors import ExpressionFailed, Fault
+from app.domain.expressions import Expression, Reach, compile_expression, joined
+from app.domain.paths import placeholders_of
+from app.domain.registry_checks import FieldFault, Known, repeated, task_faults
+from app.domain.registry_parts import is_unread
+from app.domain.registry_results import Absences, constant_fault, result_faults
+
+WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
+RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
+REASON_ROOTS: Final = ("result", *RESULT_ROOTS)
+
+_RESERVED: Final = frozenset({"headers", "model_version"})
+"""Members of metadata that no placeholder may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTask:
+    """A task, compiled. ``experiment`` salts its draws; ``arms`` are what is drawn from, none where nothing is.
+
+    ``segments`` stand for its shadows' segments, in their order.
+    """
+
+    spec: TaskSpec
+    experiment: str
+    arms: tuple[tuple[str, int], ...]
+    condition: Expression | None
+    segments: tuple[Expression | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule, compiled."""
+
+    spec: RuleSpec
+    when: Expression | None
+    tasks: tuple[CompiledTask, ...]
+    result: Mapping[str, Expression]
+    reasons: Mapping[str, Expression]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRoute:
+    """A route, compiled; ``placeholders`` name the segments of its path that vary, in order.
+
+    ``reach`` by root and ``helpers`` are what its expressions need, together.
+    """
+
+    name: str
+    spec: RouteSpec
+    status: RouteStatus
+    placeholders: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    reach: Mapping[str, Reach]
+    helpers: frozenset[str]
+
+
+def compile_route(
+    known: Known, document: Route, today: datetime.date | None, add: Callable[[str, str], None]
+) -> CompiledRoute:
+    """The route, compiled as far as it is sound; ``add`` is told the field and the fault of all that is not."""
+    return _Compiler(known, document, today, add).route()
+
+
+def same_path_faults(routes: Iterable[tuple[str, CompiledRoute]]) -> Iterator[Fault]:
+    """Routes, each with its origin, whose paths match the same requests."""
+    seen: dict[tuple[str, ...], str] = {}
+    for origin, route in routes:
+        # Where a placeholder stands counts, not what it is called.
+        names = {f"{{{name}}}" for name in route.placeholders}
+        shape = tuple("{}" if segment in names else segment for segment in route.spec.path.split("/"))
+        if shape in seen and not is_unread(route.spec.path):
+            same = f"Route {seen[shape]} has the same path; merge their rules"
+            yield Fault(origin, f"Route {route.name}", "spec.path", same)
+        seen.setdefault(shape, route.name)
+
+
+def rollout_digest(rule: str, task: TaskSpec) -> str:
+    """What a rollout's status is of: its rule, its task, and from where to where, how, it leads."""
+    # Defaults are left out, so that a field that documents gain one day does not begin every rollout anew.
+    named = {"name", "model", "select", "rollout"}
+    content = task.model_dump(mode="json", by_alias=True, include=named, exclude_defaults=True)
+    return hashlib.sha256(orjson.dumps([rule, content], option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def rolled_out(rollout: Rollout, status: RolloutStatus | None) -> int:
+    """The percent of subjects that a rollout's new version has."""
+    if status is None or status.state == "aborted":
+        return 0
+    return 100 if status.state == "promoted" else rollout.steps[min(status.step, len(rollout.steps) - 1)]
+
+
+class _Compiler:
+    """One route's way to its compiled form; ``add`` hears of each fault."""
+
+    def __init__(
+        self, known: Known, document: Route, today: datetime.date | None, add: Callable[[str, str], None]
+    ) -> None:
+        self._known, self._document, self._today, self._add = known, document, today, add
+
+    def route(self) -> CompiledRoute:
+        document, spec = self._document, self._document.spec
+        self._add_all("", repeated("spec.rules", (rule.name for rule in spec.rules)))
+        rules = tuple(map(self._rule, spec.rules))
+        placeholders: tuple[str, ...] = ()
+        try:
+            placeholders = placeholders_of(spec.path)
+            for name in sorted(_RESERVED & set(placeholders)):
+                self._add("spec.path", f"metadata.{name} has a meaning of its own; name it otherwise")
+        except ValueError as error:
+            self._add("spec.path", str(error))
+        self._add_all("status.rollouts.", _status_faults(document))
+        named = {task.name for rule in spec.rules for task in rule.tasks}
+        for task in spec.pinnable:
+            if task not in named and not any(map(is_unread, named)):
+                self._add(f"spec.pinnable[{task}]", f"there is no task {task}")
+        expressions = [expression for rule in rules for expression in _expressions_of(rule)]
+        return CompiledRoute(
+            document.metadata.name,
+            spec,
+            document.status or RouteStatus(),
+            placeholders,
+            rules,
+            _reach_of(expressions),
+            frozenset(helper for expression in expressions for helper in expression.helpers),
+        )
+
+    def _add_all(self, at: str, faults: Iterable[FieldFault]) -> None:
+        for field, message in faults:
+            self._add(f"{at}{field}", message)
+
+    def _rule(self, rule: RuleSpec) -> Rule:
+        at, known = f"spec.rules[{rule.name}]", self._known
+        self._add_all("", repeated(f"{at}.tasks", (task.name for task in rule.tasks)))
+        for task in rule.tasks:
+            self._add_all(f"{at}.tasks[{task.name}].", task_faults(known, task, self._today))
+        self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule)))
+        when = self._condition(f"{at}.when", rule.when, WHEN_ROOTS)
+        result = self._each(f"{at}.result", rule.result, RESULT_ROOTS)
+        reasons = self._each(f"{at}.reasons", rule.reasons, REASON_ROOTS)
+        for name, expression in reasons.items():
+            said = constant_fault(expression)
+            if said is not None:
+                self._add(f"{at}.reasons.{name}", said)
+            for path, _ in expression.members("result"):
+                if path[0] not in rule.result and not any(map(is_unread, rule.result)):
+                    have = ", ".join(rule.result) or "nothing"
+                    self._add(f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
+        served = {task.name: known.served(task) for task in rule.tasks}
+        unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
+        conditions = {
+            task.name: self._condition(f"{at}.tasks[{task.name}].when", task.when, RESULT_ROOTS) for task in rule.tasks
+        }
+        absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
+        for field, expressions in (("result", result), ("reasons", reasons)):
+            for name, expression in expressions.items():
+                for message in result_faults(expression, served, absences):
+                    self._add(f"{at}.{field}.{name}", message)
+        tasks = []
+        for task in rule.tasks:
+            below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
+            if condition is not None:
+                before = {name: served.get(name) for name in task.after if name in served or unsure}
+                for message in result_faults(condition, before, absences.before_the_join()):
+                    self._add(f"{below}.when", message)
+            segments = tuple(
+                self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
+                for number, shadow in enumerate(task.shadow)
+            )
+            experiment = task.select.experiment or f"{self._document.metadata.name}/{task.name}"
+            spec = _with_typed_answers(task, served[task.name])
+            tasks.append(CompiledTask(spec, experiment, self._arms(rule, task), condition, segments))
+        return Rule(rule, when, tuple(tasks), result, reasons)
+
+    def _compiled(self, field: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
+        if text is None:
+            return None
+        try:
+            return compile_expression(text, roots)
+        except ExpressionFailed as error:
+            self._add(field, str(error))
+            return None
+
+    def _condition(self, field: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
+        expression = self._compiled(field, text, roots)
+        said = None if expression is None else constant_fault(expression)
+        if said is not None:
+            self._add(field, said)
+        return expression
+
+    def _each(self, field: str, texts: Mapping[str, str], roots: tuple[str, ...]) -> dict[str, Expression]:
+        made = {name: self._compiled(f"{field}.{name}", text, roots) for name, text in texts.items()}
+        return {name: expression for name, expression in made.items() if expression is not None}
+
+    def _arms(self, rule: RuleSpec, task: TaskSpec) -> tuple[tuple[str, int], ...]:
+        """What a version is drawn from: a split's arms, or a rollout's two as far as it is."""
+        select, rollout = task.select, task.rollout
+        if select.split is not None:
+            return tuple((arm.version, arm.weight) for arm in select.split)
+        base = self._known.label(task, select.version, select.alias)
+        if rollout is None or base is None:
+            return ()
+        status = (self._document.status or RouteStatus()).rollouts.get(f"{rule.name}/{task.name}")
+        begun = status is not None and status.of == rollout_digest(rule.name, task)
+        percent = rolled_out(rollout, status if begun else None)
+        return ((base, 100 - percent), (rollout.to, percent))
+
+
+def _with_typed_answers(task: TaskSpec, versions: tuple[ModelVersionSpec, ...] | None) -> TaskSpec:
+    """The task, its fixed answers as numbers of the types that its versions answer with: CEL does not mix 1 and 1.0."""
+    fallback = tuple(
+        each if each.default is None else each.model_copy(update={"default": _typed(each.default, versions or ())})
+        for each in task.fallback
+    )
+    default = None if task.default is None else _typed(task.default, versions or ())
+    return task.model_copy(update={"default": default, "fallback": fallback}) if task.fallback or default else task
+
+
+def _typed(answer: Mapping[str, Scalar], versions: Iterable[ModelVersionSpec]) -> dict[str, Scalar]:
+    floats = {output.name for version in versions for output in version.outputs if output.datatype in ("FP32", "FP64")}
+    return {name: float(value) if type(value) is int and name in floats else value for name, value in answer.items()}
+
+
+def _status_faults(document: Route) -> list[tuple[str, str]]:
+    """What is wrong with a status that somebody wrote: rollouts that are none, and steps that they do not have."""
+    if document.status is None:
+        return []
+    rollouts = {
+        f"{rule.name}/{task.name}": (rule.name, task, task.rollout)
+        for rule in document.spec.rules
+        for task in rule.tasks
+        if task.rollout is not None
+    }
+    faults = []
+    for key, status in document.status.rollouts.items():
+        if key not in rollouts:
+            faults.append((key, "there is no such rollout"))
+            continue
+        rule_name, task, rollout = rollouts[key]
+        if status.step >= len(rollout.steps) and status.of == rollout_digest(rule_name, task):
+            faults.append((f"{key}.step", f"is {status.step}, and there are {len(rollout.steps)} steps, from 0"))
+    return faults
+
+
+def _expressions_of(rule: Rule) -> Iterator[Expression]:
+    if rule.when is not None:
+        yield rule.when
+    for task in rule.tasks:
+        yield from (each for each in (task.condition, *task.segments) if each is not None)
+    yield from rule.result.values()
+    yield from rule.reasons.values()
+
+
+def _reach_of(expressions: Iterable[Expression]) -> dict[str, Reach]:
+    reach: dict[str, Reach] = {}
+    for expression in expressions:
+        for root in expression.roots:
+            own = expression.reach(root)
+            reach[root] = joined(reach[root], own) if root in reach else own
+    return reach
+
+
+def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
+    """What is wrong with ``after``: names that are none, and circles (Kahn's algorithm finds who is left in one)."""
+    names = {task.name for task in tasks}
+    faults = [
+        (f"tasks[{task.name}].after", f"there is no task {name} in this rule")
+        for task in tasks
+        for name in task.after
+        if name not in names and not any(map(is_unread, (name, *names)))
+    ]
+    faults += [
+        (f"tasks[{task.name}].when", "needs after: the tasks whose outputs it may look at")
+        for task in tasks
+        if task.when is not None and not task.after
+    ]
+    left = {task.name: set(task.after) & names for task in tasks}
+    while free := [name for name, before in left.items() if not before & left.keys()]:
+        for name in free:
+            del left[name]
+    if left:
+        faults.append(("tasks", f"{', '.join(sorted(left))} wait for one another by after; break the circle"))
+    return faults
+
+
+def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:
+    join = rule.join
+    if join.policy == "all":
+        return []
+    faults = [
+        (f"tasks[{task.name}].need", f"join policy {join.policy} says how many answers are needed; remove it")
+        for task in rule.tasks
+        if "need" in task.model_fields_set
+    ]
+    if join.n is not None and join.n > len(rule.tasks) and not any(is_unread(task.name) for task in rule.tasks):
+        faults.append(("join.n", f"is {join.n}, and the rule has {len(rule.tasks)} tasks"))
+    return faults

@@ -1,0 +1,195 @@
+"""Expressions that look at a task which may be absent are refused, unless a guard keeps them from it."""
+
+from typing import Any
+
+import pytest
+
+from app.domain.errors import DocumentsRefused
+from app.domain.expression_guards import syntax
+from app.domain.registry import read_revision
+from tests.support.registry_documents import changed, route, sound, sources, task
+
+PD = task(select={"version": "1"})
+OPTIONAL = task(name="fraud", select={"version": "1"}, need="optional")
+DOUBTFUL = task(name="lgd", select={"version": "1"}, after=["pd"], when="outputs.pd.probability >= 0.3")
+LAST = task(name="last", select={"version": "1"}, after=["lgd"])
+
+
+def faults(tasks: list[dict[str, Any]], text: str, **rule: Any) -> list[tuple[str, str]]:
+    whole = {"name": "default", "tasks": tasks, "result": {"decision": text}} | rule
+    try:
+        read_revision(sources([*sound(), route("guarded", "/guarded", rules=[whole])]))
+    except DocumentsRefused as error:
+        return [(fault.field, fault.message) for fault in error.faults]
+    return []
+
+
+ALL = [PD, OPTIONAL, DOUBTFUL, LAST]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("outputs.fraud.probability < 0.5", "fraud"),
+        ("has(outputs.fraud.probability) && outputs.fraud.probability < 0.5", "fraud"),
+        ("has(outputs.pd) && outputs.fraud.probability < 0.5", "fraud"),
+        ("has(outputs.fraud) || outputs.fraud.probability < 0.5", "fraud"),
+        ("has(outputs.fraud) ? 0.0 : outputs.fraud.probability", "fraud"),
+        ("outputs.pd.probability < 0.3 && outputs.fraud.probability < 0.5", "fraud"),
+        ("metadata.channel == 'web' && outputs['fraud']['probability'] < 0.5", "fraud"),
+        ("(has(outputs.fraud) && has(outputs.lgd)) || outputs.fraud.probability < 0.5", "fraud"),
+        ("mean([outputs.pd.probability, outputs.fraud.probability])", "fraud"),
+        ("outputs.lgd.probability", "lgd"),
+        ("outputs.last.probability", "last"),
+        # The condition in other words, and wrong by a hair.
+        ("outputs.pd.probability <= 0.3 ? outputs.lgd.probability : 1.0", "lgd"),
+        ("outputs.pd.probability < 0.2 ? 0.0 : outputs.lgd.probability", "lgd"),
+        ("size(outputs) > 1 ? outputs.fraud.probability : 0.0", "fraud"),
+    ],
+)
+def test_an_unguarded_task_is_refused(text: str, name: str) -> None:
+    """The message names the task, why it may be absent, and what to write."""
+    ((field, message),) = faults(ALL, text)
+    assert field == "spec.rules[default].result.decision"
+    assert message.startswith(f"outputs.{name}: task {name} may have no output (")
+    assert f"write `has(outputs.{name}) ? … : …`" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "has(outputs.fraud) && outputs.fraud.probability < 0.5",
+        "outputs.fraud.probability < 0.5 && has(outputs.fraud)",
+        "!has(outputs.fraud) || outputs.fraud.probability < 0.5",
+        "!(has(outputs.fraud)) ? 0.0 : outputs.fraud.probability",
+        "has(outputs.fraud) ? outputs.fraud.probability : 0.0",
+        "'fraud' in outputs && outputs['fraud'].probability < 0.5",
+        "has(outputs.fraud) && (outputs.pd.probability < 0.3 && outputs.fraud.probability < 0.5)",
+        "has(outputs.fraud) && has(outputs.lgd) ? outputs.fraud.probability + outputs.lgd.probability : 0.0",
+        "!has(outputs.fraud) || !has(outputs.lgd) || outputs.fraud.probability < outputs.lgd.probability",
+        "has(outputs.fraud) ? (outputs.pd.probability < 0.3 ? outputs.fraud.probability : 0.0) : 1.0",
+        "has(outputs.fraud) && has(outputs.fraud.probability) && outputs.fraud.probability < 0.5",
+        "(has(outputs.fraud) ? true : false) && outputs.fraud.probability < 0.5",
+        "false && outputs.fraud.probability < 0.5",
+        "[1.0].all(each, has(outputs.fraud) && outputs.fraud.probability < each)",
+        "mean(has(outputs.fraud) ? [outputs.fraud.probability] : [outputs.pd.probability])",
+        "{'a': has(outputs.fraud) ? outputs.fraud.probability : -0.5e-3}.a",
+        # Its own condition is a guard, as it is written and in other words.
+        "outputs.pd.probability >= 0.3 ? outputs.lgd.probability : 0.0",
+        "outputs.pd.probability >= 0.3 && path != '' ? outputs.last.probability : 0.0",
+        "outputs.pd.probability < 0.3 ? 0.0 : outputs.lgd.probability",
+        "!(outputs.pd.probability < 0.3) && outputs.lgd.probability > 0.1",
+        "size(outputs) == 4 ? outputs.fraud.probability : 0.0",
+        "outputs.all(name, outputs[name].probability < 0.5)",
+    ],
+)
+def test_a_guarded_task_is_sound(text: str) -> None:
+    """In either order, by ternaries, negations, lists, and by the condition without which the task is not run."""
+    assert faults(ALL, text) == []
+
+
+def test_reasons_and_conditions_are_held_to_the_same() -> None:
+    """Whoever evaluates it, an absent task fails the expression."""
+    after = task(name="next", select={"version": "1"}, after=["fraud"], when="outputs.fraud.probability > 0.5")
+    found = faults([PD, OPTIONAL, after], "path", reasons={"FRAUD": "outputs.fraud.probability > 0.5"})
+    assert [field for field, _ in found] == [
+        "spec.rules[default].reasons.FRAUD",
+        "spec.rules[default].tasks[next].when",
+    ]
+    after = after | {"when": "has(outputs.fraud) && outputs.fraud.probability > 0.5"}
+    assert faults([PD, OPTIONAL, after], "path") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"need": "default", "default": {"probability": 0.5}},
+        {"need": "optional", "fallback": [{"default": {"probability": 0.5}}]},
+        {"need": "required"},
+    ],
+)
+def test_what_always_has_an_output_needs_no_guard(changes: dict[str, Any]) -> None:
+    """A fixed answer, or no decision without it."""
+    assert faults([PD, OPTIONAL | changes], "outputs.fraud.probability < 0.5") == []
+
+
+@pytest.mark.parametrize(
+    ("join", "text", "sound_"),
+    [
+        ({"policy": "first"}, "outputs.pd.probability", False),
+        ({"policy": "first"}, "has(outputs.pd) ? outputs.pd.probability : outputs.other.probability", True),
+        ({"policy": "first"}, "has(outputs.other) || outputs.pd.probability < 0.5", True),
+        ({"policy": "first"}, "!has(outputs.other) && outputs.pd.probability < 0.5", True),
+        ({"policy": "first"}, "has(outputs.pd) ? outputs.other.probability : outputs.pd.probability", False),
+        ({"policy": "quorum", "n": 2}, "outputs.pd.probability + outputs.other.probability", True),
+        ({"policy": "quorum", "n": 1}, "outputs.pd.probability + outputs.other.probability", False),
+    ],
+)
+def test_so_many_answers_there_are(join: dict[str, Any], text: str, sound_: bool) -> None:
+    """Of two of which one answers, the other is there where one is not."""
+    found = faults([PD, task(name="other", select={"version": "1"})], text, join=join)
+    assert (found == []) is sound_
+
+
+def test_a_condition_on_the_request_is_believed() -> None:
+    """Whether another expression over the request says the same cannot be tried: it is not refused."""
+    rich = DOUBTFUL | {"when": "inputs.amount > 1000.0"}
+    assert faults([PD, rich], "inputs.amount <= 1000.0 ? 0.0 : outputs.lgd.probability") == []
+    assert faults([PD, rich], "outputs.lgd.probability") != []
+
+
+def test_what_cannot_be_read_is_left_alone() -> None:
+    """Syntax beyond what is read here proves nothing."""
+    assert syntax("a ? b") is None
+    assert syntax("f(a b)") is None
+    assert syntax("(" * 3_000 + "a") is None
+    assert syntax("a.") is None
+    assert syntax("a.b{c: 1}") is not None
+    assert syntax("f(a)[0].b + -1u * 0x1F / .5") is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "said"),
+    [
+        ({"probability": "high"}, "default.probability", "'high', which is not FP64, by version 1"),
+        ({"probability": True}, "default.probability", "which is not FP64"),
+        ({"probability": None}, "default.probability", "which is not FP64"),
+        ({"probability": 1.5}, "default.probability", "is 1.5, outside 0.0 to 1.0, by version 1"),
+        ({"probability": -1}, "default.probability", "outside 0.0 to 1.0"),
+        ({"score": 0.5}, "default", "names score, and version 1 answers probability"),
+        ({"probability": 0.5, "score": 0.5}, "default", "names probability, score"),
+    ],
+)
+def test_a_fixed_answer_is_one_that_the_version_could_give(value: dict[str, Any], field: str, said: str) -> None:
+    """Names, datatypes and bounds are the version's own, whether the answer is a default or a last fallback."""
+    for changes, at in (
+        ({"need": "default", "default": value}, field),
+        ({"fallback": [{"version": "2"}, {"default": value}]}, f"fallback[1].{field}"),
+    ):
+        found = faults([task(select={"version": "1"}, **changes)], "path")
+        assert found[0][0] == f"spec.rules[default].tasks[pd].{at}"
+        assert said in found[0][1]
+
+
+def test_a_whole_number_stands_for_a_float() -> None:
+    """YAML's 0 is 0.0 where the output is one, so that expressions compare it as they do answers."""
+    changes = {"need": "default", "default": {"probability": 0}, "fallback": [{"version": "2"}]}
+    other = {"fallback": [{"default": {"probability": 1}}]}
+    tasks = [task(select={"version": "1"}, **changes), task(name="other", select={"version": "1"}, **other)]
+    rules = [{"name": "default", "tasks": tasks, "result": {"low": "outputs.pd.probability < 0.3"}}]
+    revision = read_revision(sources([*sound(), route("typed", "/typed", rules=rules)]))
+    (typed,) = (each for each in revision.routes if each.name == "typed")
+    default, last = typed.rules[0].tasks[0].spec.default, typed.rules[0].tasks[1].spec.fallback[0].default
+    assert default is not None
+    assert last is not None
+    assert isinstance(default["probability"], float)
+    assert isinstance(last["probability"], float)
+
+
+def test_a_shadow_s_outputs_are_its_own() -> None:
+    """A fixed answer stands in for what decides, and a shadow never does."""
+    changes = {"need": "default", "default": {"probability": 0.5}, "shadow": [{"version": "2"}]}
+    documents = [each for each in sound() if each["kind"] != "Route"]
+    documents = changed(documents, "credit-pd-2", "spec.outputs", [{"name": "score", "datatype": "INT64"}])
+    rules = [{"name": "default", "tasks": [task(select={"version": "1"}, **changes)]}]
+    assert read_revision(sources([*documents, route("shadowed", "/shadowed", rules=rules)])).routes
