@@ -148,6 +148,11 @@ class RowSharing:
         """A call has ended: the rows that have gathered go."""
         lane.calls -= 1
         if lane.waiting:
+            now_ms = self._clock.now_ms()
+            for each in lane.waiting:
+                if each.row.deadline_ms <= now_ms:
+                    # Its timer is late, as in a loop that has much to do: expired work is never sent.
+                    self._expire(lane, each)
             lane.waiting = [each for each in lane.waiting if not each.answer.done()]
         if self._closed:
             _give_up(lane, lane.waiting)

@@ -123,6 +123,21 @@ async def test_an_expired_row_is_not_queued() -> None:
 
 
 @in_virtual_time
+async def test_a_late_timer_sends_nothing_expired() -> None:
+    """Where the loop was held up until after a row's deadline, the row is answered as expired and not sent."""
+    model, clock = Model(), VirtualClock(asyncio.get_running_loop())
+    backend = RowSharing(InMemoryBackend(clock, model), clock)
+    running = together(backend, row(0), row(1), row(2, within_ms=100), row(3))
+    await asyncio.sleep(CALL_S / 2)
+    clock.start_ms += 200
+    late = await running[2]
+    assert late.problem is not None
+    assert (late.problem.code, late.attempts) == (Code.DEADLINE_EXCEEDED, ())
+    assert (await running[3]).outputs == {"y": 3}
+    assert model.calls == [[0], [1], [3]]
+
+
+@in_virtual_time
 async def test_a_hasty_row_does_not_cut_its_neighbours_call() -> None:
     """A row whose deadline comes in mid-call is answered then, with what was sent; the others get their answers."""
     model, clock = Model(), VirtualClock(asyncio.get_running_loop())
