@@ -248,7 +248,7 @@ def wait_ready(port: int, log: Path) -> None:
 
 def ratios(rounds: list[dict[str, tuple[Sample, Sample]]]) -> dict[str, dict[str, float]]:
     """Each figure's median ratio over the rounds, with its spread."""
-    figures: dict[str, list[float]] = {name: [] for name in TARGETS if name != "memory_mib"}
+    figures: dict[str, list[float]] = {name: [] for name in TARGETS if name not in ("memory_mib", "routing_us")}
     for each in rounds:
         (floor_alone, floor_busy), (one_alone, one_busy), (_, three_busy) = (
             each["floor"], each["one"], each["three"],
