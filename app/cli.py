@@ -43,6 +43,9 @@ COMMANDS = {
     "decision": Command("decision:decision_app", "Recorded decisions."),
     "rollouts": Command("rollouts:rollouts_app", "How far rollouts are; pause, resume, abort or promote one."),
     "compare": Command("compare:compare_app", "Compare a task's shadows with what they shadow."),
+    "features": Command(
+        "features:features_app", "Features: load them from files, look at them, check what models need."
+    ),
     "dlt": Command("dlt:dlt_app", "Dead letters: records that could not be handled."),
 }
 

@@ -5,7 +5,7 @@ second.
 """
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
+    from app.domain.documents import FeatureViewSpec
     from app.domain.registry import Revision
 
 
@@ -121,12 +122,17 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
 async def run_features(settings: Settings, *, instance: str, http_port: int) -> int:
     """A features worker."""
     from app.adapters.faust_app import create_app
+    from app.adapters.faust_table import DurableTable
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
+    from app.adapters.topics import AGGREGATED, AGGREGATES_CHANGELOG, check_copartitioned
     from app.agents import features
+    from app.agents.aggregates import Aggregates
     from app.agents.worker import Worker
 
+    check_copartitioned(settings, AGGREGATED)
+    clock = SystemClock()
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
         registry = RegistryFollower(settings)
@@ -137,14 +143,23 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
         await store.ping()
         await _require_topics(publisher, settings, "features.updates", "features.updates-dlt")
         app = create_app(settings, role="features", instance=instance)
+
+        def views() -> "Mapping[str, FeatureViewSpec] | None":
+            return registry.current.views if registry.current else None
+
+        changelog = settings.topic(AGGREGATES_CHANGELOG)
+        table = DurableTable(app, name="aggregates", changelog=changelog, publisher=publisher)
+        aggregates = Aggregates(table=table, writer=store, views=views, clock=clock)
+        table.on_ownership(aggregates.on_ownership)
         intake = features.attach(
             app,
             topic=settings.topic("features.updates"),
             writer=store,
             publisher=publisher,
-            views=lambda: registry.current.views if registry.current else None,
+            views=views,
             group=app.conf.id,
-            clock=SystemClock(),
+            clock=clock,
+            aggregates=aggregates,
         )
         worker = Worker(
             app,
@@ -154,6 +169,7 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
             http_port=http_port,
             intakes=[intake],
             ready_checks={"registry": _registry_ready(registry), "features": store.ping},
+            background=[aggregates.run],
         )
         return await worker.run()
 

@@ -5,6 +5,7 @@ The fingerprint says which schema wrote the bytes, so a reader never guesses. So
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any, Final
 
 import fastavro
@@ -15,16 +16,25 @@ from app.resources import resource_dir
 _MAGIC: Final = b"\xc3\x01"
 
 
-class AvroCodec:
-    """One record type of ``schemas/``: Python dicts to bytes and back."""
+def _read_schema(name: str) -> tuple[bytes, Any]:
+    """The header of a schema's records, and the schema."""
+    definition = orjson.loads((resource_dir("schemas") / f"{name}.avsc").read_bytes())
+    canonical = fastavro.schema.to_parsing_canonical_form(definition)
+    # The specification's fingerprint is little endian; fastavro prints it so, as hexadecimal text.
+    header = _MAGIC + bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
+    return header, fastavro.parse_schema(definition)
 
-    def __init__(self, name: str) -> None:
-        definition = orjson.loads((resource_dir("schemas") / f"{name}.avsc").read_bytes())
+
+class AvroCodec:
+    """One record type of ``schemas/``: Python dicts to bytes and back.
+
+    ``earlier`` are the names of schemas that producers may still write with; their records are a subset of today's.
+    """
+
+    def __init__(self, name: str, *, earlier: Sequence[str] = ()) -> None:
         self.name = name
-        self._schema = fastavro.parse_schema(definition)
-        canonical = fastavro.schema.to_parsing_canonical_form(definition)
-        # The specification's fingerprint is little endian; fastavro prints it so, as hexadecimal text.
-        self._header = _MAGIC + bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
+        self._header, self._schema = _read_schema(name)
+        self._readable = dict(_read_schema(each) for each in earlier) | {self._header: self._schema}
 
     def encode(self, record: dict[str, Any]) -> bytes:
         """``record`` in single-object encoding; ValueError or TypeError where it does not fit the schema."""
@@ -42,14 +52,15 @@ class AvroCodec:
         header = data[: len(self._header)]
         if header[:2] != _MAGIC:
             raise ValueError(f"not Avro in single-object encoding: it starts with {header[:2].hex() or 'nothing'}")
-        if header != self._header:
+        schema = self._readable.get(header)
+        if schema is None:
             raise ValueError(
                 f"written with schema fingerprint {header[2:].hex()}, and {self.name} here has {self._header[2:].hex()}"
             )
         body = io.BytesIO(data)
         body.seek(len(self._header))
         try:
-            record = fastavro.schemaless_reader(body, self._schema, None)
+            record = fastavro.schemaless_reader(body, schema, None)
         except (EOFError, IndexError, ValueError, TypeError, UnicodeDecodeError, OverflowError, MemoryError) as error:
             raise ValueError(f"damaged {self.name}: {error}") from error
         if not isinstance(record, dict):

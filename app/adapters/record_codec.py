@@ -126,6 +126,7 @@ def _task(task: TaskRecord) -> dict[str, Any]:
                     }
                     for attempt in result.attempts
                 ],
+                "reason": result.reason,
             },
         ),
         "experiment": task.experiment,
@@ -203,6 +204,7 @@ def _read_task(fields: Mapping[str, Any]) -> TaskRecord:
             result["latency_ms"],
             tuple(Attempt(**attempt) for attempt in result["attempts"]),
             result["sent"],
+            result["reason"],
         ),
         fields["experiment"],
         tuple(_read_task(each) for each in fields["earlier"]),

@@ -1,13 +1,18 @@
 """Redis as the feature store, in Feast's layout, so that what Feast has written is read and the other way round.
 
 One hash an entity holds all its views; ``_ts:{view}`` is the event time of a view's features. What this project adds,
-and Feast does not look at, is ``_at:{view}``: the older event times of features that a later partial update left alone.
-Without it their age would be hidden by the update of their neighbours.
+and Feast does not look at, is ``_at:{view}``: the event times of features that are older than their view's, for a
+partial update leaves the others alone. Without it their age would be hidden by the update of their neighbours. And
+``_del:{view}``, the time of the last tombstone, which keeps older updates from bringing back what it deleted.
 
 ``fetch`` is one round trip whatever is asked, on a pooled connection, and one for several requests where Redis is busy
 (``redis_sharing``); commands are packed here and answers read as bytes, which costs half of what a client's pipeline
 object does. ``write`` is one round trip too: a script compares event times and writes within Redis, so that of two
-workers the later event wins and not the later writer. Every driver's exception ends here, as StoreUnavailable.
+workers the later event wins and not the later writer, feature by feature. Every driver's exception ends here, as
+StoreUnavailable.
+
+A row expires in Redis when the last of its views is past its ttl. Views without a ttl, and what others wrote before,
+keep it for good.
 """
 
 import asyncio
@@ -45,8 +50,14 @@ WRITE_TIMEOUT_MS: Final = 10_000
 PING_TIMEOUT_MS: Final = 2_000
 
 _WRITE_LUA: Final = b"""\
--- KEYS[1] a row. ARGV: ts field, at field, seconds, nanos, Timestamp bytes, number of kept fields, kept fields...,
--- then field and value in turn. Returns 1 when the row was written, 0 when what is stored is as new or newer.
+-- KEYS[1] a row. ARGV: ts field, at field, del field, seconds, nanos, Timestamp bytes, milliseconds at which the view
+-- is past its ttl ('' for never), '1' for a tombstone ('2' for one that keeps nothing out later), number of kept
+-- fields, kept fields..., then field and value in turn. Returns 1 when something was written, 0 when all that is
+-- stored is as new or newer.
+local KEY, TS, AT, DEL, SECONDS, NANOS, TIME = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]),
+    tonumber(ARGV[5]), ARGV[6]
+local EXPIRES, TOMBSTONE, GUARDS, KEPT = ARGV[7], ARGV[8] ~= '0', ARGV[8] == '1', tonumber(ARGV[9])
+
 local function timestamp(data)
   local numbers, at = {[8] = 0, [16] = 0}, 1
   while at <= #data do
@@ -66,39 +77,115 @@ local function timestamp(data)
   return numbers[8], numbers[16]
 end
 
-local stored = redis.call('HGET', KEYS[1], ARGV[1])
-if stored then
-  local seconds, nanos = timestamp(stored)
-  local new_seconds, new_nanos = tonumber(ARGV[3]), tonumber(ARGV[4])
-  if (seconds > 0 or nanos > 0)
-      and (new_seconds < seconds or (new_seconds == seconds and new_nanos <= nanos)) then
-    return 0
-  end
+-- How the row's time lies to a stored one: 1 later, 0 the same, -1 earlier; later than one that guards nothing.
+local function against(data)
+  if not data then return 1 end
+  local seconds, nanos = timestamp(data)
+  if seconds == 0 and nanos == 0 then return 1 end
+  if SECONDS ~= seconds then return SECONDS > seconds and 1 or -1 end
+  if NANOS ~= nanos then return NANOS > nanos and 1 or -1 end
+  return 0
 end
 
-local kept = tonumber(ARGV[6])
-if kept > 0 and stored then
-  local older = {}
-  local list = redis.call('HGET', KEYS[1], ARGV[2])
-  -- A list counts only beside the time it was written with: another writer may have replaced the row since.
-  if list and string.sub(list, 2, 1 + string.byte(list, 1)) == stored then
+local held = redis.call('HMGET', KEY, TS, AT, DEL)
+local stored, list, deleted = held[1], held[2], held[3]
+
+-- Own times of features that are older than the view's, by field. A list counts only beside the time it was written
+-- with: another writer may have replaced the row since.
+local function own_times()
+  local times = {}
+  if stored and list and string.sub(list, 2, 1 + string.byte(list, 1)) == stored then
     local at = 2 + string.byte(list, 1)
     while at <= #list do
       local length = string.byte(list, at + 4)
-      older[string.sub(list, at, at + 3)] = string.sub(list, at + 5, at + 4 + length)
+      times[string.sub(list, at, at + 3)] = string.sub(list, at + 5, at + 4 + length)
       at = at + 5 + length
     end
   end
-  local parts = {string.char(#ARGV[5]), ARGV[5]}
-  for i = 7, 6 + kept do
-    local time = older[ARGV[i]] or stored
-    parts[#parts + 1] = ARGV[i] .. string.char(#time) .. time
-  end
-  redis.call('HSET', KEYS[1], ARGV[2], table.concat(parts))
-else
-  redis.call('HDEL', KEYS[1], ARGV[2])
+  return times
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[5], unpack(ARGV, 7 + kept))
+
+local function keep_times(time, times)
+  local parts = {string.char(#time), time}
+  for field, own in pairs(times) do
+    parts[#parts + 1] = field .. string.char(#own) .. own
+  end
+  if #parts > 2 then
+    redis.call('HSET', KEY, AT, table.concat(parts))
+  elseif list then
+    redis.call('HDEL', KEY, AT)
+  end
+end
+
+local before = redis.call('PTTL', KEY)
+local alone = false
+if EXPIRES ~= '' and before == -1 then
+  local own = 0
+  for i = 1, 3 do
+    if held[i] then own = own + 1 end
+  end
+  for i = 10, #ARGV do
+    if i < 10 + KEPT or (i - KEPT) % 2 == 0 then own = own + redis.call('HEXISTS', KEY, ARGV[i]) end
+  end
+  alone = own == redis.call('HLEN', KEY)
+end
+
+if against(stored) > 0 and (GUARDS or not TOMBSTONE) then
+  if TOMBSTONE then
+    redis.call('HDEL', KEY, AT, unpack(ARGV, 10, 9 + KEPT))
+    redis.call('HSET', KEY, TS, TIME, DEL, TIME)
+  else
+    local times = {}
+    if KEPT > 0 and stored then
+      local older = own_times()
+      for i = 10, 9 + KEPT do
+        times[ARGV[i]] = older[ARGV[i]] or stored
+      end
+    end
+    keep_times(TIME, times)
+    redis.call('HSET', KEY, TS, TIME, unpack(ARGV, 10 + KEPT))
+  end
+else
+  -- Each feature has its own time, the view's where no other is listed; one that is not there, the tombstone's.
+  local times, changed = own_times(), 0
+  if TOMBSTONE then
+    for i = 10, 9 + KEPT do
+      local field = ARGV[i]
+      if against(times[field] or stored) >= 0 and redis.call('HDEL', KEY, field) == 1 then
+        times[field] = nil
+        changed = 1
+      end
+    end
+    if GUARDS and against(deleted) > 0 then
+      redis.call('HSET', KEY, DEL, TIME)
+      changed = 1
+    end
+  else
+    for i = 10 + KEPT, #ARGV, 2 do
+      local field = ARGV[i]
+      local guard = deleted
+      if redis.call('HEXISTS', KEY, field) == 1 then guard = times[field] or stored end
+      if against(guard) > 0 then
+        redis.call('HSET', KEY, field, ARGV[i + 1])
+        times[field] = TIME
+        changed = 1
+      end
+    end
+  end
+  if changed == 0 then return 0 end
+  if stored then keep_times(stored, times) end
+end
+
+-- The row ends with the last of its views: a longer life stays, and one without end ends only if it was ours alone.
+if EXPIRES == '' then
+  if before >= 0 then redis.call('PERSIST', KEY) end
+else
+  local now = redis.call('TIME')
+  local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  if before == -2 or alone or (before >= 0 and tonumber(EXPIRES) > now_ms + before) then
+    redis.call('PEXPIREAT', KEY, EXPIRES)
+  end
+end
 return 1
 """
 
@@ -230,6 +317,10 @@ def _older_field(view: str) -> bytes:
     return b"_at:" + view.encode()
 
 
+def _tombstone_field(view: str) -> bytes:
+    return b"_del:" + view.encode()
+
+
 def _decode(need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched]) -> None:
     time, older = answer[-2:]
     event_time_ms = decode_time(time)
@@ -274,9 +365,12 @@ def _write_command(row: FeatureRow) -> bytes:
         row_key(row.key),
         time_field(row.view),
         _older_field(row.view),
+        _tombstone_field(row.view),
         b"%d" % seconds,
         b"%d" % (rest_ms * 1_000_000),
         encode_time(row.event_time_ms),
+        b"" if row.ttl_ms is None else b"%d" % (row.event_time_ms + row.ttl_ms),
+        b"0" if not row.tombstone else b"1" if row.guards else b"2",
         b"%d" % len(row.kept),
         *(feature_field(row.view, feature) for feature in row.kept),
     ]

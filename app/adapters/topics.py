@@ -38,6 +38,9 @@ COPARTITIONED: Final = ("inference.requests", "inference.results", "inference.au
 ROLLOUT_WINDOWS: Final = "rollouts-windows-changelog"
 WINDOWED: Final = ("inference.audit", ROLLOUT_WINDOWS)
 """Topics whose equal partitions one rollouts worker holds together."""
+AGGREGATES_CHANGELOG: Final = "features-aggregates-changelog"
+AGGREGATED: Final = ("features.updates", AGGREGATES_CHANGELOG)
+"""Topics whose equal partitions one features worker holds together."""
 
 _POOL: Final = "<pool>"
 _TOPIC: Final = "<topic>"

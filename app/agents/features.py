@@ -1,9 +1,9 @@
 """The features worker: updates in from ``features.updates``, rows out to the feature store.
 
 A batch of one partition's records is read under the registry's views, written to the store in one round trip, and
-acknowledged only when the store has answered. While the store or Kafka is away the batch waits and is tried again:
-writing a row twice changes nothing. What cannot be stored goes to the dead-letter topic, acknowledged there first, and
-does not hold up the others.
+acknowledged only when the store has answered. Views with aggregates have theirs counted first, and written beside.
+While the store or Kafka is away the batch waits and is tried again: writing a row twice changes nothing. What cannot
+be stored goes to the dead-letter topic, acknowledged there first, and does not hold up the others.
 
 An update may overtake the revision that declares its view. So one that names something unknown is refused only when
 it has been in Kafka for ``REGISTRY_GRACE_MS``; an old backlog therefore never waits.
@@ -21,6 +21,7 @@ from prometheus_client import Counter, Histogram
 
 from app.adapters.avro import AvroCodec
 from app.adapters.dead_letters import dead_letter, publish_dead_letters
+from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
 from app.domain.documents import FeatureViewSpec
 from app.domain.errors import PublishFailed, StoreUnavailable
@@ -66,6 +67,7 @@ class FeatureUpdates:
         views: Views,
         group: str,
         clock: Clock,
+        aggregates: Aggregates | None = None,
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
     ) -> None:
         self._writer = writer
@@ -73,21 +75,28 @@ class FeatureUpdates:
         self._views = views
         self._group = group
         self._clock = clock
+        self._aggregates = aggregates
         self._retry_delays_s = retry_delays_s
-        self._codec = AvroCodec("FeatureUpdate")
+        self._codec = AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])
 
     async def handle(self, partition: int, records: Sequence[InboundRecord]) -> None:
         """Store a batch's rows and bury what cannot be stored; returns when both are durable."""
         started_ms = self._clock.steady_ms()
-        rows: list[FeatureRow] = []
+        updates: list[tuple[InboundRecord, FeatureRow]] = []
         letters: list[OutboundRecord] = []
         for record in records:
             try:
-                rows.append(await self._row_of(record))
+                updates.append((record, await self._row_of(record)))
             except UpdateRefused as error:
                 letters.append(dead_letter(record, str(error), "feature_update_refused", self._group))
                 log.warning("feature_update_refused", position=record.position, reason=str(error))
+        rows = [row for _, row in updates]
+        aggregates, computed = self._aggregates, list[FeatureRow]()
+        if aggregates is not None and updates:
+            computed = await self._until_done("kafka", lambda: aggregates.count(partition, updates))
         stored = await self._until_done("store", lambda: self._writer.write(rows)) if rows else 0
+        if computed:
+            await self._until_done("store", lambda: self._writer.write(computed))
         if letters:
             await self._until_done("kafka", lambda: publish_dead_letters(self._publisher, letters))
         elapsed_ms = self._clock.steady_ms() - started_ms
@@ -113,7 +122,7 @@ class FeatureUpdates:
             views = self._views()
             if views is not None:
                 try:
-                    return read_update(body, views, self._clock.now_ms())
+                    return _row_of(record, body, views, self._clock.now_ms())
                 except UpdateRefused as error:
                     age_ms = self._clock.now_ms() - record.timestamp_ms
                     if not error.unknown or not 0 <= age_ms < REGISTRY_GRACE_MS:
@@ -153,6 +162,18 @@ class FeatureUpdates:
                 await asyncio.sleep(delay_s)
 
 
+def _row_of(
+    record: InboundRecord, body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], now_ms: int
+) -> FeatureRow:
+    row = read_update(body, views, now_ms)
+    if views[row.view].plan is not None and not record.key:
+        raise UpdateRefused(
+            f"the record has no key, and view {row.view} has aggregates: send the entity as the key, so that all its "
+            "updates come in one partition"
+        )
+    return row
+
+
 def attach(
     app: faust.App,
     *,
@@ -162,10 +183,13 @@ def attach(
     views: Views,
     group: str,
     clock: Clock,
+    aggregates: Aggregates,
 ) -> Intake:
     """Add the features agent to ``app``; ``topic`` and ``group`` are full names. Returns its intake, to be drained."""
     intake = Intake(app, in_flight_max=IN_FLIGHT_MAX)
-    updates = FeatureUpdates(writer=writer, publisher=publisher, views=views, group=group, clock=clock)
+    updates = FeatureUpdates(
+        writer=writer, publisher=publisher, views=views, group=group, clock=clock, aggregates=aggregates
+    )
 
     async def features(stream: StreamT[Any]) -> None:
         await intake.batches(

@@ -17,12 +17,12 @@ from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
-from app.domain.decisions import TaskRecord, condition
+from app.domain.decisions import TaskRecord, condition, must_answer
 from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
-from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
+from app.domain.join import Decide, Effect, Ignore, Join, Status
 from app.domain.routing import Standby, TaskPlan
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
@@ -81,7 +81,7 @@ class Tasks:
             inputs = resolve(version.features, views, seen, live.fetched, now_ms)
             live.inputs[task.name, version.version] = inputs
             records.append(task_record(task, inputs))
-            if inputs.problems and _must_answer(live, task):
+            if inputs.problems and must_answer(plan, task):
                 broken += [replace(problem, task=task.name) for problem in inputs.problems]
         live.record = replace(live.record, tasks=tuple(records))
         if broken:
@@ -347,14 +347,6 @@ async def encoded(
     except ValueError as error:
         return Problem(Code.MODEL_ERROR, str(error), row.task)
     return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
-
-
-def _must_answer(live: Live, task: TaskPlan) -> bool:
-    """Whether the request cannot end well without this task's own version."""
-    assert live.plan is not None  # noqa: S101 - tasks are planned
-    if live.plan.rule.spec.join.policy != "all" or task.spec.after:
-        return False
-    return JoinTask.of(task.spec).need == "required" and not any(each.version for each in task.standbys)
 
 
 def task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:

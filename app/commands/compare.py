@@ -138,10 +138,7 @@ def _print(route: str, task: str, since_ms: int, found: dict[str, Compared]) -> 
 
 def results_table(comparison: Comparison) -> Table:
     """How often the result would have been another, overall and by segment."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("segment", overflow="fold")
-    for heading in ("decisions", "failed", "compared", "flips", "flip rate", "p99"):
-        table.add_column(heading, justify="right")
+    table = _figures("segment", "decisions", "failed", "compared", "flips", "flip rate", "p99")
     for name, account in _rows(comparison):
         p99 = account.latencies.quantile_ms(0.99)
         table.add_row(
@@ -157,25 +154,31 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def scores_table(comparison: Comparison) -> Table:
-    """How far each numeric output is off, overall and by segment."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("segment", overflow="fold")
-    table.add_column("output", overflow="fold")
-    for heading in ("pairs", "mean difference", "mean absolute", "largest", "PSI"):
-        table.add_column(heading, justify="right")
+    """How far each numeric output is off, overall and by segment; an output is a line below its segment's."""
+    table = _figures("segment, output", "pairs", "mean diff.", "mean abs.", "largest", "PSI")
     for name, account in _rows(comparison):
+        if account.outputs:
+            table.add_row(name)
         for output, pairs in sorted(account.outputs.items()):
             index = pairs.psi
             style = "" if index is None or index < _PSI_NOTED else "yellow" if index < _PSI_ALARMING else "red"
             table.add_row(
-                name,
-                Text(output),
+                Text(f"  {output}"),
                 str(pairs.count),
                 f"{pairs.mean_difference or 0:+.4g}",
                 f"{pairs.mean_absolute_difference or 0:.4g}",
                 f"{pairs.largest:.4g}",
                 Text("-" if index is None else f"{index:.3f}", style=style),
             )
+    return table
+
+
+def _figures(first: str, *headings: str) -> Table:
+    """A table of figures that leaves most of 80 columns to the names; figures are never broken."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,7 @@ from app.commands.failures import failed
 from app.domain.audit import DECISION, Pointer
 from app.domain.audit_view import readable
 from app.domain.decisions import Kind
+from app.domain.dispatch import TaskStatus
 from app.domain.errors import BrokerError
 from app.settings import Settings
 
@@ -29,7 +31,14 @@ decision_app = typer.Typer(
     name="decision", help="Recorded decisions.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
 )
 
-_STATUS_STYLES = {"completed": "green", "ok": "green", "partial": "yellow", "defaulted": "yellow", "PRESENT": "green"}
+_STATUS_STYLES = {
+    "completed": "green",
+    "ok": "green",
+    "partial": "yellow",
+    "defaulted": "yellow",
+    "skipped": "yellow",
+    "PRESENT": "green",
+}
 _BESIDE_SHOWN_MAX = 100
 _UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
 
@@ -98,7 +107,13 @@ def describe(
         for problem in record["problems"] or ():
             where = " ".join(f"{name} {problem[name]}" for name in ("task", "feature") if problem.get(name))
             parts.append(Text(f"{problem['code']}{f' ({where})' if where else ''}: {problem['message']}", style="red"))
-        parts += [Text("\nreply", style="bold"), Text(_compact(record["reply"]))]
+        reply = record["reply"]
+        told = reply if isinstance(reply, dict) else {}
+        if told.get("result"):
+            parts.append(Text.assemble(("\nresult  ", "bold"), _compact(told["result"])))
+        if "reasons" in told:
+            parts.append(Text.assemble(("reasons  ", "bold"), ", ".join(told["reasons"]) or "none"))
+        parts += [Text("\nreply", style="bold"), Text(_compact(reply))]
     if shadows:
         parts.append(_shadows(shadows))
     if steps:
@@ -127,10 +142,14 @@ def _summary(record: Mapping[str, Any]) -> Table:
 
 
 def _task(task: Mapping[str, Any], received_ms: int) -> list[RenderableType]:
-    result = task["result"]
     title = Text(f"\n{task['name']}", style="bold")
-    title.append(f"  {task['model']} {task['version']}, by {task['selected_by']}, {task['backend']}", style="not bold")
+    title.append(f"  {_chosen(task)}", style="not bold")
     parts: list[RenderableType] = [title, Text(f"digest {task['digest']}", style="dim")]
+    if task.get("experiment"):
+        parts.append(Text(f"experiment {task['experiment']}, arm {_drawn(task)}"))
+    for earlier in task.get("earlier") or ():
+        parts.append(Text(f"instead of {_chosen(earlier)}:"))
+        parts += (Padding(each, (0, 0, 0, 2)) for each in _answer(earlier["result"]))
     features = Table("feature", "value", "status", "age", "source", box=SIMPLE_HEAD)
     for feature in task["features"]:
         event_ms = feature.get("event_time_ms")
@@ -146,12 +165,29 @@ def _task(task: Mapping[str, Any], received_ms: int) -> list[RenderableType]:
         )
     if task["features"]:
         parts.append(features)
+    return parts + _answer(task["result"])
+
+
+def _chosen(task: Mapping[str, Any]) -> str:
+    return f"{task['model']} {task['version']}, by {task['selected_by']}, {task['backend']}"
+
+
+def _drawn(task: Mapping[str, Any]) -> str:
+    """The arm that was drawn: the version that served, or the first that it stood in for."""
+    first = next(iter(task.get("earlier") or ()), task)
+    return str(first["version"])
+
+
+def _answer(result: Mapping[str, Any] | None) -> list[RenderableType]:
+    """What a version was asked, and what became of it."""
     if result is None:
-        parts.append(Text("no result", style="dim"))
-        return parts
+        return [Text("no result", style="dim")]
     line = _status(result["status"])
-    line.append(f" {_compact(result['output'])} in {result['latency_ms']:.1f} ms", style="default")
-    parts.append(line)
+    if result["status"] == TaskStatus.SKIPPED:
+        line.append(f": {result['reason']}" if result.get("reason") else "", style="default")
+    else:
+        line.append(f" {_compact(result['output'])} in {result['latency_ms']:.1f} ms", style="default")
+    parts: list[RenderableType] = [line]
     for attempt in result["attempts"]:
         shared = f", shared by {attempt['rows']} rows" if attempt["rows"] > 1 else ""
         told = f"  {attempt['endpoint']}: {attempt['outcome']}, {attempt['latency_ms']:.1f} ms{shared}"

@@ -142,6 +142,8 @@ def _task_json(task: TaskTrace) -> dict[str, Any]:
         "when": task.spec.when,
         "on_unavailable": task.spec.on_unavailable,
         "versions": [_version_json(each) for each in task.versions],
+        "problems": [problem.as_json() for problem in task.problems],
+        "notes": task.notes,
     }
 
 
@@ -226,6 +228,8 @@ def _task_lines(task: TaskTrace) -> Iterator[str]:
         yield f"{gap}after {', '.join(spec.after)}" + (f", when {spec.when}" if spec.when else "")
     for each in task.versions:
         yield from (gap + line for line in _version_lines(each))
+    for note in task.notes:
+        yield f"{gap}note: {note}"
 
 
 def _version_lines(each: VersionTrace) -> Iterator[str]:

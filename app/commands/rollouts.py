@@ -6,14 +6,13 @@ Where something else was published meanwhile, the order is held against what is 
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import orjson
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +75,7 @@ def list_rollouts(
         documents = [_document(running, stats[running.name], now_ms) for running in found]
         typer.echo(orjson.dumps({"revision": published.revision.id, "rollouts": documents}))
     elif found:
-        Console().print(_table(found, stats, now_ms))
+        Console(highlight=False).print(told(found, stats, now_ms))
     else:
         typer.echo("No rollouts: give a task `rollout` in its route and apply.")
 
@@ -223,26 +222,29 @@ def _verdict(running: Running, stats: StepStats, now_ms: int) -> str | None:
     return judge(running.rollout, running.status, stats, now_ms).reason
 
 
-def _table(found: list[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("rollout", "to", "state", "step", "since", "seen", "what it waits for, or why"):
-        table.add_column(heading, overflow="fold")
+def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> RenderableType:
+    """Each rollout in a few lines that any terminal has room for: how far it is, what it saw, what comes of that."""
+    parts: list[RenderableType] = []
     for running in found:
         status, seen = running.status, stats[running.name]
         since = datetime.fromtimestamp(status.since / 1_000, UTC).isoformat(timespec="seconds")
-        said = [f"{seen.decisions} decisions", f"{seen.errors} errors"]
+        saw = [f"{seen.decisions} decisions", f"{seen.errors} errors"]
         if seen.compared:
-            said.append(f"{seen.flips} of {seen.compared} flips")
+            saw.append(f"{seen.flips} of {seen.compared} flips")
         p99_ms = seen.latencies.quantile_ms(0.99)
         if p99_ms is not None:
-            said.append(f"p99 {format_duration(max(1, round(p99_ms)))}")
-        table.add_row(
-            Text(str(running.name)),
-            running.rollout.to,
-            Text(status.state, style=_STATE_STYLES[status.state]),
-            f"{status.step + 1} of {len(running.rollout.steps)}, {running.percent} %",
-            since,
-            ", ".join(said),
-            Text(_verdict(running, seen, now_ms) or status.reason or "-"),
-        )
-    return table
+            saw.append(f"p99 {format_duration(max(1, round(p99_ms)))}")
+        step = f"step {status.step + 1} of {len(running.rollout.steps)}, {running.percent} %, since {since}"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row("  state", Text.assemble((status.state, _STATE_STYLES[status.state]), f": {step}"))
+        grid.add_row("  seen", Text(", ".join(saw)))
+        said = _verdict(running, seen, now_ms)
+        if said is not None:
+            grid.add_row("  waits", Text(said))
+        elif status.reason:
+            grid.add_row("  why", Text(status.reason))
+        title = Text.assemble((str(running.name), "bold"), f" to version {running.rollout.to}", overflow="fold")
+        parts += [title, grid]
+    return Group(*parts)

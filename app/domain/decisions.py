@@ -15,7 +15,7 @@ import orjson
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, ExpressionFailed, Problem
 from app.domain.features import FeatureValue
-from app.domain.join import Outcome, Status
+from app.domain.join import JoinTask, Outcome, Status
 from app.domain.requests import InboundRecord, Request, RequestId, address_headers, is_finite
 from app.domain.routing import Plan, TaskPlan
 
@@ -105,6 +105,13 @@ def refuse(record: DecisionRecord, status: Status, problems: tuple[Problem, ...]
     return _close(record, status, {}, {"result": {}}, problems, now_ms)
 
 
+def must_answer(plan: Plan, task: TaskPlan) -> bool:
+    """Whether the request cannot end well without this task's own version, so that what it lacks is the request's."""
+    if plan.rule.spec.join.policy != "all" or task.spec.after:
+        return False
+    return JoinTask.of(task.spec).need == "required" and not any(each.version for each in task.standbys)
+
+
 def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> TaskResult | None:
     """Why a task whose predecessors have ended is not run, as its result; None: it is run.
 
@@ -117,20 +124,22 @@ def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> 
             return None
         blamed = any(results[name].problem is not None for name in silent)
         said = f"task {', '.join(silent)} has no output, and this one comes after it"
-        return _not_run(task, Problem(Code.PREDECESSOR_FAILED, said, task.name) if blamed else None)
+        if blamed:
+            return _not_run(task, Problem(Code.PREDECESSOR_FAILED, said, task.name))
+        return _not_run(task, None, said)
     plan.activation.add("outputs", _outputs({name: results[name] for name in after}))
     try:
         holds = task.condition.evaluate(plan.activation)
         if isinstance(holds, bool):
-            return None if holds else _not_run(task, None)
+            return None if holds else _not_run(task, None, f"its when is false: {task.condition.text}")
         reason = f"gives {type(holds).__name__}, not a bool: {task.condition.text}"
     except ExpressionFailed as error:
         reason = f"failed: {error}"
     return _not_run(task, Problem(Code.CONDITION_FAILED, f"when {reason}", task.name))
 
 
-def _not_run(task: TaskPlan, problem: Problem | None) -> TaskResult:
-    return TaskResult(task.name, TaskStatus.SKIPPED, None, problem, 0.0, (), b"")
+def _not_run(task: TaskPlan, problem: Problem | None, reason: str | None = None) -> TaskResult:
+    return TaskResult(task.name, TaskStatus.SKIPPED, None, problem, 0.0, (), b"", reason)
 
 
 def decide(record: DecisionRecord, plan: Plan, outcome: Outcome, now_ms: int) -> DecisionRecord:

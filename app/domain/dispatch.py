@@ -71,7 +71,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it."""
+    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem."""
 
     task: str
     status: TaskStatus
@@ -80,6 +80,7 @@ class TaskResult:
     latency_ms: float
     attempts: tuple[Attempt, ...]
     sent: bytes
+    reason: str | None = None
 
 
 def sharing(rows: Sequence[Row], rows_max: int) -> list[int]:

@@ -11,9 +11,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from app.durations import WrittenDurationMs, within
+from app.domain.aggregates import Aggregation, Plan
+from app.durations import WrittenDurationMs, parse_duration_ms, within
 
 API_VERSION: Final = "modelbroker.dev/v1alpha1"
 
@@ -36,7 +37,6 @@ CallDurationMs = Annotated[WrittenDurationMs, within("1ms", "1h")]
 Scalar = str | int | float | bool | None
 
 NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
-    "aggregate": "windowed aggregates",
     "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
     "onDemand": "features computed by expressions",
@@ -58,6 +58,7 @@ IN_WORDS: Final[Mapping[str, str]] = {
     r"^sha256:[0-9a-f]{64}$": "sha256: and 64 hexadecimal digits in lower case",
     r"^[A-Za-z0-9_]{1,128}$": "1 to 128 letters, digits and _",
     r"^((entities|inputs|metadata)\.)?[A-Za-z_][A-Za-z0-9_]*$": "an entity's name, or inputs.NAME or metadata.NAME",
+    r"^[1-9][0-9]{0,5}(s|m|h|d)$": "a whole number and a unit, as 90s, 15m, 24h or 30d",
     r"^[A-Z][A-Z0-9_]{0,63}$": "upper-case letters, digits and _, the first a letter, 64 at most",
     r"^/[^\s?#]{0,255}$": "/ and up to 255 characters, none of them a space, ? or #",
 }
@@ -315,12 +316,49 @@ class RedisSource(_Document):
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
+AggregateOp = Literal["sum", "count", "mean", "min", "max", "last", "distinct"]
+WindowText = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(s|m|h|d)$")]
+"""A window's length as its features' names have it, so as it is written: 24h and 1d are two names."""
+
+
+class AggregateSpec(_Document):
+    """A function over sliding windows of a view's updates; each window is a feature ``OF_OP_WINDOW``."""
+
+    of: Identifier | None = Field(None, description="a feature of the view; count needs none: it counts updates")
+    op: AggregateOp
+    windows: Annotated[tuple[WindowText, ...], Field(strict=False, min_length=1, max_length=8)]
+
+    def aggregations(self, types: Mapping[str, ValueType]) -> tuple[tuple[Aggregation, ValueType], ...]:
+        """Each window's feature and its type, where the view declares ``types``."""
+        computed: ValueType = "INT64" if self.op in ("count", "distinct") else "DOUBLE"
+        if self.op in ("min", "max", "last"):
+            computed = types.get(self.of or "", computed)
+        prefix = f"{self.of}_{self.op}" if self.of else self.op
+        return tuple(
+            (Aggregation(f"{prefix}_{window}", self.of, self.op, parse_duration_ms(window), computed), computed)
+            for window in self.windows
+        )
+
+
+def _listed(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, Mapping) else value
+
+
 class FeatureViewSpec(_Document):
     """Features of one entity from one source."""
 
     entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
     source: RedisSource
+    ttl: Annotated[WrittenDurationMs, within("1s", "3650d")] | None = Field(
+        None, description="older values are STALE, and the store may forget them"
+    )
+    aggregate: Annotated[tuple[AggregateSpec, ...], BeforeValidator(_listed)] = Field(
+        (), max_length=64, description="features computed from the view's updates; one of them needs no list"
+    )
+    lateness: Annotated[WrittenDurationMs, within("1s", "30d")] = Field(
+        3_600_000, description="of updates that aggregates still count, before the entity's latest"
+    )
 
     @cached_property
     def sorted_entities(self) -> tuple[EntitySpec, ...]:
@@ -329,8 +367,25 @@ class FeatureViewSpec(_Document):
 
     @cached_property
     def types(self) -> Mapping[str, ValueType]:
-        """Each feature's value type."""
-        return {feature.name: feature.type for feature in self.features}
+        """Each feature's value type, those that are computed among them."""
+        return self.declared | {each.name: type_ for each, type_ in self._computed}
+
+    @cached_property
+    def declared(self) -> dict[str, ValueType]:
+        """The types of the features that updates carry. Of two of one name, a fault by itself, the first counts."""
+        declared: dict[str, ValueType] = {}
+        for feature in self.features:
+            declared.setdefault(feature.name, feature.type)
+        return declared
+
+    @cached_property
+    def _computed(self) -> tuple[tuple[Aggregation, ValueType], ...]:
+        return tuple(pair for spec in self.aggregate for pair in spec.aggregations(self.declared))
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """How the computed features are computed; None where there are none."""
+        return Plan([each for each, _ in self._computed], self.lateness) if self._computed else None
 
 
 # --- Route ------------------------------------------------------------------------------------------------------------

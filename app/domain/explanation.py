@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.domain.assignment import fraction, score
+from app.domain.decisions import must_answer
 from app.domain.documents import HttpBackend, ModelVersionSpec, Scalar, TaskSpec
 from app.domain.errors import Problem
 from app.domain.features import ViewNeed, needs_of, resolve
+from app.domain.join import JoinTask
 from app.domain.registry import CompiledTask, Revision, Rule, rolled_out, rollout_digest
 from app.domain.requests import Request
 from app.domain.routing import Plan, Refused, TaskPlan, route, rule_holds, seen_of, standbys_of, subject_of, usable
@@ -86,6 +88,7 @@ class TaskTrace:
     """One task: what serves it, how that was selected, and what stands by.
 
     ``version`` is None where it depends on a request id that is not known; ``barred`` is why it may not be used.
+    ``problems`` are what the request lacks and is rejected for; ``notes`` say what becomes of what it may lack.
     """
 
     spec: TaskSpec
@@ -97,6 +100,8 @@ class TaskTrace:
     barred: Problem | None
     rollout: RolloutTrace | None
     versions: tuple[VersionTrace, ...]
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def serving(self) -> tuple[VersionTrace, ...]:
@@ -104,11 +109,6 @@ class TaskTrace:
         if self.barred is None:
             return tuple(each for each in self.versions if each.role in ("own", "arm"))
         return tuple(each for each in self.versions if each.role == "fallback" and not each.expired)[:1]
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """What the request lacks for what will be asked first."""
-        return tuple(dict.fromkeys(problem for each in self.serving for problem in each.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +168,15 @@ def explain(revision: Revision, request: Request, now_ms: int, *, drawn: bool = 
         for compiled, task in zip(plan.rule.tasks, plan.tasks, strict=True)
     )
     every = dict.fromkeys(_identity(each) for task in tasks for each in task.versions)
-    serving = dict.fromkeys(_identity(each) for task in tasks for each in task.serving)
+    # An entity is asked for whether its version serves or is barred.
+    own = dict.fromkeys(_identity(each) for task in tasks for each in task.versions if each.role in ("own", "arm"))
     join = plan.rule.spec.join
     return replace(
         told,
         join=join.policy if join.n is None else f"{join.policy} {join.n}",
         tasks=tasks,
         needs=_needs(revision, every, seen)[0],
-        problems=_needs(revision, serving, seen)[1],
+        problems=_needs(revision, own, seen)[1],
         result={name: expression.text for name, expression in plan.result.items()},
         reasons={name: expression.text for name, expression in plan.rule.reasons.items()},
     )
@@ -238,7 +239,7 @@ def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, 
         made = trace("shadow", said, revision.versions[spec.model, label])
         whether = label in running if known and drawn else None
         versions.append(replace(made, percent=shadow.percent, drawn=whether, segment=shadow.segment))
-    return TaskTrace(
+    traced = TaskTrace(
         spec,
         task.version if known else None,
         task.selected_by,
@@ -249,6 +250,32 @@ def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, 
         _rollout(plan, spec),
         tuple(versions),
     )
+    lacking = tuple(dict.fromkeys(problem for each in traced.serving for problem in each.problems))
+    if not lacking or must_answer(plan, task):
+        return replace(traced, problems=lacking)
+    notes = tuple(
+        f"version {each.version.version}: {problem.message}; {_instead(plan, task, each.version, request)}"
+        for each in traced.serving
+        if each.version is not None
+        for problem in each.problems
+    )
+    return replace(traced, notes=notes)
+
+
+def _instead(plan: Plan, task: TaskPlan, lacking: ModelVersionSpec | None, request: Request) -> str:
+    """What becomes of the task where a version cannot be asked for want of inputs."""
+    tried = [each.version for each in task.standbys]
+    left = task.standbys[tried.index(lacking) + 1 :] if lacking in tried else task.standbys
+    for standby in left:
+        version = standby.version
+        if version is not None and not _request_problems(plan.revision, version, request):
+            return f"{standby.selected_by} is asked instead"
+    known = JoinTask.of(task.spec)
+    if known.need == "default":
+        return "its fixed answer stands in"
+    if plan.rule.spec.join.policy != "all":
+        return "it is not among the answers"
+    return "it has no output" if known.need == "optional" else "where it is run, the decision fails"
 
 
 def _arms(compiled: CompiledTask, task: TaskPlan, subject: str | None) -> tuple[ArmTrace, ...]:

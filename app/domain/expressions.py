@@ -84,6 +84,8 @@ _TOKEN: Final = re.compile(
 _OPERATOR: Final = re.compile(r"[^A-Za-z0-9_]")
 _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
+_PARSE_ERROR: Final = re.compile(r"ERROR: <input>:(\d+:\d+: [^\n]*)")
+_SHOWN_LENGTH_MAX: Final = 300
 _BEGINS: Final = frozenset({"", "(", "[", ",", "?", ":", "&", "|"})
 _ENDS: Final = frozenset({"", ")", "]", ",", "?", ":", "&", "|"})
 """What stands around a relation that is an operand by itself, such as ``"a" in b``."""
@@ -92,16 +94,33 @@ Reach = Mapping[str, "Reach | None"] | None
 """Which members of a value can be looked at, and of those which; None: any."""
 
 
+_FAILED: Final = object()
+"""What a helper gives that fails: the engine has no such value, so the call fails as CEL's own errors do."""
+
+
 class Activation:
     """Values by root, converted once for every expression that is evaluated on them."""
 
-    __slots__ = ("_context", "_roots")
+    __slots__ = ("_context", "_refused", "_roots")
 
     def __init__(self, values: Mapping[str, object], helpers: Iterable[str] = HELPERS) -> None:
         self._context = cel.Context(dict(values))
         self._roots = set(values)
+        self._refused: str | None = None
         for name in helpers:
-            self._context.add_function(name, HELPERS[name])
+            self._context.add_function(name, self._guarded(name))
+
+    def _guarded(self, name: str) -> Callable[..., object]:
+        """The helper, which says why it fails to ``run``: an exception would have the engine write to stderr itself."""
+
+        def call(*arguments: object) -> object:
+            try:
+                return HELPERS[name](*arguments)
+            except (ValueError, TypeError, ArithmeticError) as error:
+                self._refused = f"{name}: {error}"
+                return _FAILED
+
+        return call
 
     def add(self, root: str, value: object) -> None:
         """Set one more root, or another value of one."""
@@ -113,7 +132,12 @@ class Activation:
         for root in roots:
             if root not in self._roots:
                 raise KeyError(root)
-        return program.execute(self._context)
+        self._refused = None
+        try:
+            return program.execute(self._context)
+        except RuntimeError as error:
+            # A helper's failure is what the engine cannot take as a value.
+            raise error if self._refused is None else RuntimeError(self._refused) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +278,12 @@ def within_reach(value: object, reach: Reach) -> object:
     return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
 
 
+def _first_error(said: str) -> str:
+    """The engine's first error, with line and column, without the text that it draws below."""
+    found = _PARSE_ERROR.search(said)
+    return found[1][:_SHOWN_LENGTH_MAX] if found else said[:_SHOWN_LENGTH_MAX]
+
+
 def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     """Compile ``text``, which may name only ``roots``.
 
@@ -270,7 +300,7 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     try:
         program = cel.compile(text)
     except ValueError as error:
-        raise ExpressionFailed(f"{error} in: {text}") from error
+        raise ExpressionFailed(f"{_first_error(str(error))} in: {text[:_SHOWN_LENGTH_MAX]}") from error
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
     named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
     unknown = sorted(named - set(roots))

@@ -26,7 +26,8 @@ EVENT_TIME_MS_MAX: Final = 253_402_300_799_999
 class FeatureRow:
     """New values of one view's features for one entity; ``types`` are Feast value types, in the values' order.
 
-    ``kept`` are the view's other features: they keep their values, and their own event times.
+    ``kept`` are the view's other features: they keep their values, and their own event times. A tombstone has no
+    values; it deletes those ``kept`` that are not newer, and keeps older rows out unless ``guards`` is False.
     """
 
     view: str
@@ -36,6 +37,9 @@ class FeatureRow:
     types: tuple[str, ...]
     event_time_ms: int
     kept: tuple[str, ...] = ()
+    tombstone: bool = False
+    guards: bool = True
+    ttl_ms: int | None = None
 
 
 class UpdateRefused(BrokerError):
@@ -69,10 +73,16 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], n
             f"project {str(body['project'])[:80]!r}: view {name} belongs to {view.source.project}", unknown=True
         )
     key = _key_of(_section(body, "entities"), name, view)
+    types = view.types
+    if body["values"] is None:
+        time_ms = _event_time_ms(body["event_time"], now_ms)
+        return FeatureRow(name, key, (), (), (), time_ms, tuple(types), tombstone=True, ttl_ms=view.ttl)
     values = _section(body, "values")
     if not values:
-        raise UpdateRefused("values is empty: send at least one feature")
-    types = {feature.name: feature.type for feature in view.features}
+        raise UpdateRefused("values is empty: send at least one feature, or null to delete them all")
+    computed = sorted(set(values) & (types.keys() - view.declared.keys()))
+    if computed:
+        raise UpdateRefused(f"values.{computed[0]}: is computed from the updates of view {name}; leave it out")
     strange = sorted(set(values) - set(types))
     if strange:
         raise UpdateRefused(f"values.{strange[0][:80]}: view {name} has no such feature", unknown=True)
@@ -84,6 +94,7 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], n
         tuple(types[feature] for feature in values),
         _event_time_ms(body["event_time"], now_ms),
         tuple(feature for feature in types if feature not in values),
+        ttl_ms=view.ttl,
     )
 
 

@@ -223,7 +223,7 @@ def resolve(
         if source in REQUEST_SOURCES:
             found, type_, origin = _from_request(contract, request), contract.type, "request"
         else:
-            found = fetched.get((source, contract.feature), _MISSING)
+            found = within_ttl(fetched.get((source, contract.feature), _MISSING), views[source].ttl, now_ms)
             type_, origin = views[source].types[contract.feature], "redis"
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
             found, broken = _under_contract(contract, found, now_ms)
@@ -271,7 +271,17 @@ _BROKEN: Final = {
     FeatureStatus.NULL: (Code.FEATURE_MISSING, "is null"),
 }
 _TOO_OLD: Final = "is older than its maxAge"
+_PAST_TTL: Final = "is past its view's ttl"
 _AHEAD: Final = "has an event time in the future, so that its age is not known"
+
+
+def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
+    """What a store answered, STALE where the view's ttl is over: no contract takes it for a value."""
+    if ttl_ms is None or found.event_time_ms is None or now_ms - found.event_time_ms <= ttl_ms:
+        return found
+    if found.status not in (FeatureStatus.PRESENT, FeatureStatus.NULL):
+        return found
+    return Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, _PAST_TTL)
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:

@@ -140,9 +140,10 @@ class Join:
     def _decide(self) -> tuple["Join", Effect]:
         enough = self.wanted is not None and self._answers >= self.wanted
         hopeless = self.wanted is not None and self._answers + len(self.tasks) - len(self.results) < self.wanted
+        over = self._verdict(enough) if enough or hopeless else None
         results = {
             task.name: self.results.get(task.name)
-            or (_cancelled(task.name) if enough or hopeless else _defaulted(task, _overdue(task.name)))
+            or (_defaulted(task, _overdue(task.name)) if over is None else _cancelled(task.name, over))
             for task in self.tasks
         }
         problems = [result.problem for result in results.values() if result.problem is not None]
@@ -156,6 +157,11 @@ class Join:
             said = f"{self.wanted} of {len(self.tasks)} tasks must answer, and {came} did"
             problems.append(Problem(Code.QUORUM_MISSED, said))
         return replace(self, decided=True), Decide(Outcome(status, results, tuple(problems)))
+
+    def _verdict(self, enough: bool) -> str:
+        """Why nobody waits for the rest."""
+        wanted = f"{self.wanted} of {len(self.tasks)}"
+        return f"{wanted} answers were enough" if enough else f"{wanted} answers could not come together any more"
 
     def _status(self, results: Mapping[str, TaskResult]) -> Status:
         status = Status.COMPLETED
@@ -183,9 +189,8 @@ def _is_late(result: TaskResult) -> bool:
     return result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
 
 
-def _cancelled(task: str) -> TaskResult:
-    """The others were enough, or what is missing is too much."""
-    return TaskResult(task, TaskStatus.SKIPPED, None, None, 0.0, (), b"")
+def _cancelled(task: str, reason: str) -> TaskResult:
+    return TaskResult(task, TaskStatus.SKIPPED, None, None, 0.0, (), b"", reason)
 
 
 def _overdue(task: str) -> TaskResult:

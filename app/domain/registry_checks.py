@@ -25,6 +25,7 @@ from app.domain.documents import (
     TaskSpec,
 )
 from app.domain.errors import Fault
+from app.domain.feature_views import aggregate_faults
 from app.domain.features import REQUEST_SOURCES, coerce
 from app.domain.registry_parts import is_unread
 from app.domain.skew import baseline_faults
@@ -50,7 +51,7 @@ class Known:
         """What ``documents`` define; of two of one name, which is a fault by itself, the last."""
         models: dict[str, ModelSpec] = {}
         views: dict[str, FeatureViewSpec] = {}
-        feature_types: dict[str, dict[str, str]] = {}
+        feature_types: dict[str, Mapping[str, str]] = {}
         versions: dict[tuple[str, str], ModelVersionSpec] = {}
         for document in documents:
             match document:
@@ -58,9 +59,7 @@ class Known:
                     models[document.metadata.name] = document.spec
                 case FeatureView():
                     views[document.metadata.name] = document.spec
-                    # Of two features of one name, again a fault by itself, the first counts.
-                    types = {each.name: each.type for each in reversed(document.spec.features)}
-                    feature_types[document.metadata.name] = dict(types)
+                    feature_types[document.metadata.name] = document.spec.types
                 case ModelVersion():
                     versions[document.spec.model, document.spec.version] = document.spec
                 case _:
@@ -146,6 +145,7 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
     yield from repeated("spec.entities", (entity.name for entity in document.spec.entities))
     if document.metadata.name in REQUEST_SOURCES:
         yield "metadata.name", "means the request's own values in a ref; rename the view"
+    yield from aggregate_faults(document.spec)
 
 
 def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:
@@ -168,7 +168,10 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
         if fault is not None:
             yield f"spec.features[{contract.ref}].{fault[0]}", fault[1]
     for output in spec.outputs:
-        if output.min is not None and output.max is not None and output.min > output.max:
+        if output.datatype in ("BOOL", "BYTES") and (output.min is not None or output.max is not None):
+            bound = "min" if output.min is not None else "max"
+            yield f"spec.outputs[{output.name}].{bound}", f"{output.datatype} has no order; remove it"
+        elif output.min is not None and output.max is not None and output.min > output.max:
             yield f"spec.outputs[{output.name}].min", "is above max; no value would be sound"
     if spec.baseline is not None:
         for field, message in baseline_faults(spec, _declared_types(known, spec)):
@@ -230,6 +233,15 @@ def task_faults(known: Known, task: TaskSpec, today: datetime.date | None) -> It
             chosen.append((f"{field}.alias" if alias is not None else f"{field}.version", label))
         elif alias is not None:
             yield f"{field}.alias", f"Model {task.model} has no alias {alias}"
+    # A rollout's own version may be its shadow, for another is drawn at times; and aliases move.
+    taken = {select.version} if task.rollout is None else set()
+    for number, shadow in enumerate(task.shadow):
+        if shadow.version is not None and shadow.version in taken:
+            yield (
+                f"shadow[{number}]",
+                f"{shadow.version} is selected or named already and would not be asked; remove it",
+            )
+        taken.add(shadow.version)
     arms = Counter(arm.version for arm in select.split or ())
     chosen += [(f"select.split[{version}]", version) for version in arms]
     for version, count in arms.items():

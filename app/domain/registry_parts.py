@@ -62,6 +62,8 @@ def path_of(content: object, location: Sequence[str | int]) -> Path:
     here = content
     for part in location:
         if isinstance(part, int):
+            if isinstance(here, dict):
+                continue  # a lone item that needs no list around it
             here = here[part] if isinstance(here, list) and part < len(here) else None
             path.append(part)
             continue
@@ -176,9 +178,9 @@ class _Mender:
             case ("deadline",):
                 return ["1s"]
             case ("rules",):
-                return [[{"name": self._unread(None), "tasks": [self._stub(None, 0)]}]]
+                return [[{"name": self._unread(None), "when": "true", "tasks": [self._stub(None, 0)]}]]
             case ("rules", "*"):
-                return [{"name": self._unread(None, path[-1]), "tasks": [self._stub(None, 0)]}]
+                return [{"name": self._unread(None, path[-1]), "when": "true", "tasks": [self._stub(None, 0)]}]
             case ("rules", "*", "name"):
                 return [self._unread(now, path[-2])]
             case ("rules", "*", "tasks"):

@@ -90,9 +90,9 @@ Served = Mapping[str, tuple[ModelVersionSpec, ...] | None]
 """The versions that can serve each task that an expression may look at; None where they are not known."""
 
 
-def result_faults(expression: Expression, served: Served, absences: Absences) -> list[str]:
+def result_faults(expression: Expression, served: Served, absences: Absences, *, boolean: bool = False) -> list[str]:
     """Why ``expression`` fails for every answer that the tasks' versions can give, for every one of some version, or
-    where a task has none.
+    where a task has none; ``boolean``: or gives what is neither true nor false.
 
     Only what the documents prove is a fault: members named by a computed key and types of requests are not known.
     """
@@ -130,10 +130,22 @@ def result_faults(expression: Expression, served: Served, absences: Absences) ->
     known = {task: versions for task, versions in served.items() if versions}
     for turn in range(max(map(len, known.values()), default=0)):
         outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
-        said = expression.mistyped(Activation({"outputs": outputs, "path": "/"}))
+        activation = Activation({"outputs": outputs, "path": "/"})
+        said = expression.mistyped(activation)
+        if said is None and boolean and expression.roots:
+            said = _not_boolean(expression, activation)
         if said is not None:
             return [said]
     return []
+
+
+def _not_boolean(expression: Expression, activation: Activation) -> str | None:
+    try:
+        value = expression.evaluate(activation)
+    except ExpressionFailed:
+        return None
+    said = f"gives {type(value).__name__}, and a condition is true or false; compare it with something"
+    return None if isinstance(value, bool) else said
 
 
 def _unguarded(expression: Expression, served: Served, absences: Absences) -> list[str]:

@@ -130,6 +130,10 @@ class _Compiler:
         except ValueError as error:
             self._add("spec.path", str(error))
         self._add_all("status.rollouts.", _status_faults(document))
+        self._add_all("", repeated("spec.pinnable", spec.pinnable))
+        always = next((rule.name for rule in spec.rules[:-1] if rule.when is None), None)
+        if always is not None:
+            self._add(f"spec.rules[{always}]", "has no when, so none after it is reached; put it last or give it one")
         named = {task.name for rule in spec.rules for task in rule.tasks}
         for task in spec.pinnable:
             if task not in named and not any(map(is_unread, named)):
@@ -174,14 +178,14 @@ class _Compiler:
         absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
         for field, expressions in (("result", result), ("reasons", reasons)):
             for name, expression in expressions.items():
-                for message in result_faults(expression, served, absences):
+                for message in result_faults(expression, served, absences, boolean=field == "reasons"):
                     self._add(f"{at}.{field}.{name}", message)
         tasks = []
         for task in rule.tasks:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
-                for message in result_faults(condition, before, absences.before_the_join()):
+                for message in result_faults(condition, before, absences.before_the_join(), boolean=True):
                     self._add(f"{below}.when", message)
             segments = tuple(
                 self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
@@ -294,6 +298,8 @@ def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
         for task in tasks
         if task.when is not None and not task.after
     ]
+    for task in tasks:
+        faults += repeated(f"tasks[{task.name}].after", task.after)
     left = {task.name: set(task.after) & names for task in tasks}
     while free := [name for name, before in left.items() if not before & left.keys()]:
         for name in free:

@@ -4,7 +4,8 @@ A document with a fault is not lost for the checks that follow: what is sound of
 of other sorts, so that whoever mends it sees all of them at once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -70,6 +71,13 @@ class Shapes:
     def _read(self, source: Source) -> None:
         kind, name = source.content.get("kind"), _name_in(source.content)
         shape = KINDS.get(kind) if isinstance(kind, str) else None
+        where = f"{kind} {name}" if shape is not None and name else name if shape is None else str(kind)
+        try:
+            encoded = orjson.dumps(source.content)
+        except TypeError as error:
+            self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
+            self.unread |= _defined_by(source.content, ()) if shape is not None else set()
+            return
         if shape is None:
             known = ", ".join(sorted(KINDS))
             self.faults.append(Fault(source.origin, name, "kind", f"{shown(kind)} is unknown: use one of {known}"))
@@ -77,16 +85,14 @@ class Shapes:
             if meant is not None:
                 self._read_part(source.origin, {**source.content, "kind": meant}, name)
             return
-        where = f"{kind} {name}" if name else str(kind)
+        # What JSON has no number for is written as null, and then would be no bound at all.
+        for path in _not_finite(source.content) if b"null" in encoded else ():
+            said = "is NaN or infinite; write a number or leave it out"
+            self.faults.append(Fault(source.origin, where, _field_at(source.content, path), said))
         try:
-            document = shape.model_validate_json(orjson.dumps(source.content))
+            self.documents.append((source.origin, shape.model_validate_json(encoded)))
         except ValidationError:
             self._read_part(source.origin, source.content, where)
-        except TypeError as error:
-            self.faults.append(Fault(source.origin, where, "", f"cannot be kept as JSON: {error}"))
-            self.unread |= _defined_by(source.content, ())
-        else:
-            self.documents.append((source.origin, document))
 
     def _read_part(self, origin: str, content: Mapping[str, Any], where: str) -> None:
         """Take in what is sound of a document that is not, and what is not."""
@@ -101,6 +107,20 @@ class Shapes:
         part = sound_part(shape, content, faulty)
         if part is not None:
             self.parts.append(Part(origin, where, *part))
+
+
+def _not_finite(value: object, way: Path = ()) -> Iterator[Path]:
+    """Where numbers are that are none to JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield way
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            if isinstance(below, float | Mapping | list):
+                yield from _not_finite(below, (*way, name))
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            if isinstance(below, float | Mapping | list):
+                yield from _not_finite(below, (*way, index))
 
 
 def _name_in(content: Mapping[str, Any]) -> str:

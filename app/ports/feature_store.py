@@ -33,8 +33,9 @@ class FeatureWriter(Protocol):
     async def write(self, rows: Sequence[FeatureRow]) -> int:
         """Store ``rows``, in order, and say how many changed something.
 
-        A row whose event time is at or before its view's stored one changes nothing; a stored one at or before the
-        epoch guards nothing. Features that a row keeps have their own event times from then on.
+        Each feature has the event time of the row that wrote it, and only a later row changes it: of rows in any order
+        the latest stands, and of two of one time the first. A tombstone deletes the view's features that are not later
+        than itself, and rows that are not later do not bring them back. Times at or before the epoch guard nothing.
 
         Raises:
             StoreUnavailable: the store did not acknowledge all of them; writing them again is safe.

@@ -11,8 +11,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from app.adapters.clock import SystemClock
 from app.adapters.faust_app import create_app
+from app.adapters.faust_table import DurableTable
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.topics import AGGREGATES_CHANGELOG
+from app.agents.aggregates import Aggregates
 from app.agents.features import attach
 from app.domain.documents import FeatureViewSpec
 from app.domain.features import EntityKey, Value, ViewNeed
@@ -67,6 +70,11 @@ async def running_worker(settings: Settings, store: RedisFeatureStore) -> AsyncI
     """The features worker, in this process."""
     app = create_app(settings, role="features", instance="features-test")
     async with KafkaPublisher(settings, client_id="features-test") as publisher:
+        table = DurableTable(
+            app, name="aggregates", changelog=settings.topic(AGGREGATES_CHANGELOG), publisher=publisher
+        )
+        aggregates = Aggregates(table=table, writer=store, views=lambda: {"applicant": VIEW}, clock=SystemClock())
+        table.on_ownership(aggregates.on_ownership)
         intake = attach(
             app,
             topic=settings.topic("features.updates"),
@@ -75,6 +83,7 @@ async def running_worker(settings: Settings, store: RedisFeatureStore) -> AsyncI
             views=lambda: {"applicant": VIEW},
             group=app.conf.id,
             clock=SystemClock(),
+            aggregates=aggregates,
         )
         start = asyncio.create_task(app.start())
         try:
@@ -93,10 +102,10 @@ async def test_updates_reach_the_store_through_its_absence(
     settings = Settings(
         kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
     )
-    topic = settings.topic("features.updates")
+    topic, changelog = settings.topic("features.updates"), settings.topic(AGGREGATES_CHANGELOG)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
     await admin.start()
-    await admin.create_topics([NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt")])
+    await admin.create_topics([NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt", changelog)])
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, acks="all")
     await producer.start()
     letters = AIOKafkaConsumer(f"{topic}-dlt", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")

@@ -115,7 +115,7 @@ def documents() -> list[dict[str, Any]]:
             ],
             {},
         ),
-        "repeated": ([task(fallback=[{"version": "1"}, {"alias": "champion"}, {"version": "4"}], **here)], {}),
+        "repeated": ([task(fallback=[{"alias": "champion"}, {"version": "4"}], **here)], {}),
         "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
         "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
@@ -280,9 +280,17 @@ class World:
         """The tasks that were sent to the pool, repetitions too."""
         return [decode_task(stored.record.value or b"") for stored in self.log.records(TASKS)]
 
-    def answer(self, queued: QueuedTask, *, problem: Problem | None = None, task: str | None = None) -> Stored:
-        """A pool worker's answer to a task."""
-        outputs = None if problem is not None else {"probability": probability(next(self.numbers))}
+    def answer(
+        self,
+        queued: QueuedTask,
+        *,
+        problem: Problem | None = None,
+        task: str | None = None,
+        score: float | None = None,
+    ) -> Stored:
+        """A pool worker's answer to a task: ``score``, or the next number's."""
+        given = probability(next(self.numbers)) if score is None else score
+        outputs = None if problem is not None else {"probability": given}
         answer = Answer(outputs, problem, (Attempt("pool", self.clock.now_ms(), 1.0, "ok"),), b"")
         value = encode_result(
             queued.row.request_id,

@@ -10,7 +10,7 @@ from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatur
 
 @dataclass(slots=True)
 class _StoredView:
-    event_time_ms: int
+    deleted_ms: int = 0
     features: dict[str, tuple[Value, int]] = field(default_factory=dict)
 
 
@@ -47,16 +47,22 @@ class MemoryFeatureStore:
         await self.ping()
         written = 0
         for row in rows:
-            view = self._views.get((row.key, row.view))
-            if view is not None and view.event_time_ms > 0 and row.event_time_ms <= view.event_time_ms:
-                continue
-            view = self._views.setdefault((row.key, row.view), _StoredView(row.event_time_ms))
-            view.event_time_ms = row.event_time_ms
-            view.features |= {
-                name: (value, row.event_time_ms) for name, value in zip(row.names, row.values, strict=True)
-            }
-            written += 1
+            written += self._write(self._views.setdefault((row.key, row.view), _StoredView()), row)
         return written
+
+    @staticmethod
+    def _write(view: _StoredView, row: FeatureRow) -> bool:
+        time_ms, before = row.event_time_ms, (view.deleted_ms, dict(view.features))
+        if row.tombstone:
+            view.features = {
+                name: held for name, held in view.features.items() if name not in row.kept or held[1] > time_ms
+            }
+            view.deleted_ms = max(view.deleted_ms, time_ms if row.guards else 0)
+        for name, value in zip(row.names, row.values, strict=True):
+            guard_ms = view.features[name][1] if name in view.features else view.deleted_ms
+            if time_ms > guard_ms or guard_ms <= 0:
+                view.features[name] = (value, time_ms)
+        return before != (view.deleted_ms, view.features)
 
     async def ping(self) -> None:
         """See FeatureStore."""

@@ -95,6 +95,7 @@ class PageModels:
         ("credit-pd", "2"): (30_000, 0.005),
         ("credit-pd", "3"): (50_000, 0.005),
         ("credit-pd", "4"): (40_000, 0.010),
+        ("credit-pd", "5"): (25_000, 0.100),
         ("credit-pd-large", "1"): (45_000, 0.040),
     }
     """By version: the amount that is sure to fail, and how many seconds an answer takes."""
@@ -107,12 +108,18 @@ class PageModels:
         (row,) = rows
         amount = row.values["amount"]
         assert isinstance(amount, float)
-        certain, seconds = self.RISES[version.model, version.version]
+        _, seconds = self.RISES[version.model, version.version]
         await asyncio.sleep(seconds)
         attempt = Attempt("http://models:8000", self._clock.now_ms(), seconds * 1_000, "ok")
         if version.version == "4" and amount > 100_000:
             return (Answer(None, Problem(Code.MODEL_ERROR, "500 Internal Server Error"), (attempt,), b""),)
-        return (Answer({"probability": round(min(1.0, amount / certain), 4)}, None, (attempt,), b""),)
+        return (Answer({"probability": self.score(version, amount)}, None, (attempt,), b""),)
+
+    @classmethod
+    def score(cls, version: ModelVersionSpec, amount: float) -> float:
+        """The probability that a version answers."""
+        certain, _ = cls.RISES[version.model, version.version]
+        return round(min(1.0, amount / certain), 4)
 
     async def close(self) -> None:
         """See ``ModelBackend``."""
@@ -127,7 +134,13 @@ async def answer(revision: Revision, asking: Asking) -> tuple[dict[str, Any], li
         world.clock.start_ms = round(midnight.timestamp() * 1_000)
     await world.start("one")
     world.send(asking.body.get("request_id", "page"), value=orjson.dumps(asking.body), headers=asking.headers)
-    await asyncio.sleep(SETTLED_S)
+    await asyncio.sleep(SETTLED_S / 2)
+    for task in world.tasks():
+        # The page's pool has all the time in the world: what it answers comes after the reply.
+        amount = task.row.values["amount"]
+        assert isinstance(amount, float)
+        world.answer(task, score=PageModels.score(revision.versions[task.model, task.version], amount))
+    await asyncio.sleep(SETTLED_S / 2)
     await world.close()
     assert not world.faults
     return world.reply(), [recorded(each) for each in world.audits()]

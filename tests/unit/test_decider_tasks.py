@@ -133,6 +133,13 @@ async def test_an_expired_version_gives_way_or_rejects() -> None:
     assert "2025-01-01" in rejected["errors"][0]["message"]
 
 
+def reasons(made: World, request_id: str = "r") -> dict[str, str]:
+    """Why tasks of a request were skipped, as its record says."""
+    (record,) = (each for each in made.audits() if each.request_id == request_id and each.kind == "decision")
+    results = (task.result for task in record.tasks)
+    return {result.task: result.reason for result in results if result is not None and result.reason is not None}
+
+
 # --- quorums ----------------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +154,7 @@ async def test_a_quorum_waits_for_no_more_than_it_needs() -> None:
     reply = made.reply()
     assert (reply["status"], reply["errors"]) == ("completed", [])
     assert statuses(reply) == {"pd": "ok", "b": "skipped", "c": "ok"}
+    assert reasons(made) == {"b": "2 of 3 answers were enough"}
     assert reply["latency_ms"] < 100
 
 
@@ -235,6 +243,7 @@ async def test_an_expensive_model_runs_only_in_doubt() -> None:
     assert doubtful["result"]["probability"] == doubtful["outputs"]["b"]["output"]["probability"]
     assert (sure["status"], statuses(sure), sure["errors"]) == ("completed", {"pd": "ok", "b": "skipped"}, [])
     assert [task.row.request_id for task in made.tasks()] == ["r"]
+    assert reasons(made, "s")["b"].startswith("its when is false: outputs.pd.probability")
 
 
 @in_virtual_time

@@ -1,5 +1,7 @@
 """What `decision show` prints of a decision and of what ran beside it."""
 
+from collections.abc import Mapping
+
 import orjson
 from rich.console import Console
 
@@ -57,3 +59,50 @@ def test_the_steps_of_a_rollout_are_listed_with_their_evidence() -> None:
         console.print(describe(None, (), (), [step]))
     (line,) = [line for line in capture.get().splitlines() if "abort" in line]
     assert all(part in line for part in ("212", "7", "errors in 7 of 212 decisions"))
+
+
+def told(task: Mapping[str, object], reply: Mapping[str, object]) -> str:
+    """What is printed, 80 columns wide, of a decision whose task is changed so."""
+    record = CODEC.decode(audit_value("r", "e"))
+    record["tasks"][0] |= task
+    record["reply"] = orjson.dumps(reply)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(describe(readable(record), ()))
+    return capture.get()
+
+
+def test_what_stood_in_is_shown_with_what_it_stood_in_for() -> None:
+    """The versions that failed first, each with its problem and calls; the experiment and the arm that was drawn."""
+    task = CODEC.decode(audit_value("r", "e"))["tasks"][0]
+    problem = orjson.dumps({"code": "model_timeout", "message": "no answer within 80ms"})
+    failed = task | {
+        "version": "4",
+        "experiment": "pd-test",
+        "result": task["result"] | {"status": "timeout", "output": None, "problem": problem},
+    }
+    changes = {"selected_by": "fallback alias champion", "experiment": "pd-test", "earlier": [failed]}
+    lines = [line.rstrip() for line in told(changes, {}).splitlines()]
+    at = lines.index("experiment pd-test, arm 4")
+    assert lines[at + 1 : at + 5] == [
+        "instead of credit-pd 4, by split, http:",
+        "  timeout null in 8.1 ms",
+        "    http://127.0.0.1:9001: ok, 7.5 ms",
+        "    model_timeout: no answer within 80ms",
+    ]
+    assert "pd  credit-pd 3, by fallback alias champion, http" in lines
+
+
+def test_a_skipped_task_says_why() -> None:
+    """Its condition, what it comes after, or that enough had answered: as it was recorded."""
+    skipped = {"status": "skipped", "output": None, "reason": "its when is false: outputs.pd.probability > 0.3"}
+    task = CODEC.decode(audit_value("r", "e"))["tasks"][0]
+    text = told({"result": task["result"] | skipped | {"attempts": []}}, {})
+    assert "skipped: its when is false: outputs.pd.probability > 0.3" in text
+
+
+def test_result_and_reasons_stand_by_themselves() -> None:
+    """Whoever asks why reads the codes without reading the reply's JSON."""
+    text = told({}, {"result": {"decision": "refer"}, "reasons": ["HIGH_PD", "THIN_FILE"]})
+    assert 'result  {"decision":"refer"}' in text
+    assert "reasons  HIGH_PD, THIN_FILE" in text

@@ -24,7 +24,8 @@ from tests.support.virtual_time import in_virtual_time
 
 EXAMPLES = {example.heading: example for example in read_page(PAGE.read_text())}
 STRATEGIES = [example for example in EXAMPLES.values() if example.heading != MODELS]
-VECTORS = orjson.loads((ROOT / "tests" / "data" / "assignment.json").read_bytes())["vectors"]
+PUBLISHED = orjson.loads((ROOT / "tests" / "data" / "assignment.json").read_bytes())
+VECTORS = PUBLISHED["vectors"]
 
 each_strategy = pytest.mark.parametrize("example", STRATEGIES, ids=lambda example: example.heading)
 each_asking = pytest.mark.parametrize(
@@ -112,3 +113,10 @@ def test_the_test_vectors_are_the_published_ones() -> None:
         for vector in VECTORS
     ]
     assert rows == expected
+
+
+def test_the_subjects_are_the_published_ones() -> None:
+    """The table of texts has each value, as JSON, and what is hashed for it."""
+    table = PAGE.read_text().partition("| in the request, as JSON | subject |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(.+?)` \| `(.+?)` \|$", table, re.M)
+    assert rows == [(each["json"], each["subject"]) for each in PUBLISHED["subjects"]]

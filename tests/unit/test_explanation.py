@@ -1,6 +1,7 @@
 """The explanation of a request says what routing would do, from the same functions."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -158,6 +159,42 @@ def test_what_the_request_lacks_is_told() -> None:
     told = told_of(revision(), request())
     assert [each.code for each in told.problems] == [Code.ENTITY_MISSING]
     assert [each.code for each in told.tasks[0].problems] == [Code.FEATURE_MISSING]
+
+
+BARE = model_version("3", features=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fallback": [{"version": "2"}, {"version": "3"}]}, "fallback version 3 is asked instead"),
+        ({"fallback": [{"version": "2"}, {"default": {"probability": 0.5}}]}, "its fixed answer stands in"),
+        ({"need": "default", "default": {"probability": 0.5}}, "its fixed answer stands in"),
+        ({"need": "optional"}, "it has no output"),
+        ({"after": ["first"]}, "where it is run, the decision fails"),
+    ],
+)
+def test_what_the_request_may_lack_is_a_note(changes: dict[str, Any], said: str) -> None:
+    """Where something stands in, a missing input is no problem: what would happen is told instead."""
+    tasks = [task(name="first", select={"version": "3"}), task(select={"version": "1"}, **changes)]
+    rules = [{"name": "default", "tasks": tasks}]
+    whole = [*changed(sound(), "credit", "spec.rules", rules), BARE]
+    told = told_of(revision(whole), request(entities={"applicant_id": 17}))
+    traced = told.tasks[1]
+    assert (told.problems, traced.problems) == ((), ())
+    (note,) = traced.notes
+    assert note.startswith("version 1: required feature inputs.amount is missing; ")
+    assert note.endswith(said)
+
+
+def test_a_missing_answer_among_several_is_a_note() -> None:
+    """A quorum goes on without it."""
+    tasks = [task(name="first", select={"version": "3"}), task(select={"version": "1"})]
+    rules = [{"name": "default", "tasks": tasks, "join": {"policy": "first"}}]
+    whole = [*changed(sound(), "credit", "spec.rules", rules), BARE]
+    told = told_of(revision(whole), request(entities={"applicant_id": 17}))
+    assert told.tasks[1].problems == ()
+    assert told.tasks[1].notes[0].endswith("it is not among the answers")
 
 
 @pytest.mark.parametrize(

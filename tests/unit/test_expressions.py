@@ -181,3 +181,15 @@ def test_helpers_are_named_by_the_expressions_that_call_them() -> None:
 def test_reach(text: str, expected: object) -> None:
     """Only what a text plainly names limits what it is given; anything else is given the whole."""
     assert compile_expression(text, ROOTS).reach("inputs") == expected
+
+
+@pytest.mark.parametrize("text", ["mean([])", "vote([]) == 1", "weightedMean([1.0], [0.0]) > 1.0", "max([1.0], 2)"])
+def test_a_helper_that_fails_says_so_to_nobody_else(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The reason is the expression's, and the process's own output stays clean."""
+    activation = Activation({})
+    with pytest.raises(ExpressionFailed, match=text.partition("(")[0] + ": "):
+        compile_expression(text, ()).evaluate(activation)
+    assert compile_expression("mean([]) > 0.5 || true", ()).evaluate(activation) is True
+    with pytest.raises(ExpressionFailed, match=r"^(?!.*mean)"):
+        compile_expression("1 / 0", ()).evaluate(activation)
+    assert capfd.readouterr() == ("", "")

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import orjson
 import pytest
+import yaml
 
+from app.adapters.avro import AvroCodec
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
+from tests.support.markdown import ROOT, blocks_of
 
 NOW_MS = 1_795_392_000_000
 VIEWS = {
@@ -116,3 +120,45 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], said: str, unknown: boo
         read_update(update(**changes), VIEWS, NOW_MS)
     assert said in str(refused.value)
     assert refused.value.unknown is unknown
+
+
+def test_null_values_are_a_tombstone() -> None:
+    """It names everything that the view holds, computed features too, and has its event time."""
+    row = read_update(update(values=None), VIEWS, NOW_MS)
+    assert (row.tombstone, row.guards, row.names, row.values) == (True, True, (), ())
+    assert row.kept == ("age", "history", "share", "scan", "since", "owner")
+    assert row.event_time_ms == 1_795_392_000_000
+    with pytest.raises(UpdateRefused, match="event_time"):
+        read_update(update(values=None, event_time="yesterday"), VIEWS, NOW_MS)
+
+
+def test_views_with_aggregates_and_ttl() -> None:
+    """A row knows the view's ttl and keeps the computed features; updates may not carry those."""
+    document = VIEWS["account"].model_dump(by_alias=True, mode="json")
+    document |= {"ttl": "30d", "aggregate": {"of": "balance", "op": "max", "windows": ["24h"]}}
+    views = {"account": FeatureViewSpec.model_validate_json(orjson.dumps(document))}
+    body = update(view="account", entities={"iban": "DE1", "branch": 3}, values={"balance": 1})
+    row = read_update(body, views, NOW_MS)
+    assert (row.ttl_ms, row.kept) == (30 * 86_400_000, ("balance_max_24h",))
+    with pytest.raises(UpdateRefused, match="balance_max_24h: is computed") as refused:
+        read_update({**body, "values": {"balance_max_24h": 1}}, views, NOW_MS)
+    assert not refused.value.unknown
+
+
+def test_both_generations_of_avro_are_read() -> None:
+    """Producers that write with the schema before tombstones need not change; the two differ in nothing else."""
+    codec = AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])
+    body = update(event_time=NOW_MS)
+    assert codec.decode(AvroCodec("FeatureUpdate-1").encode(body)) == body
+    assert codec.decode(codec.encode(body)) == body
+    assert codec.decode(codec.encode({**body, "values": None}))["values"] is None
+
+
+def test_the_page_s_updates_are_read() -> None:
+    """docs/features-writing.md: its document makes a view under which its update and its tombstone are sound."""
+    blocks = {block.mark: block.text for block in blocks_of(ROOT / "docs" / "features-writing.md")}
+    document = next(iter(yaml.safe_load_all(blocks["registry"])))
+    views = {"payments": FeatureViewSpec.model_validate_json(orjson.dumps(document["spec"]))}
+    row = read_update(orjson.loads(blocks["update"]), views, NOW_MS)
+    assert (row.names, row.values) == (("amount", "merchant"), (12.5, "kiosk"))
+    assert read_update(orjson.loads(blocks["tombstone"]), views, NOW_MS).tombstone

@@ -283,3 +283,26 @@ def test_what_is_known_while_the_store_is_away() -> None:
     known = unavailable(wanted)
     assert set(known) == {("applicant", "age"), ("applicant", "since")}
     assert {fetched.status for fetched in known.values()} == {FeatureStatus.ERROR}
+
+
+@pytest.mark.parametrize(
+    ("stored", "required", "status", "codes"),
+    [
+        (present(41, DAY_MS), True, FeatureStatus.PRESENT, []),
+        (present(41, DAY_MS + 1), True, FeatureStatus.STALE, [Code.FEATURE_STALE]),
+        (present(41, DAY_MS + 1), False, FeatureStatus.DEFAULTED, []),
+        (Fetched(FeatureStatus.NULL, None, NOW_MS - DAY_MS - 1), True, FeatureStatus.STALE, [Code.FEATURE_STALE]),
+        (Fetched(FeatureStatus.PRESENT, 41), True, FeatureStatus.PRESENT, []),
+        (Fetched(FeatureStatus.ERROR, None, 0, "damaged"), True, FeatureStatus.ERROR, [Code.FEATURE_INVALID]),
+    ],
+)
+def test_a_value_past_its_views_ttl_is_stale(
+    stored: Fetched, required: bool, status: FeatureStatus, codes: list[Code]
+) -> None:
+    """No contract takes it for a value, with or without a maxAge of its own; the reason says so."""
+    views = {"applicant": VIEWS["applicant"].model_copy(update={"ttl": DAY_MS})}
+    contracts = [contract("applicant.age", required=required)]
+    inputs = resolve(contracts, views, request(), {("applicant", "age"): stored}, NOW_MS)
+    assert (inputs.features[0].status, [problem.code for problem in inputs.problems]) == (status, codes)
+    if stored.event_time_ms == NOW_MS - DAY_MS - 1:
+        assert "is past its view's ttl" in (inputs.features[0].reason or "")

@@ -360,7 +360,6 @@ def test_an_output_of_one_arm_only() -> None:
         ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
         ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
         ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
-        ("applicant", "spec.aggregate", {}, "spec.aggregate"),
     ],
 )
 def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
@@ -438,7 +437,7 @@ def test_a_fault_of_shape_does_not_hide_references() -> None:
     tasks = [task(colour="red"), task(name="lost", model="credit-lgd")]
     rules = [
         {"name": "a", "when": "true", "tasks": tasks},
-        {"name": "b", "tasks": [task(select={"version": "9"})]},
+        {"name": "b", "when": "true", "tasks": [task(select={"version": "9"})]},
         {"name": "c", "tasks": [task(colour="red")]},
     ]
     documents = changed(sound(), "credit-pd-2", "spec.features.0.colour", "red")
@@ -582,7 +581,7 @@ RICH = route(
             "result": {"decision": "outputs.pd.probability < 0.3", "score": "outputs.pd.probability"},
             "reasons": {"HIGH": "result.score > 0.5"},
         },
-        {"name": "quick", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
+        {"name": "quick", "when": "true", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
     ],
 )
 
@@ -628,6 +627,49 @@ def test_a_fault_of_shape_has_no_faults_in_its_train(number: int) -> None:
         found = refused([*whole[:number], other, *whole[number + 1 :]])
         assert {(each.field, each.message) for each in found} == said, other
     assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "field", "said"),
+    [
+        ({"shadow": [{"version": "1"}]}, {}, f"{TASK}.shadow[0]", "1 is selected or named already"),
+        ({"shadow": [{"version": "2"}, {"version": "2"}]}, {}, f"{TASK}.shadow[1]", "2 is selected or named already"),
+        ({}, {"reasons": {"HIGH": "outputs.pd.probability"}}, f"{RULE}.reasons.HIGH", "gives float, and a condition"),
+        ({}, {"when": "(" * 300 + "1" + ")" * 300}, f"{RULE}.when", "Recursion limit"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(changes: dict[str, Any], rule: dict[str, Any], field: str, said: str) -> None:
+    """A version that would not be asked, a reason that is none, an expression beyond its bound: short, on one line."""
+    (fault,) = refused(whole_route(task(select=PLAIN, **changes), **rule))
+    assert fault.field == field
+    assert said in fault.message
+    assert len(fault.message) < 700
+    assert "\n" not in fault.message
+
+
+def test_a_rule_that_is_never_reached_is_refused() -> None:
+    """The first match wins, and a rule without a condition always matches."""
+    rules = [{"name": "first", "tasks": [FIRST]}, {"name": "second", "when": "true", "tasks": [FIRST]}]
+    documents = changed(sound(), "credit", "spec", route(pinnable=["first", "first"], rules=rules)["spec"])
+    assert [fault.field for fault in refused(documents)] == ["spec.pinnable", "spec.rules[first]"]
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf")])
+def test_a_bound_that_is_no_number_is_refused(bound: float) -> None:
+    """YAML's .nan and .inf would be no bound at all."""
+    outputs = [{"name": "probability", "datatype": "FP64", "min": bound}]
+    (fault,) = refused(changed(sound(), "credit-pd-1", "spec.outputs", outputs))
+    assert (fault.field, fault.message[:18]) == ("spec.outputs[probability].min", "is NaN or infinite")
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_bounds_belong_to_numbers(datatype: str) -> None:
+    """Nothing would be held against them."""
+    outputs = [{"name": "probability", "datatype": datatype, "max": 1}]
+    documents = changed(sound(), "credit", "spec.rules.0.result", {"any": "path"})
+    documents = changed(documents, "credit-pd-1", "spec.outputs", outputs)
+    (fault,) = refused(documents)
+    assert (fault.field, fault.message) == ("spec.outputs[probability].max", f"{datatype} has no order; remove it")
 
 
 def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
@@ -685,7 +727,7 @@ def test_names_are_unique() -> None:
     (fault,) = refused([*sound(), twin])
     assert (fault.document, fault.field) == ("ModelVersion twin", "spec.version")
     rule = sound()[4]["spec"]["rules"][0]
-    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule, rule]))
+    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule | {"when": "true"}, rule]))
     assert fault.field == "spec.rules"
     (fault,) = refused(changed(sound(), "credit", "spec.rules.0.tasks", [task(), task()]))
     assert fault.field == f"{RULE}.tasks"
@@ -807,6 +849,12 @@ def test_unknown_kind(content: dict[str, Any]) -> None:
     assert fault.field == "kind"
 
 
+def test_a_kind_nearly_right_of_what_json_cannot_hold() -> None:
+    """The worse fault is told, and nothing crashes on the way to the other."""
+    (fault,) = refused([{"kind": "route", "metadata": {"name": "x"}, "spec": {1: 2}}])
+    assert fault.message.startswith("cannot be kept as JSON")
+
+
 def test_what_json_cannot_hold_is_refused() -> None:
     """YAML knows keys and values that a revision cannot keep."""
     (fault,) = refused([{"kind": "Route", "metadata": {"name": "a"}, "spec": {1: 2}}])
@@ -867,3 +915,33 @@ def test_placeholders_leave_metadata_s_own_members_alone(name: str) -> None:
     """What a caller names by them, or the headers, would be hidden."""
     (fault,) = refused(changed(sound(), "credit", "spec.path", f"/credit/{{{name}}}"))
     assert (fault.field, "has a meaning of its own" in fault.message) == ("spec.path", True)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "field", "said"),
+    [
+        ({"of": "age_years", "op": "median", "windows": ["1h"]}, "spec.aggregate.op", "sum"),
+        (
+            {"of": "age_years", "op": "sum", "windows": ["soon"]},
+            "spec.aggregate.windows[0]",
+            "a whole number and a unit",
+        ),
+        ([{"of": "age_years", "op": "sum", "windows": []}], "spec.aggregate[0].windows", "at least 1"),
+        ([{"of": "colour", "op": "sum", "windows": ["1h"]}], "spec.aggregate[0].of", "no feature colour"),
+        ([{"op": "count", "windows": ["1h"], "of_": "x"}], "spec.aggregate[0].of_", "unknown field"),
+        ("all", "spec.aggregate", ""),
+    ],
+)
+def test_faults_of_aggregates(aggregate: object, field: str, said: str) -> None:
+    """Whatever is wrong with them is named by its field, in a list or alone, and hides nothing else."""
+    documents = changed(sound(), "applicant", "spec.aggregate", aggregate)
+    faults = refused(changed(documents, "applicant", "spec.lateness", "never"))
+    assert said in next(each.message for each in faults if each.field == field)
+    assert "spec.lateness" in [each.field for each in faults]
+
+
+def test_aggregates_are_features_to_contracts() -> None:
+    """A version refers to a window as to any feature of the view; one that is not declared is none."""
+    documents = changed(sound(), "applicant", "spec.aggregate", {"op": "count", "windows": ["24h"]})
+    made = read_revision(sources(documents))
+    assert made.views["applicant"].types["count_24h"] == "INT64"

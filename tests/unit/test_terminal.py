@@ -6,10 +6,15 @@ from rich.console import Console
 from app.adapters.dead_letter_topics import DeadLetter
 from app.adapters.dead_letters import dead_letter
 from app.adapters.registry_topic import Head
+from app.commands.compare import results_table, scores_table
 from app.commands.dlt import print_letters
 from app.commands.registry import print_changes
+from app.commands.rollouts import told
+from app.domain.comparison_stats import Comparison
+from app.domain.documents import Rollout, RolloutStatus, TaskSpec
 from app.domain.registry_diff import Change, differences
 from app.domain.requests import InboundRecord
+from app.domain.rollouts import RolloutName, Running, StepStats
 from tests.support.registry_documents import changed, revision, sound
 
 REASON = "record of an unknown view: applicant_history_of_a_branch; apply a FeatureView of that name, then redrive"
@@ -55,3 +60,47 @@ def test_changes_are_told_by_document(capsys: pytest.CaptureFixture[str], monkey
         "Route other: new",
         f"1 added, 2 changed → {after.id[:19]}…",
     ]
+
+
+def test_rollouts_are_readable_in_80_columns() -> None:
+    """A rollout's name, state, figures and reason stand whole, however long its route is called."""
+    running = Running(
+        RolloutName("credit-decision", "private-customers", "probability-of-default"),
+        TaskSpec.model_validate_json('{"name": "pd", "model": "credit-pd", "select": {"alias": "champion"}}'),
+        Rollout.model_validate_json('{"to": "2026-11-rc1", "steps": [5, 25, 50, 100], "every": "10m"}'),
+        RolloutStatus(state="aborted", step=1, since=1_790_000_000_000, of="x", reason="errors " + "of many " * 12),
+    )
+    stats = StepStats(decisions=1_234_567, errors=1_234, compared=123_456, flips=1_234)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(told([running], {running.name: stats}, 1_790_000_600_000))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    assert lines[0] == "credit-decision/private-customers/probability-of-default to version 2026-11-rc1"
+    assert lines[1] == "  state  aborted: step 2 of 4, 0 %, since 2026-09-21T14:13:20+00:00"
+    assert lines[2] == "  seen   1234567 decisions, 1234 errors, 1234 of 123456 flips"
+    assert lines[3].startswith("  why    errors of many")
+    assert all(line.startswith("         ") for line in lines[4:])
+
+
+def test_comparisons_are_readable_in_80_columns() -> None:
+    """No figure and no ordinary name is broken over lines."""
+    comparison = Comparison()
+    for number in range(200):
+        outputs = {"champion": {"probability": number / 200}, "shadow": {"probability": number / 210}}
+        comparison.feed(
+            {
+                "outputs": outputs,
+                "result": {},
+                "flipped": number % 2 == 0,
+                "segment": "partner-channel-north",
+                "latency_ms": 123.4,
+            }
+        )
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(results_table(comparison))
+        console.print(scores_table(comparison))
+    lines = capture.get().splitlines()
+    assert sum("partner-channel-north" in line for line in lines) == 2
+    assert sum(line.startswith("  probability ") for line in lines) == 2
+    assert sum("50.00%" in line for line in lines) == 2

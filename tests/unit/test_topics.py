@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters.topics import COPARTITIONED, WINDOWED, own_topics, read_documents, wanted_topics
+from app.adapters.topics import AGGREGATED, COPARTITIONED, WINDOWED, own_topics, read_documents, wanted_topics
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
@@ -44,11 +44,12 @@ def test_the_contract_s_topics() -> None:
         "p.broker.registry": ("compact", None),
         "p.decide-joins-changelog": ("compact", None),
         "p.rollouts-windows-changelog": ("compact", None),
+        "p.features-aggregates-changelog": ("compact", None),
     }
     partitions = {name: each.partitions for name, each in topics.items()}
     assert partitions.pop("p.broker.registry") == 1
     assert set(partitions.values()) == {3}
-    assert {settings.topic(name) for name in (*COPARTITIONED, *WINDOWED)} <= partitions.keys()
+    assert {settings.topic(name) for name in (*COPARTITIONED, *WINDOWED, *AGGREGATED)} <= partitions.keys()
     assert topics["p.inference.requests"].config["message.timestamp.type"] == "LogAppendTime"
 
 

@@ -1,0 +1,185 @@
+"""A load of feature updates: published in parts that are acknowledged as a whole, and waited for until stored.
+
+A journal beside the local state says how far a load came and which event time it began with, so that one that was
+killed goes on where it was. Updates of the part that was under way are sent again; their ids and event times make that
+the same as sending them once.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from app.adapters.topics import CONNECT_WITHIN_S, refused_by_kafka
+from app.domain.errors import ConfigurationError, PublishFailed, StoreUnavailable
+from app.domain.feature_rows import Update
+from app.settings import Settings
+
+UPDATES_TOPIC: Final = "features.updates"
+FEATURES_GROUP: Final = "features"
+UPDATE_ID_HEADER: Final = "update-id"
+PART_ROWS: Final = 5_000
+_ACKNOWLEDGED_WITHIN_S: Final = 60.0
+_POLL_S: Final = 0.2
+
+
+@dataclass(slots=True)
+class Journal:
+    """How far a load came: rows that are published, its event time, and where in each partition they end."""
+
+    path: Path
+    time_ms: int
+    rows: int = 0
+    ends: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, settings: Settings, file: Path, now_ms: int, **options: Any) -> "Journal":
+        """The journal of this load, begun before or new: of the same file, unchanged, with the same options."""
+        stat = file.stat()
+        place = (settings.kafka_bootstrap, settings.topic_prefix)
+        of = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, *place, options]
+        digest = hashlib.sha256(orjson.dumps(of, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        path = settings.data_dir / "loads" / f"{digest[:32]}.json"
+        try:
+            held = orjson.loads(path.read_bytes())
+            ends = {int(partition): end for partition, end in held["ends"].items()}
+            return cls(path, held["time_ms"], held["rows"], ends)
+        except FileNotFoundError:
+            return cls(path, now_ms)
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{path}, the journal of this load, cannot be read ({error}): remove it"
+            ) from error
+
+    def save(self) -> None:
+        """Write it, whole or not at all."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.path.with_suffix(".new")
+            beside.write_bytes(
+                orjson.dumps(
+                    {"time_ms": self.time_ms, "rows": self.rows, "ends": {str(p): e for p, e in self.ends.items()}}
+                )
+            )
+            os.replace(beside, self.path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path}: the journal cannot be written ({error}): set BROKER_DATA_DIR to a place that can"
+            ) from error
+
+    def remove(self) -> None:
+        """The load is through: the next one of this file begins anew."""
+        self.path.unlink(missing_ok=True)
+
+
+def publish(settings: Settings, updates: Iterator[Update], journal: Journal, progress: Callable[[int], None]) -> None:
+    """Publish ``updates``, those after the journal's rows; ``progress`` is told how many rows are through.
+
+    Raises:
+        ConfigurationError: Kafka does not answer, or has no such topic.
+        PublishFailed: it did not acknowledge a part; the journal says how far it came.
+    """
+    topic = settings.topic(UPDATES_TOPIC)
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "enable.idempotence": True,
+            "acks": "all",
+            "partitioner": "murmur2_random",
+            "linger.ms": 20,
+            "allow.auto.create.topics": False,
+            "log_level": 0,
+        }
+    )
+    try:
+        known = producer.list_topics(topic, timeout=CONNECT_WITHIN_S).topics[topic]
+    except KafkaException as error:
+        raise refused_by_kafka(settings.kafka_bootstrap, f"publishing to {topic}", error) from error
+    if known.error is not None:
+        raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
+    failures: list[str] = []
+    ends = journal.ends
+
+    def delivered(error: Any, message: Any) -> None:
+        if error is not None:
+            failures.append(error.str())
+        else:
+            ends[message.partition()] = max(ends.get(message.partition(), 0), message.offset() + 1)
+
+    sent = 0
+    for update in updates:
+        while True:
+            try:
+                producer.produce(
+                    topic, update.value, update.key, on_delivery=delivered, headers=[(UPDATE_ID_HEADER, update.id)]
+                )
+                break
+            except BufferError:
+                producer.poll(_POLL_S)
+            except KafkaException as error:
+                raise PublishFailed(f"{topic}: {error.args[0].str()}") from error
+        sent += 1
+        if sent == PART_ROWS:
+            _acknowledge(producer, topic, failures)
+            journal.rows += sent
+            sent = 0
+            journal.save()
+            progress(journal.rows)
+    _acknowledge(producer, topic, failures)
+    journal.rows += sent
+    journal.save()
+    progress(journal.rows)
+
+
+def _acknowledge(producer: Producer, topic: str, failures: list[str]) -> None:
+    waiting = producer.flush(_ACKNOWLEDGED_WITHIN_S)
+    if failures:
+        raise PublishFailed(f"{topic} did not take {len(failures)} updates: {failures[0]}; run the same load again")
+    if waiting:
+        raise PublishFailed(
+            f"{topic} did not acknowledge {waiting} updates within {_ACKNOWLEDGED_WITHIN_S:.0f} s; run the load again"
+        )
+
+
+def await_stored(
+    settings: Settings, ends: Mapping[int, int], timeout_s: float, progress: Callable[[int], None]
+) -> None:
+    """Wait until the features workers have committed everything before ``ends``; ``progress``: records still ahead.
+
+    Raises:
+        StoreUnavailable: they have not within ``timeout_s``.
+    """
+    topic, group = settings.topic(UPDATES_TOPIC), f"{settings.topic_prefix}{FEATURES_GROUP}"
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "log_level": 0,
+        }
+    )
+    give_up = time.monotonic() + timeout_s
+    try:
+        while True:
+            asked = [TopicPartition(topic, partition) for partition in ends]
+            committed = {each.partition: max(each.offset, 0) for each in consumer.committed(asked, timeout=10.0)}
+            ahead = sum(max(0, end - committed.get(partition, 0)) for partition, end in ends.items())
+            progress(ahead)
+            if not ahead:
+                return
+            if time.monotonic() > give_up:
+                raise StoreUnavailable(
+                    f"published, but group {group} has {ahead} records of {topic} to go after {timeout_s:.0f} s: does "
+                    "`model-broker worker features` run? Run the same load again to go on waiting"
+                )
+            time.sleep(_POLL_S)
+    except KafkaException as error:
+        raise StoreUnavailable(f"Kafka at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
+    finally:
+        consumer.close()

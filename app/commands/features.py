@@ -1,0 +1,499 @@
+"""``model-broker features load|get|check``: values into the store from files, and what the store holds, looked at."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from app.adapters.feast_keys import sample_keys
+from app.adapters.feature_files import FeatureFile, FileRow, format_of
+from app.adapters.feature_load import Journal, await_stored, publish
+from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.registry_topic import read_published
+from app.commands.failures import failed
+from app.domain.documents import FeatureViewSpec
+from app.domain.errors import BrokerError, ConfigurationError
+from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
+from app.domain.feature_rows import (
+    RowReader,
+    RowRefused,
+    Update,
+    entity_text,
+    read_entity,
+    row_reader,
+)
+from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, within_ttl
+from app.domain.registry import Revision
+from app.durations import format_duration, parse_duration_ms
+from app.settings import Settings
+
+features_app = typer.Typer(
+    name="features",
+    help="Features: load them from files, look at them, check what models need.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+FAULTS_SHOWN_MAX: Final = 20
+_KEYS_AT_ONCE: Final = 100
+_FETCH_TIMEOUT_MS: Final = 10_000
+_PROGRESS_EVERY: Final = 1_000
+_STYLES: Final = {
+    FeatureStatus.PRESENT: "green",
+    FeatureStatus.NULL: "yellow",
+    FeatureStatus.MISSING: "red",
+    FeatureStatus.STALE: "yellow",
+    FeatureStatus.ERROR: "bold red",
+}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+class _RowsRefused(BrokerError):
+    """Rows of a file cannot be loaded; the message lists the first ones."""
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+@features_app.command(
+    epilog="Example: model-broker features load applicants.csv --view applicant --map id=applicant_id --event-time asof"
+)
+def load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV with a header, JSON lines, Parquet.")],
+    view: Annotated[str, typer.Option("--view", help="The FeatureView that its rows are of.")],
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="COLUMN=FEATURE", help="Also for entities; @row is the row's number, from 1."),
+    ] = None,
+    event_time: Annotated[
+        str | None, typer.Option("--event-time", metavar="COLUMN", help="Where each row's event time is.")
+    ] = None,
+    event_time_value: Annotated[
+        str | None, typer.Option("--event-time-value", metavar="ISO", help="That of all rows; default: now.")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="csv, jsonl or parquet; default: by the file's name.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every row, and publish nothing.")] = False,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait until all is stored.")] = "60s",
+    as_json: Json = False,
+) -> None:
+    """Publish a file's rows as updates of a view, and wait until the features workers have stored them.
+
+    Nothing is published unless every row is sound. A load that was interrupted goes on where it was when it is run
+    again; one that is run twice changes nothing.
+    """
+    settings = Settings()
+    started = time.monotonic()
+    now_ms = time.time_ns() // 1_000_000
+    try:
+        waits_s = _duration_ms("--timeout", timeout) / 1_000
+        if event_time is not None and event_time_value is not None:
+            raise ConfigurationError("--event-time and --event-time-value exclude each other: give one of them")
+        spec = _stored_view(_current(settings), view)
+        if spec.plan is not None and event_time is None and event_time_value is None:
+            raise ConfigurationError(
+                f"view {view} has aggregates, to which it matters when each update was: give --event-time COLUMN"
+            )
+        mapped = _mapping(mapping or [])
+        options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
+        journal = Journal.open(settings, file, now_ms, **options)
+        time_ms = None if event_time else _moment(event_time_value) if event_time_value else journal.time_ms
+        with FeatureFile(file, format_of(file, format_)) as rows:
+            reader, ignored = row_reader(
+                view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
+            )
+            with _progress("checking rows") as advance:
+                total = _check(rows, reader, now_ms, advance)
+            resumed = journal.rows
+            if not dry_run:
+                updates = _updates(rows, reader, now_ms)
+                with _progress("publishing", total) as advance:
+                    publish(settings, islice(updates, resumed, None), journal, advance)
+                ends = dict(journal.ends)
+                with _progress("stored", sum(ends.values())) as advance:
+                    await_stored(settings, ends, waits_s, lambda left: advance(sum(ends.values()) - left))
+                journal.remove()
+    except BrokerError as error:
+        raise failed(error) from error
+    elapsed_s = time.monotonic() - started
+    if as_json:
+        summary = {
+            "file": str(file),
+            "view": view,
+            "rows": total,
+            "published": 0 if dry_run else total - resumed,
+            "resumed_after": resumed,
+            "stored": not dry_run,
+            "dry_run": dry_run,
+            "ignored_columns": ignored,
+            "seconds": round(elapsed_s, 3),
+        }
+        typer.echo(orjson.dumps(summary))
+        return
+    if ignored:
+        typer.echo(f"Not loaded, for view {view} has no such features: {', '.join(ignored)}.")
+    if dry_run:
+        typer.echo(f"{total:,} rows of {file.name} are sound. Nothing was published.")
+    else:
+        went_on = f", of which {resumed:,} were published before" if resumed else ""
+        typer.echo(f"{total:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
+
+
+def _check(rows: FeatureFile, reader: RowReader, now_ms: int, advance: "_Advance") -> int:
+    total, faults, shown = 0, 0, list[str]()
+    for row in rows.rows():
+        total = row.number
+        try:
+            _update(row, reader, now_ms)
+        except RowRefused as error:
+            faults += 1
+            if len(shown) < FAULTS_SHOWN_MAX:
+                shown.append(f"{row.place}: {error}")
+        if not total % _PROGRESS_EVERY:
+            advance(total)
+    if faults:
+        more = f"\n  and {faults - len(shown)} more" if faults > len(shown) else ""
+        listed = "".join(f"\n  {each}" for each in shown)
+        raise _RowsRefused(
+            f"{faults} of {total} rows of {rows.path} cannot be loaded, so nothing was published:{listed}{more}"
+        )
+    return total
+
+
+def _update(row: FileRow, reader: RowReader, now_ms: int) -> Update:
+    if row.fault is not None:
+        raise RowRefused(row.fault)
+    return reader.read(row.number, row.cells, now_ms)[0]
+
+
+def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[Update]:
+    for row in rows.rows():
+        try:
+            yield _update(row, reader, now_ms)
+        except RowRefused as error:
+            raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
+
+
+def _mapping(given: Sequence[str]) -> dict[str, str]:
+    mapped = {}
+    for each in given:
+        column, equals, target = each.rpartition("=")
+        if not equals or not column or not target:
+            raise ConfigurationError(f"--map {each}: write COLUMN=FEATURE")
+        mapped[column] = target
+    return mapped
+
+
+def _moment(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--event-time-value {text}: write ISO 8601, as 2026-01-31T00:00:00Z") from error
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000)
+
+
+def _duration_ms(option: str, text: str) -> int:
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: {error}") from error
+
+
+class _Advance:
+    """Tells a progress bar how far something is."""
+
+    def __init__(self, bar: Progress, label: str, total: int | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task(label, total=total)
+
+    def __call__(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+
+@contextmanager
+def _progress(label: str, total: int | None = None) -> Iterator[_Advance]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        yield _Advance(bar, label, total)
+
+
+# --- get --------------------------------------------------------------------------------------------------------------
+
+
+@features_app.command(epilog="Example: model-broker features get applicant applicant_id=17")
+def get(
+    view: Annotated[str, typer.Argument(help="A FeatureView of the registry.")],
+    key: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="The entity, each of its join keys.")],
+    as_json: Json = False,
+) -> None:
+    """Show what the store holds of one entity: values, with their status and age. Exit code 1 if it holds nothing."""
+    settings = Settings()
+    try:
+        spec = _stored_view(_current(settings), view)
+        try:
+            given = dict(_named_value(each) for part in key for each in part.split(","))
+            entity = read_entity(spec, view, given, text=True)
+        except RowRefused as error:
+            raise ConfigurationError(str(error)) from error
+        need = ViewNeed(view, entity, tuple(spec.types), tuple(spec.types.values()))
+        [fetched] = asyncio.run(_fetch(settings, [need]))
+    except BrokerError as error:
+        raise failed(error) from error
+    now_ms = time.time_ns() // 1_000_000
+    found = {name: within_ttl(fetched[view, name], spec.ttl, now_ms) for name in spec.types}
+    if as_json:
+        document = {
+            "view": view,
+            "entity": dict(zip(entity.names, entity.values, strict=True)),
+            "features": [_feature_json(name, spec, each, now_ms) for name, each in found.items()],
+        }
+        typer.echo(orjson.dumps(document))
+    else:
+        _print_features(spec, found, now_ms)
+    if all(each.status is FeatureStatus.MISSING for each in found.values()):
+        typer.echo(f"error: the store holds nothing of {entity_text(entity)} in view {view}", err=True)
+        raise typer.Exit(1)
+
+
+def _named_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"{text}: write NAME=VALUE, as applicant_id=17")
+    return name, value
+
+
+def _feature_json(name: str, spec: FeatureViewSpec, found: Fetched, now_ms: int) -> dict[str, Any]:
+    value = found.value.hex() if isinstance(found.value, bytes) else found.value
+    return {
+        "feature": name,
+        "type": spec.types[name],
+        "status": found.status,
+        "value": value,
+        "event_time": _iso(found.event_time_ms),
+        "age_ms": None if found.event_time_ms is None else now_ms - found.event_time_ms,
+        "reason": found.reason,
+    }
+
+
+def _print_features(spec: FeatureViewSpec, fetched: Mapping[str, Fetched], now_ms: int) -> None:
+    table = Table("feature", "value", "type", "status", "age", "event time (UTC)", box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for name, found in fetched.items():
+        value = "-" if found.value is None else found.value.hex() if isinstance(found.value, bytes) else found.value
+        status = Text(str(found.status), style=_STYLES[found.status])
+        if found.reason:
+            status.append(f": {found.reason}", style="default")
+        time_ms = found.event_time_ms
+        table.add_row(
+            name,
+            Text(str(value)[:200]),
+            spec.types[name],
+            status,
+            "-" if time_ms is None else _age(now_ms - time_ms),
+            (_iso(time_ms) or "-")[:19].replace("T", " "),
+        )
+    Console(highlight=False).print(table)
+
+
+def _iso(time_ms: int | None) -> str | None:
+    if time_ms is None:
+        return None
+    try:
+        return datetime.fromtimestamp(time_ms / 1_000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _age(age_ms: int) -> str:
+    """An age in two figures.
+
+    >>> _age(1_500), _age(90 * 60_000), _age(-3)
+    ('1s', '90m', '0s')
+    """
+    units = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+    limits = {"s": 100, "m": 100, "h": 49, "d": 10**9}
+    for unit, size in units.items():
+        if age_ms < limits[unit] * size:
+            break
+    return f"{max(0, age_ms) // size}{unit}"
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@features_app.command(epilog="Example: model-broker features check --view applicant --sample 500 --tolerate 1")
+def check(
+    view: Annotated[str | None, typer.Option("--view", help="Only this one; default: all that versions need.")] = None,
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, max=100_000, help="Entities of each view to look at.")
+    ] = 200,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", exists=True, dir_okay=False, help="These entities instead: a file of their columns."),
+    ] = None,
+    tolerate: Annotated[
+        float, typer.Option("--tolerate", min=0, max=100, help="Percent of entities without a required feature.")
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Hold what model versions need against what the store has. Exit code 1 where requests would be rejected."""
+    settings = Settings()
+    try:
+        if keys is not None and view is None:
+            raise ConfigurationError("--keys names entities of one view: say which by --view")
+        revision = _current(settings)
+        if view is not None:
+            _stored_view(revision, view)
+        stored = {name: spec for name, spec in revision.views.items() if _is_stored(spec)}
+        needed = findings_of(revision.versions.values(), stored, view)
+        for name, findings in needed.items():
+            entities = _keys_of(keys, name, stored[name]) if keys else _sample_of(settings, stored[name], sample)
+            asyncio.run(_judge(settings, findings, entities, stored[name].ttl))
+    except BrokerError as error:
+        raise failed(error) from error
+    findings = [each for found in needed.values() for each in found]
+    empty = [name for name, found in needed.items() if not found[0].sampled]
+    rejected = [each for each in findings if each.rejects(tolerate / 100)]
+    if as_json:
+        document = {
+            "revision": revision.id,
+            "tolerated_percent": tolerate,
+            "features": [_finding_json(each, tolerate / 100) for each in findings],
+            "views_without_entities": empty,
+            "sound": not rejected and not empty,
+        }
+        typer.echo(orjson.dumps(document))
+    else:
+        _print_findings(findings, rejected, empty)
+    if rejected or empty:
+        raise typer.Exit(1)
+
+
+def _sample_of(settings: Settings, spec: FeatureViewSpec, most: int) -> list[EntityKey]:
+    entities = [(entity.name, entity.type) for entity in spec.sorted_entities]
+    return sample_keys(
+        settings.redis_url,
+        spec.source.project,
+        most,
+        lambda key: list(zip(key.names, key.types, strict=True)) == entities,
+    )
+
+
+def _keys_of(path: Path, view: str, spec: FeatureViewSpec) -> list[EntityKey]:
+    found: dict[EntityKey, None] = {}
+    names = [entity.name for entity in spec.entities]
+    with FeatureFile(path, format_of(path, None)) as rows:
+        for row in rows.rows():
+            try:
+                if row.fault is not None:
+                    raise RowRefused(row.fault)
+                given = {name: row.cells[name] for name in names if name in row.cells}
+                found[read_entity(spec, view, given, text=rows.text)] = None
+            except RowRefused as error:
+                raise ConfigurationError(f"{path}, {row.place}: {error}") from error
+    return list(found)
+
+
+async def _judge(
+    settings: Settings, findings: Sequence[Finding], entities: Sequence[EntityKey], ttl_ms: int | None
+) -> None:
+    fetched = await _fetch(settings, [need_of(findings, key) for key in entities])
+    now_ms = time.time_ns() // 1_000_000
+    for each in fetched:
+        judge_all(findings, each, ttl_ms, now_ms)
+
+
+async def _fetch(settings: Settings, needs: Sequence[ViewNeed]) -> list[FetchedFeatures]:
+    """What the store holds for each need, a hundred at a time."""
+    store = RedisFeatureStore(settings.redis_url)
+    found: list[FetchedFeatures] = []
+    try:
+        await store.ping()
+        for start in range(0, len(needs), _KEYS_AT_ONCE):
+            part = needs[start : start + _KEYS_AT_ONCE]
+            found += await asyncio.gather(*(store.fetch([need], _FETCH_TIMEOUT_MS) for need in part))
+    finally:
+        await store.close()
+    return found
+
+
+def _finding_json(finding: Finding, tolerated: float) -> dict[str, Any]:
+    return {
+        "ref": f"{finding.view}.{finding.feature}",
+        "max_age_ms": finding.max_age_ms,
+        "required_by": finding.required_by,
+        "optional_for": finding.optional_for,
+        "entities": finding.sampled,
+        "statuses": {str(status): finding.statuses[status] for status in STORED_STATUSES},
+        "would_reject": finding.required_by if finding.rejects(tolerated) else [],
+    }
+
+
+def _print_findings(findings: Sequence[Finding], rejected: Sequence[Finding], empty: Sequence[str]) -> None:
+    console = Console(highlight=False)
+    short = {FeatureStatus.PRESENT: "PRES", FeatureStatus.MISSING: "MISS"}
+    heads = [short.get(status, str(status)) + " %" for status in STORED_STATUSES]
+    table = Table("feature", "needed", *heads, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    table.columns[0].overflow = "fold"
+    for finding in findings:
+        bound = "" if finding.max_age_ms is None else f" within {format_duration(finding.max_age_ms)}"
+        needed = "required" if finding.required_by else "optional"
+        shares = [f"{100 * finding.share(status):.1f}" if finding.sampled else "-" for status in STORED_STATUSES]
+        style = "red" if finding in rejected else ""
+        table.add_row(f"{finding.view}.{finding.feature}{bound}", needed, *shares, style=style)
+    console.print(table)
+    for finding in findings[:1]:
+        console.print(f"{finding.sampled} entities of view {finding.view} were looked at.", soft_wrap=True)
+    for name in empty:
+        console.print(f"View {name}: the store knows no entity of it.", style="red")
+    versions = sorted({version for finding in rejected for version in finding.required_by})
+    for version in versions:
+        refs = [f"{each.view}.{each.feature}" for each in rejected if version in each.required_by]
+        console.print(Text(f"{version} would reject requests for want of {', '.join(refs)}", style="red"))
+    if not findings:
+        console.print("No model version needs a stored feature.")
+    elif not versions and not empty:
+        console.print("What versions require is there.", style="green")
+
+
+# --- the registry -----------------------------------------------------------------------------------------------------
+
+
+def _current(settings: Settings) -> Revision:
+    published = read_published(settings)
+    if published is None:
+        raise ConfigurationError("no registry revision is published: run `model-broker apply -f DIR`")
+    return published.revision
+
+
+def _is_stored(spec: FeatureViewSpec) -> bool:
+    return spec.source.type == "redis"
+
+
+def _stored_view(revision: Revision, name: str) -> FeatureViewSpec:
+    spec = revision.views.get(name)
+    if spec is None:
+        known = ", ".join(sorted(revision.views)) or "none"
+        raise ConfigurationError(f"there is no FeatureView {name}: the registry has {known}")
+    if not _is_stored(spec):
+        raise ConfigurationError(f"view {name} is not stored here: its values are computed, or another server's")
+    return spec

@@ -1,0 +1,270 @@
+"""`features load`, `get` and `check` on real Kafka and Redis, with a features worker as an operator starts it."""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import orjson
+import pyarrow
+import pytest
+import yaml
+from pyarrow import parquet
+
+from tests.support.features_world import FeaturesWorld, feature_view, features_world, model
+from tests.support.markdown import ROOT, blocks_of
+from tests.support.stack import ServiceStack
+
+PAGE = ROOT / "docs" / "features-writing.md"
+ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+CREDIT = ROOT / "examples" / "credit" / "data" / "german_credit.csv"
+
+
+@pytest.fixture(scope="module")
+def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeaturesWorld]:
+    """A running worker, three views, and two model versions that need features of them."""
+    prefix = f"t{uuid.uuid4().hex[:10]}."
+    with features_world(stack, tmp_path_factory.mktemp("features"), prefix) as made:
+        person = {"age_years": "INT64", "income": "DOUBLE", "history": "STRING", "owner": "BOOL"}
+        made.publish(
+            [
+                feature_view("applicant", made.project, person),
+                feature_view("credit", made.project, {"housing": "STRING", "job": "STRING", "age": "INT64"}),
+                feature_view("short", made.project, {"mood": "STRING"}, ttl="1h"),
+                feature_view(
+                    "payments",
+                    made.project,
+                    {"amount": "DOUBLE"},
+                    aggregate=[
+                        {"of": "amount", "op": "sum", "windows": ["24h", "30d"]},
+                        {"op": "count", "windows": ["24h"]},
+                    ],
+                    lateness="1h",
+                ),
+                *model("pd", [{"ref": "applicant.age_years", "required": True}, {"ref": "applicant.income"}]),
+                *model("strict", [{"ref": "applicant.history", "required": True, "maxAge": "1h"}]),
+            ]
+        )
+        made.worker.start()
+        yield made
+
+
+def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None:
+    """CSV, JSON lines and Parquet become the same rows; empty cells are null; what is unknown is named and left."""
+    csv = tmp_path / "people.csv"
+    csv.write_text("id,age_years,income,history,owner,shoe\n1,41,52000.5,good,true,44\n2,17,,,false,39\n")
+    shown = world.run_json("features", "load", csv, "--view", "applicant", "--map", "id=applicant_id")
+    assert {name: shown[name] for name in ("rows", "published", "stored", "ignored_columns")} == {
+        "rows": 2,
+        "published": 2,
+        "stored": True,
+        "ignored_columns": ["shoe"],
+    }
+    assert world.features("applicant", "applicant_id=1") == {
+        "age_years": ("PRESENT", 41),
+        "income": ("PRESENT", 52000.5),
+        "history": ("PRESENT", "good"),
+        "owner": ("PRESENT", True),
+    }
+    assert world.features("applicant", "applicant_id=2")["income"] == ("NULL", None)
+
+    lines = tmp_path / "people.jsonl"
+    lines.write_bytes(b"".join(orjson.dumps({"applicant_id": n, "age_years": 50 + n}) + b"\n" for n in (3, 4)))
+    world.run("features", "load", lines, "--view", "applicant")
+    table = tmp_path / "people.parquet"
+    parquet.write_table(pyarrow.table({"applicant_id": [5, 6], "income": [1.5, None], "age_years": [55, 56]}), table)
+    world.run("features", "load", table, "--view", "applicant")
+    assert [world.features("applicant", f"applicant_id={n}")["age_years"][1] for n in (3, 4, 5, 6)] == [53, 54, 55, 56]
+    assert world.features("applicant", "applicant_id=6")["income"] == ("NULL", None)
+    assert world.features("applicant", "applicant_id=3")["income"] == ("MISSING", None)
+
+
+def test_the_example_s_data_can_be_loaded(world: FeaturesWorld) -> None:
+    """Columns are mapped, and the row's number stands for the entity that the file does not name."""
+    shown = world.run_json(
+        "features", "load", CREDIT, "--view", "credit", "--map", "@row=applicant_id", "--map", "age_in_years=age",
+        "--event-time-value", "2026-01-31T00:00:00Z",
+    )  # fmt: skip
+    assert (shown["rows"], shown["published"]) == (1_000, 1_000)
+    assert world.features("credit", "applicant_id=1") == {
+        "housing": ("PRESENT", "own"),
+        "job": ("PRESENT", "skilled employee / official"),
+        "age": ("PRESENT", 67),
+    }
+
+
+def test_what_is_shown_fits_a_terminal(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Tables are 80 columns wide at most, and say value, type, status and age."""
+    file = tmp_path / "one.csv"
+    file.write_text("applicant_id,age_years\n900,41\n")
+    told = world.run("features", "load", file, "--view", "applicant").stdout
+    shown = world.run("features", "get", "applicant", "applicant_id=900").stdout
+    checked = world.run("features", "check", "--view", "applicant", code=1).stdout
+    assert max(len(line) for line in (told + shown + checked).splitlines()) <= 80
+    assert "1 rows of one.csv are stored in view applicant" in told
+    assert all(word in shown for word in ("age_years", "41", "INT64", "PRESENT", "MISSING"))
+
+
+def test_bad_rows_are_listed_and_nothing_is_published(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Each fault says its line and column; nothing of the file is stored, with or without --dry-run."""
+    file = tmp_path / "bad.csv"
+    file.write_text("applicant_id,age_years,owner\n700,41,true\n701,old,true\n702,1,perhaps\n,1,true\n704,1\n")
+    for more in ((), ("--dry-run",)):
+        told = world.run("features", "load", file, "--view", "applicant", *more, code=1).stderr
+        assert "4 of 5 rows" in told
+        assert "line 3: column age_years: 'old' is not INT64" in told
+        assert "line 4: column owner: 'perhaps' is not BOOL" in told
+        assert "line 5: column applicant_id" in told
+        assert "line 6: 2 cells, and the header has 3" in told
+    assert world.features("applicant", "applicant_id=700", code=1)["age_years"] == ("MISSING", None)
+    file.write_text("applicant_id,age_years\n700,41\n")
+    assert "Nothing was published" in world.run("features", "load", file, "--view", "applicant", "--dry-run").stdout
+    assert world.features("applicant", "applicant_id=700", code=1)["age_years"] == ("MISSING", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--view", "loan"], "there is no FeatureView loan"),
+        (["--view", "applicant"], "no column applicant_id"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--map", "x=age_years"], "the file has no column x"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--map", "age_years=age"], "has no age to load"),
+        (["--view", "applicant", "--map", "id"], "write COLUMN=FEATURE"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--event-time", "asof"], "no such column"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--event-time-value", "soon"], "write ISO 8601"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--timeout", "soon"], "--timeout"),
+        (["--view", "applicant", "--map", "id=applicant_id", "--format", "xlsx"], "--format"),
+        (["--view", "payments", "--map", "id=applicant_id"], "give --event-time COLUMN"),
+        (["--view", "short", "--map", "id=applicant_id"], "no column of the file is a feature"),
+    ],
+)
+def test_a_wrong_command_is_told(world: FeaturesWorld, tmp_path: Path, arguments: list[str], said: str) -> None:
+    """Exit code 2, and a line that says what to do."""
+    file = tmp_path / "people.csv"
+    file.write_text("id,age_years\n1,41\n")
+    assert said in world.run("features", "load", file, *arguments, code=2).stderr
+
+
+def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Event times come from a column; the second run changes nothing, for each row has an id of its own."""
+    now_ms = time.time_ns() // 1_000_000
+    file = tmp_path / "payments.csv"
+    times = [now_ms - 40 * 3_600_000, now_ms - 1_800_000, now_ms - 1_800_000, now_ms - 60_000]
+    file.write_text("applicant_id,amount,at\n" + "".join(f"800,10.5,{at}\n" for at in times))
+    for _ in range(2):
+        world.run("features", "load", file, "--view", "payments", "--event-time", "at")
+        assert world.features("payments", "applicant_id=800") == {
+            "amount": ("PRESENT", 10.5),
+            "amount_sum_24h": ("PRESENT", 31.5),
+            "amount_sum_30d": ("PRESENT", 42.0),
+            "count_24h": ("PRESENT", 3),
+        }
+
+
+def test_a_load_that_is_killed_goes_on(world: FeaturesWorld, tmp_path: Path) -> None:
+    """What was acknowledged before the kill is not sent again, and in the end all rows are there, with one time."""
+    file, rows = tmp_path / "many.csv", 20_000
+    file.write_text("applicant_id,age_years\n" + "".join(f"{10_000 + n},{n}\n" for n in range(rows)))
+    command = [sys.executable, "-m", "app.cli", "features", "load", str(file), "--view", "applicant"]
+    journals = Path(world.env["BROKER_DATA_DIR"]) / "loads"
+    before = set(journals.glob("*.json"))
+    with subprocess.Popen(command, env=world.env, cwd=ROOT, stderr=subprocess.DEVNULL) as load:
+        while not set(journals.glob("*.json")) - before:
+            assert load.poll() is None
+            time.sleep(0.01)
+        load.kill()
+    [journal] = set(journals.glob("*.json")) - before
+    begun = orjson.loads(journal.read_bytes())
+    shown = world.run_json("features", "load", file, "--view", "applicant", "--timeout", "120s")
+    assert shown["resumed_after"] == begun["rows"] > 0
+    assert shown["published"] == rows - begun["rows"]
+    for number in (0, begun["rows"] - 1, min(begun["rows"], rows - 1), rows - 1):
+        found = world.run_json("features", "get", "applicant", f"applicant_id={10_000 + number}")["features"][0]
+        assert found["value"] == number
+        assert found["event_time"] is not None
+    assert not journal.exists()
+
+
+def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) -> None:
+    """What is published and not stored in time is told, and the next run only waits for it."""
+    file = tmp_path / "late.csv"
+    file.write_text("applicant_id,age_years\n950,41\n")
+    world.worker.stop()
+    try:
+        told = world.run("features", "load", file, "--view", "applicant", "--timeout", "500ms", code=1).stderr
+        assert "does `model-broker worker features` run?" in told
+    finally:
+        world.worker.start()
+    assert world.run_json("features", "load", file, "--view", "applicant")["published"] == 0
+    assert world.features("applicant", "applicant_id=950")["age_years"] == ("PRESENT", 41)
+
+
+def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Shares by status, the versions that would reject, and an exit code that a pipeline can use."""
+    file, keys = tmp_path / "some.csv", tmp_path / "keys.csv"
+    file.write_text("applicant_id,age_years,history\n" + "".join(f"{600 + n},{n},good\n" for n in range(10)))
+    world.run("features", "load", file, "--view", "applicant", "--event-time-value", "2026-01-31T00:00:00Z")
+    keys.write_text("applicant_id\n" + "".join(f"{600 + n}\n" for n in range(12)))
+    asked = ["features", "check", "--view", "applicant", "--keys", keys]
+    shown = world.run_json(*asked, "--tolerate", "20", code=1)
+    found = {(each["ref"], each["max_age_ms"]): each for each in shown["features"]}
+    age = found["applicant.age_years", None]
+    assert (age["statuses"]["PRESENT"], age["statuses"]["MISSING"], age["would_reject"]) == (10, 2, [])
+    assert found["applicant.income", None]["optional_for"] == ["pd/1"]
+    history = found["applicant.history", 3_600_000]
+    assert (history["statuses"]["STALE"], history["would_reject"]) == (10, ["strict/1"])
+    assert not shown["sound"]
+    assert "strict/1 would reject" in world.run(*asked, "--tolerate", "20", code=1).stdout
+    assert world.run_json("features", "check", "--view", "credit")["features"] == []
+    sampled = world.run_json("features", "check", "--view", "applicant", "--sample", "7", code=1)
+    assert {each["entities"] for each in sampled["features"]} == {7}
+
+
+def test_a_value_past_its_view_s_ttl_is_stale(world: FeaturesWorld, tmp_path: Path) -> None:
+    """A row that another view keeps alive shows the value with its status and reason."""
+    file = tmp_path / "mood.csv"
+    file.write_text("applicant_id,mood,age_years\n960,fine,30\n")
+    world.run("features", "load", file, "--view", "applicant")
+    world.run("features", "load", file, "--view", "short", "--event-time-value", "2026-01-31T00:00:00Z")
+    [mood] = world.run_json("features", "get", "short", "applicant_id=960")["features"]
+    assert (mood["status"], mood["value"], mood["reason"]) == ("STALE", "fine", "is past its view's ttl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["get", "loan", "applicant_id=1"], "there is no FeatureView loan"),
+        (["get", "applicant", "17"], "write NAME=VALUE"),
+        (["get", "applicant", "name=x"], "applicant_id is missing"),
+        (["get", "applicant", "applicant_id=x"], "send applicant_id as INT64"),
+        (["check", "--keys", __file__], "say which by --view"),
+        (["check", "--view", "loan"], "there is no FeatureView loan"),
+    ],
+)
+def test_a_wrong_question_is_told(world: FeaturesWorld, arguments: list[str], said: str) -> None:
+    """Exit code 2, and a line that says what to do."""
+    assert said in world.run("features", *arguments, code=2).stderr
+
+
+def test_the_page_s_example_does_what_it_says(
+    world: FeaturesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/features-writing.md: its documents, its file moved to today, its commands, and what they show."""
+    blocks = {block.mark: block.text for block in blocks_of(PAGE)}
+    world.publish(list(yaml.safe_load_all(blocks["registry"])))
+    times = [datetime.fromisoformat(text) for text in ISO_TIME.findall(blocks["payments"])]
+    shift = datetime.now(UTC) - timedelta(minutes=1) - max(times)
+    moved = ISO_TIME.sub(lambda found: (datetime.fromisoformat(found[0]) + shift).isoformat(), blocks["payments"])
+    monkeypatch.chdir(tmp_path)
+    Path("payments.csv").write_text(moved)
+    for line in blocks["load"].splitlines():
+        world.run(*shlex.split(line)[1:])
+    shown = world.run_json("features", "get", "payments", "customer_id=17")["features"]
+    assert {each["feature"]: str(each["value"]) for each in shown} == dict(
+        line.split() for line in blocks["shown"].splitlines()
+    )

@@ -1,0 +1,270 @@
+"""Rows of files: columns to features, cells to types, faults with their column, ids that stay."""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from app.adapters.feast_codec import row_key
+from app.adapters.feast_keys import read_row_key
+from app.adapters.feature_files import FeatureFile, format_of
+from app.domain.documents import FeatureViewSpec, ModelVersionSpec
+from app.domain.errors import ConfigurationError
+from app.domain.feature_check import findings_of, judge_all, need_of
+from app.domain.feature_rows import RowReader, RowRefused, read_entity, row_reader
+from app.domain.features import EntityKey, FeatureStatus, Fetched
+
+NOW_MS = 1_795_392_000_000
+SPEC = FeatureViewSpec.model_validate_json(
+    """{"entities": [{"name": "iban", "type": "STRING"}, {"name": "branch", "type": "INT32"}],
+        "features": [{"name": "age", "type": "INT64"}, {"name": "share", "type": "DOUBLE"},
+                     {"name": "since", "type": "UNIX_TIMESTAMP"}, {"name": "scan", "type": "BYTES"},
+                     {"name": "owner", "type": "BOOL"}, {"name": "text", "type": "STRING"}],
+        "source": {"type": "redis", "project": "p"}, "ttl": "30d"}"""
+)
+
+
+def reader(*header: str, text: bool = True, time_column: str | None = None, **mapping: str) -> RowReader:
+    """A reader of a file with these columns."""
+    made, _ = row_reader(
+        "v", SPEC, header, mapping=mapping, time_column=time_column, time_ms=None if time_column else NOW_MS, text=text
+    )
+    return made
+
+
+def values(cells: Mapping[str, Any], *, text: bool = True) -> dict[str, Any]:
+    """What the row of the store holds of these cells."""
+    given = {"iban": "DE1", "branch": "3" if text else 3, **cells}
+    row = reader(*given, text=text).read(1, given, NOW_MS)[1]
+    return dict(zip(row.names, row.values, strict=True))
+
+
+def test_text_becomes_what_it_means() -> None:
+    """Cells of CSV are read as their type; an empty one is null."""
+    cells = {"age": "41", "share": "1e3", "since": "2026-11-23T00:00:00Z", "scan": "AP8=", "owner": "TRUE", "text": "5"}
+    assert values(cells) == {
+        "age": 41, "share": 1_000.0, "since": NOW_MS // 1_000, "scan": b"\x00\xff", "owner": True, "text": "5",
+    }  # fmt: skip
+    assert values({"age": "41.0", "since": "1795392000"}) == {"age": 41, "since": 1_795_392_000}
+    assert values(dict.fromkeys(cells, "")) == dict.fromkeys(cells)
+
+
+def test_typed_cells_are_taken_as_they_are() -> None:
+    """JSON lines and Parquet carry types, times, bytes and decimals among them."""
+    cells = {"age": 41, "share": Decimal("0.5"), "since": datetime(2026, 11, 23), "scan": b"\x00\xff", "text": None}
+    assert values(cells, text=False) == {
+        "age": 41, "share": 0.5, "since": NOW_MS // 1_000, "scan": b"\x00\xff", "text": None,
+    }  # fmt: skip
+    assert values({"since": date(2026, 11, 23)}, text=False) == {"since": NOW_MS // 1_000}
+
+
+def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
+    """The same row of the same place has the same id; another place or content has another."""
+    one = reader("iban", "branch", "age")
+    cells = {"iban": "DE1", "branch": "3", "age": "41"}
+    update = one.read(1, cells, NOW_MS)[0]
+    assert update.key == b"branch=3,iban=DE1"
+    assert orjson.loads(update.value)["event_time"] == NOW_MS
+    assert one.read(1, cells, NOW_MS + 1)[0].id == update.id
+    assert len({update.id, one.read(2, cells, NOW_MS)[0].id, one.read(1, {**cells, "age": "42"}, NOW_MS)[0].id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("time", "expected_ms"),
+    [
+        ("1795392000123", NOW_MS + 123),
+        ("2026-11-23T00:00:00", NOW_MS),
+        (NOW_MS, NOW_MS),
+        (datetime(2026, 11, 23, tzinfo=UTC), NOW_MS),
+    ],
+)
+def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
+    """Epoch milliseconds, ISO 8601, or the file's own timestamps."""
+    one = reader("iban", "branch", "age", "at", time_column="at", text=isinstance(time, str))
+    cells = {"iban": "DE1", "branch": "3" if isinstance(time, str) else 3, "age": 1, "at": time}
+    assert one.read(1, cells, NOW_MS)[1].event_time_ms == expected_ms
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"age": "old"}, "column age: 'old' is not INT64"),
+        ({"age": "1.5"}, "column age: values.age: '1.5' (float)"),
+        ({"share": "x"}, "column share: 'x' is not DOUBLE"),
+        ({"owner": "perhaps"}, "column owner: 'perhaps' is not BOOL"),
+        ({"scan": "%%"}, "column scan: values.scan: not base64"),
+        ({"branch": "x"}, "column branch: 'x' is not INT32"),
+        ({"branch": ""}, "column branch: entities.branch"),
+        ({"at": ""}, "column at: no event time"),
+        ({"at": "soon"}, "column at: event_time 'soon'"),
+    ],
+)
+def test_a_fault_names_its_column(cells: dict[str, str], said: str) -> None:
+    """What a person has to mend is the file's column."""
+    given = {"iban": "DE1", "branch": "3", "at": "0", "age": "1", **cells}
+    with pytest.raises(RowRefused) as refused:
+        reader(*given, time_column="at").read(1, given, NOW_MS)
+    assert str(refused.value).startswith(said)
+
+
+def test_a_row_without_its_entity() -> None:
+    """JSON lines may lack a member that the first one has."""
+    with pytest.raises(RowRefused, match="entities has branch"):
+        reader("iban", "branch", "age", text=False).read(2, {"branch": 3, "age": 1}, NOW_MS)
+    with pytest.raises(RowRefused, match="column iban"):
+        reader("iban", "branch", "age", text=False).read(2, {"iban": "\ud800", "branch": 3, "age": 1}, NOW_MS)
+
+
+def test_columns_are_mapped_and_the_rest_is_named() -> None:
+    """A mapping takes a column's own meaning away; the row's number may stand for an entity."""
+    made, ignored = row_reader(
+        "v", SPEC, ["iban", "age", "years", "shoe", "at"],
+        mapping={"@row": "branch", "years": "age", "age": "share"}, time_column="at", time_ms=None, text=True,
+    )  # fmt: skip
+    assert made.columns == {"iban": "iban", "@row": "branch", "years": "age", "age": "share"}
+    assert ignored == ("shoe",)
+    row = made.read(7, {"iban": "x", "age": "1", "years": "2", "shoe": "44", "at": "0"}, NOW_MS)[1]
+    assert (row.key.values, row.names, row.values) == ((7, "x"), ("age", "share"), (2, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("header", "mapping", "time", "said"),
+    [
+        (["iban", "age"], {}, None, "no column branch"),
+        (["iban", "branch", "shoe"], {}, None, "no column of the file is a feature"),
+        (["iban", "branch", "age"], {"years": "age"}, None, "the file has no column years"),
+        (["iban", "branch", "age", "years"], {"years": "age"}, None, "columns age, years would all be age"),
+        (["iban", "branch", "age"], {"age": "colour"}, None, "view v has no colour to load"),
+        (["iban", "branch", "age"], {}, "at", "--event-time at: the file has no such column"),
+    ],
+)
+def test_files_that_do_not_fit(header: list[str], mapping: dict[str, str], time: str | None, said: str) -> None:
+    """The message says what is missing, and what to write."""
+    with pytest.raises(ConfigurationError) as refused:
+        row_reader("v", SPEC, header, mapping=mapping, time_column=time, time_ms=0, text=True)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"iban": "DE1"}, "branch is missing"),
+        ({"iban": "DE1", "branch": "3", "x": "1"}, "x is no entity of it"),
+        ({"iban": "DE1", "branch": "x"}, "send iban as STRING, branch as INT32"),
+        ({"iban": "", "branch": "3"}, "entities.iban"),
+    ],
+)
+def test_entities_that_people_write(given: dict[str, str], said: str) -> None:
+    """A key is every entity of the view, as its type."""
+    with pytest.raises(RowRefused) as refused:
+        read_entity(SPEC, "v", given, text=True)
+    assert said in str(refused.value)
+    key = EntityKey("p", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
+    assert read_entity(SPEC, "v", {"iban": "DE1", "branch": "3"}, text=True) == key
+    assert read_entity(SPEC, "v", {"iban": "DE1", "branch": 3}, text=False) == key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        EntityKey("p", ("branch", "iban"), (3, "ż1"), ("INT32", "STRING")),
+        EntityKey("p", ("id",), (-(2**63),), ("INT64",)),
+    ],
+)
+def test_keys_are_read_back(key: EntityKey) -> None:
+    """A row's key says which entity it is; another project's, or what is cut off, says nothing."""
+    data = row_key(key)
+    assert read_row_key(data, "p") == key
+    assert read_row_key(data, "q") is None
+    for cut in range(len(data)):
+        assert read_row_key(data[:cut] + b"p", "p") in (None, key)
+    assert read_row_key(b"\xff" * 40 + b"p", "p") is None
+    assert read_row_key(b"p", "p") is None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"a,a\n1,2\n", "column a is there twice"),
+        ("a.csv", b"a,\xff\n", "cannot be read as csv"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"{\n", "line 1: not JSON"),
+        ("a.jsonl", b"[1]\n", "line 1: a JSON list"),
+        ("a.parquet", b"PAR1", "cannot be read as parquet"),
+        ("a.xlsx", b"", "--format"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """One line says which file and why."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as refused, FeatureFile(path, format_of(path, None)):
+        pass
+    assert said in str(refused.value)
+
+
+def test_faults_of_rows_have_their_line(tmp_path: Path) -> None:
+    """Quoted line breaks count, blank lines are skipped, and a fault does not end the file."""
+    csv = tmp_path / "a.csv"
+    csv.write_text('\ufeffa,b\n"x\ny",1\n2\n3,4,5\n6,7\n')
+    with FeatureFile(csv, "csv") as file:
+        rows = list(file.rows())
+    assert file.header == ("a", "b")
+    assert [(row.number, row.place, row.fault) for row in rows] == [
+        (1, "line 3", None),
+        (2, "line 4", "1 cells, and the header has 2"),
+        (3, "line 5", "3 cells, and the header has 2"),
+        (4, "line 6", None),
+    ]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"a": 1}\n\n{"a":\n3\n{"a": 2}\n')
+    with FeatureFile(lines, "jsonl") as file:
+        found = [(row.number, row.place, row.fault is None) for row in file.rows()]
+    assert found == [(1, "line 1", True), (2, "line 3", False), (3, "line 4", False), (4, "line 5", True)]
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_needs_are_counted_by_view_feature_and_age() -> None:
+    """Versions that need the same share a finding; each status counts, ttl and maxAge as they are at decision time."""
+
+    def version(name: str, *features: dict[str, Any]) -> ModelVersionSpec:
+        document = {
+            "model": name, "version": "1", "digest": f"sha256:{'0' * 64}", "features": features,
+            "backend": {"type": "http", "endpoints": ["http://127.0.0.1:1"]},
+            "outputs": [{"name": "y", "datatype": "FP64"}],
+        }  # fmt: skip
+        return ModelVersionSpec.model_validate_json(orjson.dumps(document))
+
+    versions = [
+        version("a", {"ref": "v.age", "required": True}, {"ref": "inputs.x"}, {"ref": "w.z"}),
+        version("b", {"ref": "v.age"}, {"ref": "v.share", "required": True, "maxAge": "1h"}),
+    ]
+    assert findings_of(versions, {"v": SPEC}, "w") == {}
+    needed = findings_of(versions, {"v": SPEC})
+    age, share = needed["v"]
+    assert (age.required_by, age.optional_for, share.required_by) == (["a/1"], ["b/1"], ["b/1"])
+    assert not age.rejects(0)
+    key = EntityKey("p", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
+    assert need_of(needed["v"], key).features == ("age", "share")
+    hour, day = 3_600_000, 86_400_000
+    for fetched in (
+        {("v", "age"): Fetched(FeatureStatus.PRESENT, 1, NOW_MS - 31 * day)},
+        {("v", "age"): Fetched(FeatureStatus.PRESENT, 1, NOW_MS), ("v", "share"): Fetched(FeatureStatus.PRESENT, 1.0)},
+        {("v", "share"): Fetched(FeatureStatus.PRESENT, 1.0, NOW_MS - hour - 1)},
+        {("v", "share"): Fetched(FeatureStatus.PRESENT, 1.0, NOW_MS - hour)},
+    ):
+        judge_all(needed["v"], fetched, SPEC.ttl, NOW_MS)
+    assert dict(age.statuses) == {FeatureStatus.STALE: 1, FeatureStatus.PRESENT: 1, FeatureStatus.MISSING: 2}
+    assert dict(share.statuses) == {FeatureStatus.MISSING: 1, FeatureStatus.PRESENT: 2, FeatureStatus.STALE: 1}
+    assert age.rejects(0.7)
+    assert not age.rejects(0.75)
