@@ -35,6 +35,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.request_codec import RequestDecoder
+    from app.adapters.row_sharing import RowSharing
     from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
     from app.agents import requests, results, skew
     from app.agents.admission import Admission
@@ -59,7 +60,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         store = FeatureSources(redis, redis, FeastServers(), clock)
         stack.push_async_callback(store.close)
         await store.ping()
-        backend = HttpOipBackend(clock)
+        backend = RowSharing(HttpOipBackend(clock), clock)
         stack.push_async_callback(backend.close)
         decoder = RequestDecoder(settings.schema_registry_url)
         stack.push_async_callback(decoder.close)

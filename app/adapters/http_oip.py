@@ -24,7 +24,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from yarl import URL
 
-from app.adapters.oip import RequestTemplate, decode_response, encode_request, error_text
+from app.adapters.oip import DATATYPES, RequestTemplate, decode_response, encode_request, error_text
 from app.domain.dispatch import Answer, Attempt, Row
 from app.domain.documents import CallPolicy, ColumnsInput, HttpBackend, ModelVersionSpec
 from app.domain.ejection import Health
@@ -96,21 +96,32 @@ class _Lane:
         self.seconds = _SECONDS.labels(version.model, version.version)
         self._templates: dict[tuple[str, ...], RequestTemplate] = {}
 
-    def encode(self, rows: Sequence[Row]) -> bytes:
-        """The request's body; ValueError names the input that cannot be sent."""
-        if len(rows) > 1:
-            return encode_request(rows, self.layout, self.asked, None)
-        row = rows[0]
-        if self.layout.layout != "columns":
-            return encode_request(rows, self.layout, self.asked, row.request_id)
+    def encode(self, rows: Sequence[Row]) -> tuple[bytes, Sequence[bytes]]:
+        """The request's body, and each row's own; ValueError names the input that cannot be sent."""
+        if len(rows) == 1:
+            body = self.encode_one(rows[0])
+            return body, (body,)
+        first = rows[0]
+        if self.layout.layout == "columns" and all(row.types == first.types for row in rows):
+            template = self._template(first)
+            filled = None if template is None else template.fill_shared(rows)
+            if filled is not None:
+                return filled
+        body = encode_request(rows, self.layout, self.asked, None)
+        return body, tuple(map(self.encode_one, rows))
+
+    def encode_one(self, row: Row) -> bytes:
+        """The body of a request for one row; ValueError names the input that cannot be sent."""
+        template = self._template(row) if self.layout.layout == "columns" else None
+        body = None if template is None else template.fill(row)
+        return encode_request((row,), self.layout, self.asked, row.request_id) if body is None else body
+
+    def _template(self, row: Row) -> RequestTemplate | None:
         types = tuple(row.types.values())
         template = self._templates.get(types)
-        body = None if template is None else template.fill(row)
-        if body is None:
-            body = encode_request(rows, self.layout, self.asked, row.request_id)
-            if template is None and len(self._templates) < _TEMPLATES_MAX:
-                self._templates[types] = RequestTemplate(row, self.asked)
-        return body
+        if template is None and len(self._templates) < _TEMPLATES_MAX and set(types) <= DATATYPES.keys():
+            template = self._templates[types] = RequestTemplate(row, self.asked)
+        return template
 
     def usable(self) -> Sequence[int]:
         """The places of the endpoints that are not ejected."""
@@ -174,7 +185,7 @@ class HttpOipBackend:
             return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
         lane = self._lane(version, backend)
         try:
-            body = lane.encode(rows)
+            body, own = lane.encode(rows)
         except ValueError as error:
             if len(rows) == 1:
                 problem = Problem(Code.FEATURE_INVALID, f"{lane.title} cannot be asked: {error}")
@@ -183,7 +194,15 @@ class HttpOipBackend:
             alone = await asyncio.gather(*(self.infer(version, (row,)) for row in rows))
             return tuple(answer for answers in alone for answer in answers)
         deadline_ms = rows[0].deadline_ms if len(rows) == 1 else min(row.deadline_ms for row in rows)
-        return await self._in_slot(lane, rows, body, deadline_ms)
+        return await self._in_slot(lane, rows, body, own, deadline_ms)
+
+    def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
+        """See ``RowBackend.request_of``."""
+        backend = version.backend
+        try:
+            return self._lane(version, backend).encode_one(row) if isinstance(backend, HttpBackend) else _NOTHING_SENT
+        except ValueError:
+            return _NOTHING_SENT
 
     def _lane(self, version: ModelVersionSpec, backend: HttpBackend) -> _Lane:
         key = (version.model, version.version)
@@ -217,7 +236,9 @@ class HttpOipBackend:
         attempts = tuple(Attempt(endpoint, now_ms, 0.0, "ejected") for endpoint, _ in lane.endpoints)
         return Answer(None, Problem(Code.MODEL_EJECTED, said), attempts, _NOTHING_SENT)
 
-    async def _in_slot(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+    async def _in_slot(
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+    ) -> Sequence[Answer]:
         remaining_ms = deadline_ms - self._clock.now_ms()
         if remaining_ms <= 0:
             problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
@@ -232,11 +253,13 @@ class HttpOipBackend:
             said = f"{lane.policy.concurrency} calls of {lane.title} were running until the deadline"
             return _all(rows, Answer(None, Problem(Code.DEADLINE_EXCEEDED, said), (), _NOTHING_SENT))
         try:
-            return await self._call(lane, rows, body, deadline_ms)
+            return await self._call(lane, rows, body, own, deadline_ms)
         finally:
             lane.slots.release()
 
-    async def _call(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+    async def _call(
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+    ) -> Sequence[Answer]:
         headers = {"Content-Type": "application/json"}
         if len(rows) == 1:
             row = rows[0]
@@ -271,15 +294,15 @@ class HttpOipBackend:
                     tried = _Tried("invalid", f"unsound: {error}"[:200], problem=problem)
             latency_ms = clock.steady_ms() - started
             lane.account(place, tried, latency_ms)
-            attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome))
+            attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome, len(rows)))
             if outputs is not None:
-                return tuple(Answer(output, None, attempts, body) for output in outputs)
+                return tuple(Answer(output, None, attempts, sent) for output, sent in zip(outputs, own, strict=True))
             if not tried.again:
                 break
         if tried is None:
             problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
             return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
-        return _all(rows, Answer(None, tried.problem, attempts, body))
+        return tuple(Answer(None, tried.problem, attempts, sent) for sent in own)
 
     async def _attempt(
         self, lane: _Lane, url: URL, body: bytes, headers: Mapping[str, str], remaining_ms: int, number: int

@@ -83,7 +83,7 @@ class RequestTemplate:
     models.
     """
 
-    __slots__ = ("_lists", "_names", "_text")
+    __slots__ = ("_columns", "_lists", "_names", "_outputs", "_text")
 
     def __init__(self, row: Row, outputs: Sequence[Mapping[str, str]]) -> None:
         self._names = tuple(row.values)
@@ -94,6 +94,12 @@ class RequestTemplate:
             for name in self._names
         )
         self._text = b'{"id":%%b,"inputs":[%b],"outputs":%b}' % (b",".join(tensors), _literal(outputs))
+        self._columns = tuple(
+            b'{"name":%b,"shape":[%%d,1],"datatype":%b,"data":[%%b]}'
+            % (_literal(name), _literal(DATATYPES[row.types[name]]))
+            for name in self._names
+        )
+        self._outputs = orjson.dumps(outputs)
 
     def fill(self, row: Row) -> bytes | None:
         """The request for ``row``, whose types in the columns' order are the template's.
@@ -101,16 +107,37 @@ class RequestTemplate:
         None where ``encode_request`` has to look closer: other columns, a null (which NaN also becomes), bytes, or
         lists, whose shapes vary.
         """
+        literals = self._literals(row)
+        return None if literals is None else self._text % literals
+
+    def fill_shared(self, rows: Sequence[Row]) -> tuple[bytes, tuple[bytes, ...]] | None:
+        """The request for all of ``rows``, of the template's types, and each row's own as ``fill`` writes it; or None.
+
+        Each value is written once for both.
+        """
+        written: list[tuple[bytes, ...]] = []
+        for row in rows:
+            literals = self._literals(row)
+            if literals is None:
+                return None
+            written.append(literals)
+        _, *columns = zip(*written, strict=True)
+        tensors = (
+            tensor % (len(rows), b",".join(values)) for tensor, values in zip(self._columns, columns, strict=True)
+        )
+        body = b'{"inputs":[%b],"outputs":%b}' % (b",".join(tensors), self._outputs)
+        return body, tuple(self._text % literals for literals in written)
+
+    def _literals(self, row: Row) -> tuple[bytes, ...] | None:
+        """The row's id and its values, as JSON."""
         values = row.values
         if self._lists or tuple(values) != self._names or tuple(row.types) != self._names:
             return None
         try:
-            parts = [orjson.dumps(value) for value in values.values()]
-            if b"null" in parts:
-                return None
-            return self._text % (orjson.dumps(row.request_id), *parts)
+            literals = (orjson.dumps(row.request_id), *map(orjson.dumps, values.values()))
         except TypeError:
             return None
+        return None if b"null" in literals else literals
 
 
 def _literal(value: object) -> bytes:

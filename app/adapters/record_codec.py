@@ -122,6 +122,7 @@ def _task(task: TaskRecord) -> dict[str, Any]:
                         "started_ms": attempt.started_ms,
                         "latency_ms": attempt.latency_ms,
                         "outcome": attempt.outcome,
+                        "rows": attempt.rows,
                     }
                     for attempt in result.attempts
                 ],

@@ -5,10 +5,11 @@ and Feast does not look at, is ``_at:{view}``: the event times of features that 
 partial update leaves the others alone. Without it their age would be hidden by the update of their neighbours. And
 ``_del:{view}``, the time of the last tombstone, which keeps older updates from bringing back what it deleted.
 
-``fetch`` is one round trip whatever is asked, on a pooled connection; commands are packed here and answers read as
-bytes, which costs half of what a client's pipeline object does. ``write`` is one round trip too: a script compares
-event times and writes within Redis, so that of two workers the later event wins and not the later writer, feature by
-feature. Every driver's exception ends here, as StoreUnavailable.
+``fetch`` is one round trip whatever is asked, on a pooled connection, and one for several requests where Redis is busy
+(``redis_sharing``); commands are packed here and answers read as bytes, which costs half of what a client's pipeline
+object does. ``write`` is one round trip too: a script compares event times and writes within Redis, so that of two
+workers the later event wins and not the later writer, feature by feature. Every driver's exception ends here, as
+StoreUnavailable.
 
 A row expires in Redis when the last of its views is past its ttl. Views without a ttl, and what others wrote before,
 keep it for good.
@@ -37,6 +38,7 @@ from app.adapters.feast_codec import (
     row_key,
     time_field,
 )
+from app.adapters.redis_sharing import SharedExchanges
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed
@@ -216,6 +218,7 @@ class RedisFeatureStore:
         )
         self._slots = asyncio.Semaphore(connections_max)
         self._write_timeout_ms = write_timeout_ms
+        self._reads = SharedExchanges(self._ask)
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> Mapping[tuple[str, str], Fetched]:
         """See FeatureStore."""
@@ -228,7 +231,7 @@ class RedisFeatureStore:
             _pack((b"HMGET", row_key(key), *(field for need in wanted for field in _fields(need))))
             for key, wanted in by_key.items()
         ]
-        answers = await self._ask(commands, timeout_ms)
+        answers = await self._reads.ask(commands, timeout_ms)
         fetched: dict[tuple[str, str], Fetched] = {}
         for wanted, answer in zip(by_key.values(), answers, strict=True):
             start = 0
@@ -263,6 +266,7 @@ class RedisFeatureStore:
 
     async def close(self) -> None:
         """See FeatureStore."""
+        await self._reads.close()
         await self._pool.disconnect()
 
     async def _ask(self, commands: Sequence[bytes], timeout_ms: int) -> list[Any]:

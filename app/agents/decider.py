@@ -39,7 +39,7 @@ from app.domain.features import recorded
 from app.domain.join import Join, Status
 from app.domain.requests import InboundRecord, Request, read_address
 from app.domain.routing import Plan, Refused, TaskPlan, route
-from app.observability import LATENCY_BUCKETS_S
+from app.observability import LATENCY_BUCKETS_S, labelled
 from app.ports.clock import Clock
 from app.ports.registry import Registry
 from app.settings import Settings
@@ -56,6 +56,7 @@ _REFERRALS = Counter(
     "broker_referrals", "Tasks whose features' contracts left the decision to a person", ["route", "task"]
 )
 _RESULTS = Counter("broker_results", "Queued results by fate: joined, late, repeated, unknown", ["fate"])
+_decisions, _latency, _tasks = labelled(_DECISIONS), labelled(_LATENCY), labelled(_TASKS)
 _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for queued tasks")
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
@@ -515,7 +516,7 @@ class Decider:
         outcome = live.outcome
         for task in live.tasks.values():
             version = task.version
-            _TASKS.labels(version.model, version.version, outcome.results[task.name].status).inc()
+            _tasks(version.model, version.version, outcome.results[task.name].status).inc()
             if is_referred(outcome) and outcome.results[task.name].referred:
                 _REFERRALS.labels(live.plan.route.name, task.name).inc()
         await self._finish(live, decide(live.record, live.plan, outcome, self._clock.now_ms()))
@@ -544,8 +545,8 @@ class Decider:
         assert record.decided_ms is not None  # noqa: S101 - it is decided
         self._timers.at(record.decided_ms + self._settings.dedupe_window, live.partition, record.request_id)
         latency_ms = record.decided_ms - record.received_ms
-        _DECISIONS.labels(str(record.status), record.route or "").inc()
-        _LATENCY.labels(record.route or "").observe(max(0, latency_ms) / 1000)
+        _decisions(str(record.status), record.route or "").inc()
+        _latency(record.route or "").observe(max(0, latency_ms) / 1000)
         log.info(
             "decided",
             request_id=record.request_id,

@@ -28,6 +28,7 @@ from app.adapters.record_codec import (
 from app.domain.decisions import DecisionRecord, shrink, what_is_large
 from app.domain.errors import PublishFailed, RecordTooLarge
 from app.domain.requests import InboundRecord, ReplyAddress
+from app.observability import labelled
 from app.ports.clock import Clock
 from app.ports.log import JoinTable, OutboundRecord, Replies
 from app.settings import Settings
@@ -35,6 +36,7 @@ from app.settings import Settings
 log = structlog.get_logger()
 
 _REPLIES = Counter("broker_replies", "Replies by fate: sent, repeated, undeliverable", ["fate"])
+_replies = labelled(_REPLIES)
 _RETRIES = Counter("broker_publish_retries", "Writes that Kafka did not acknowledge at once", ["what"])
 _RETRY_DELAYS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _KEY_BYTES_MAX: Final = 10_000
@@ -175,7 +177,7 @@ class Ledger:
         except (PublishFailed, RecordTooLarge) as error:
             fate = "undeliverable"
             log.warning("reply_undeliverable", request_id=record.request_id, topic=address.topic, reason=str(error))
-        _REPLIES.labels(fate).inc()
+        _replies(fate).inc()
 
     async def bury(self, record: InboundRecord, reason: str, kind: str) -> None:
         """Copy a record that cannot be handled to its dead-letter topic."""

@@ -468,7 +468,7 @@ def version_record(
         version.backend.type,
         selected_by,
         need,
-        None if governance is None else governance.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        None if governance is None else governance.recorded,
         inputs.features,
         None,
         experiment,

@@ -168,7 +168,9 @@ def _version_json(each: VersionTrace) -> dict[str, Any]:
 def _calls(version: ModelVersionSpec) -> dict[str, int]:
     """What applies to calls of ``version`` from here; a queued one is called by its pool's workers."""
     if isinstance(version.backend, HttpBackend):
-        return {"retries": version.policy.retries, "concurrency": version.policy.concurrency}
+        policy = version.policy
+        shared = {} if policy.batch is None else {"batch_max_size": policy.batch.max_size}
+        return {"retries": policy.retries, "concurrency": policy.concurrency, **shared}
     return {}
 
 

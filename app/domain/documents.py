@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -48,7 +48,6 @@ CallDurationMs = Annotated[WrittenDurationMs, within("1ms", "1h")]
 Scalar = str | int | float | bool | None
 
 NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
-    "batch": "rows of several requests in one call",
     "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
 }
@@ -213,6 +212,12 @@ class Outlier(_Document):
         return self
 
 
+class BatchPolicy(_Document):
+    """That rows of several requests may share a call while the model is busy; its server must take several rows."""
+
+    max_size: int = Field(alias="maxSize", ge=2, le=256, description="rows of one call")
+
+
 class CallPolicy(_Document):
     """How a version is called; of a queued one, only how long its answer is waited for."""
 
@@ -220,6 +225,7 @@ class CallPolicy(_Document):
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
     outlier: Outlier = Outlier()
+    batch: BatchPolicy | None = Field(None, description="rows share a call while the model is busy; default: never")
 
 
 class Governance(_Document):
@@ -235,6 +241,11 @@ class Governance(_Document):
     def last_day(self) -> datetime.date | None:
         """``validUntil`` as a date."""
         return datetime.date.fromisoformat(self.valid_until) if self.valid_until else None
+
+    @cached_property
+    def recorded(self) -> Mapping[str, Any]:
+        """As it was written, for the records of each decision."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @model_validator(mode="after")
     def _day_exists(self) -> "Governance":

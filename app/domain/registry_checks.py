@@ -160,7 +160,7 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
     if today is not None and ended is not None and ended < today:
         yield "spec.governance.validUntil", f"ended on {ended}; have it validated again"
     if isinstance(spec.backend, KafkaBackend):
-        for field in ("retries", "concurrency", "outlier"):
+        for field in ("retries", "concurrency", "outlier", "batch"):
             if field in spec.policy.model_fields_set:
                 yield f"spec.policy.{field}", _NOT_QUEUED
     columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)

@@ -31,6 +31,14 @@ class ModelBackend(Protocol):
         ...
 
 
+class RowBackend(ModelBackend, Protocol):
+    """An inline backend whose calls rows may share (``adapters.row_sharing``)."""
+
+    def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
+        """What would be sent for ``row`` alone; empty where it cannot be sent."""
+        ...
+
+
 class ModelRunner(Protocol):
     """Models that run inside a pool worker's own process, named on its command line as ``module:factory``.
 

@@ -26,6 +26,27 @@ JSON = st.recursive(
 ASKED = ({"name": "y%b"},)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), TEXT),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_the_template_writes_the_encoders_bytes_for_several_rows(
+    given_rows: list[tuple[int, bool, float, str]],
+) -> None:
+    """A template filled with rows writes what the encoder does for all of them, and for each."""
+    rows = [
+        row_of({"a": number % 2**63, "b": flag, "c%b": real, "d": text}, request_id=f"r-{place}")
+        for place, (number, flag, real, text) in enumerate(given_rows)
+    ]
+    filled = RequestTemplate(rows[0], ASKED).fill_shared(rows)
+    own = tuple(encode_request((row,), ColumnsInput(), ASKED, row.request_id) for row in rows)
+    assert filled == (encode_request(rows, ColumnsInput(), ASKED, None), own)
+    assert RequestTemplate(rows[0], ASKED).fill_shared([*rows, row_of({"a": 1})]) is None
+
+
 @given(st.dictionaries(TEXT, SENDABLE, max_size=8), TEXT)
 def test_the_template_writes_the_encoders_bytes(values: dict[str, Value], request_id: str) -> None:
     """A template filled with a row is byte for byte what the encoder writes."""

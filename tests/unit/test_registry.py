@@ -393,7 +393,6 @@ def test_an_output_of_one_arm_only() -> None:
     ("name", "path", "value", "field"),
     [
         ("credit-pd-1", "spec.policy.hedgeAfter", "p95", "spec.policy.hedgeAfter"),
-        ("credit-pd-1", "spec.policy.batch", {"maxSize": 32}, "spec.policy.batch"),
         ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
     ],
 )
@@ -727,13 +726,23 @@ def test_a_version_needs_its_model() -> None:
     assert fault.message == "there is no Model credit-lgd"
 
 
-@pytest.mark.parametrize(("field", "value"), [("retries", 1), ("concurrency", 1), ("outlier", {})])
+@pytest.mark.parametrize(
+    ("field", "value"), [("retries", 1), ("concurrency", 1), ("outlier", {}), ("batch", {"maxSize": 32})]
+)
 def test_a_queued_version_is_not_called_from_here(field: str, value: object) -> None:
     """A queued version has a timeout; what only direct calls have is refused by name."""
     (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", value))
     assert fault.field == f"spec.policy.{field}"
     assert fault.message.startswith("not supported yet for backend type kafka")
     assert revision(changed(sound(), "credit-pd-2", "spec.policy", {"timeout": "1s"}))
+
+
+@pytest.mark.parametrize("size", [1, 257, "32"])
+def test_a_call_is_shared_by_at_least_two(size: object) -> None:
+    """A batch has a size of 2 to 256 rows: one that nothing could share says nothing."""
+    assert revision(changed(sound(), "credit-pd-1", "spec.policy.batch", {"maxSize": 32}))
+    (fault,) = refused(changed(sound(), "credit-pd-1", "spec.policy.batch", {"maxSize": size}))
+    assert fault.field == "spec.policy.batch.maxSize"
 
 
 def test_default_must_name_the_outputs() -> None:
