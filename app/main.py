@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
     from app.domain.documents import FeatureViewSpec
+    from app.domain.on_demand import FeatureFunction
     from app.domain.registry import Revision
 
 
@@ -25,6 +26,9 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     """A decide worker: requests and results agents over one joins table."""
     from app.adapters.faust_app import create_app
     from app.adapters.faust_table import DurableTable
+    from app.adapters.feature_functions import load_functions
+    from app.adapters.feature_sources import FeatureSources
+    from app.adapters.http_feast import FeastServers
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.near_cache import CachedFeatureStore
@@ -32,6 +36,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.request_codec import RequestDecoder
+    from app.adapters.row_sharing import RowSharing
     from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
     from app.adapters.update_follower import UpdateFollower
     from app.agents import requests, results, skew
@@ -40,10 +45,12 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.ledger import Ledger
     from app.agents.shadows import Shadows
     from app.agents.tasks import Tasks
+    from app.agents.timers import Timers
     from app.agents.worker import Worker
     from app.domain.breaker import BreakerPolicy
 
     check_copartitioned(settings)
+    functions = load_functions()
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(KafkaPublisher(settings, client_id=instance))
@@ -52,14 +59,13 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         registry = RegistryFollower(settings, on_switch=[guard.on_revision])
         await registry.start()
         stack.push_async_callback(registry.stop)
+        redis = RedisFeatureStore(
+            settings.redis_url,
+            value_bytes_max=settings.feature_value_bytes_max,
+            breaker=BreakerPolicy(failures=settings.feature_breaker_failures, open_ms=settings.feature_breaker_open),
+        )
         store = CachedFeatureStore(
-            RedisFeatureStore(
-                settings.redis_url,
-                value_bytes_max=settings.feature_value_bytes_max,
-                breaker=BreakerPolicy(
-                    failures=settings.feature_breaker_failures, open_ms=settings.feature_breaker_open
-                ),
-            ),
+            FeatureSources(redis, redis, FeastServers(), clock),
             views=lambda: registry.current.views if registry.current else None,
             clock=clock,
             entries_max=settings.feature_cache_entries,
@@ -76,7 +82,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             views=lambda: registry.current.views if registry.current else None,
             clock=clock,
         )
-        backend = HttpOipBackend(clock)
+        backend = RowSharing(HttpOipBackend(clock), clock)
         stack.push_async_callback(backend.close)
         decoder = RequestDecoder(settings.schema_registry_url)
         stack.push_async_callback(decoder.close)
@@ -85,6 +91,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         changelog = settings.topic(JOINS_CHANGELOG)
         table = DurableTable(app, name="joins", changelog=changelog, publisher=publisher, yields=entry_yields)
         ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
+        timers = Timers(clock)
         decider = Decider(
             admission=Admission(decoder, publisher, settings),
             ledger=ledger,
@@ -94,13 +101,16 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 features=store,
                 backend=backend,
                 replies=publisher,
+                timers=timers,
                 clock=clock,
                 settings=settings,
+                functions=functions,
                 skew=guard,
             ),
             shadows=Shadows(
                 backend=backend, ledger=ledger, replies=publisher, clock=clock, settings=settings, skew=guard
             ),
+            timers=timers,
             clock=clock,
             new_id=lambda: str(uuid.uuid4()),
             settings=settings,
@@ -136,8 +146,12 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             instance=instance,
             http_port=http_port,
             intakes=intakes,
-            ready_checks={"registry": _registry_ready(registry), "features": store.ping},
-            background=[decider.timers.run, updates.run],
+            ready_checks={
+                "registry": _registry_ready(registry),
+                "features": store.ping,
+                "functions": _functions_ready(registry, functions),
+            },
+            background=[decider.run_timers, updates.run],
         )
         return await worker.run()
 
@@ -243,7 +257,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.registry_topic import RegistryFollower, publish_revision
     from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, WINDOWED, check_copartitioned
     from app.adapters.window_follower import WindowFollower
-    from app.agents import rollouts
+    from app.agents import rollouts, windows
     from app.agents.worker import Worker
 
     partitions = check_copartitioned(settings, WINDOWED)
@@ -280,8 +294,8 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
             audit_topic=audit_topic,
             registry_topic=settings.topic(REGISTRY_TOPIC),
         )
-        intake = rollouts.attach(
-            app, topic=audit_topic, windows=rollouts.Windows(table=table, registry=registry, clock=clock)
+        intake = windows.attach(
+            app, topic=audit_topic, windows=windows.Windows(table=table, registry=registry, clock=clock)
         )
 
         async def following() -> None:
@@ -343,6 +357,21 @@ async def _require_topics(publisher: "KafkaPublisher", settings: Settings, *name
     absent = [settings.topic(name) for name in names if not await publisher.has_partition(settings.topic(name), None)]
     if absent:
         raise ConfigurationError(f"no topic {', '.join(absent)}: create with `model-broker topics apply`")
+
+
+def _functions_ready(
+    registry: "RegistryFollower", functions: "Mapping[str, FeatureFunction]"
+) -> Callable[[], Awaitable[None]]:
+    """Fails where the current revision names functions that this worker's packages do not have."""
+    from app.domain.on_demand import functions_of
+
+    async def check() -> None:
+        named = functions_of(registry.current.computations) if registry.current is not None else frozenset()
+        absent = ", ".join(sorted(named - functions.keys()))
+        if absent:
+            raise StoreUnavailable(f"feature functions {absent} are not registered: install the package that has them")
+
+    return check
 
 
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:

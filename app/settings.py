@@ -110,7 +110,7 @@ class Settings(BaseSettings):
         65_536, gt=0, description="bytes of one stored value; a longer one is an ERROR, for a record must hold it"
     )
     feature_breaker_failures: int = Field(
-        5, gt=0, description="fetches that a Redis server must fail in a row to be left alone"
+        3, gt=0, description="exchanges that a Redis server must fail in a row to be left alone"
     )
     feature_breaker_open: DurationMs = Field(
         1_000, description="for how long it is left alone, until one fetch tries it again"

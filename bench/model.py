@@ -9,11 +9,29 @@ from typing import cast
 
 import uvloop
 
-BODY = (
-    b'{"model_name":"m","model_version":"1","outputs":[{"name":"score","shape":[1],"datatype":"FP64","data":[0.25]}]}'
-)
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)
-ANSWER = HEAD + BODY
+ROWS_MAX = 512
+_SHAPE = b'"shape":['
+
+
+def _answer(rows: int) -> bytes:
+    data = b",".join([b"0.25"] * rows)
+    output = b'{"name":"score","shape":[%d],"datatype":"FP64","data":[%b]}' % (rows, data)
+    body = b'{"model_name":"m","model_version":"1","outputs":[%b]}' % output
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+ANSWERS = tuple(_answer(rows) for rows in range(ROWS_MAX + 1))
+"""The answer to so many rows."""
+
+
+def rows_of(body: bytes) -> int:
+    """How many rows a request has: its first input's shape begins with that.
+
+    >>> rows_of(b'{"inputs":[{"name":"amount","shape":[32,1],"datatype":"FP64","data":[]}]}')
+    32
+    """
+    at = body.index(_SHAPE) + len(_SHAPE)
+    return int(body[at : body.index(b",", at)])
 
 
 class Model(asyncio.Protocol):
@@ -36,8 +54,8 @@ class Model(asyncio.Protocol):
             length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
-            self._buffer = self._buffer[end + 4 + length :]
-            self._transport.write(ANSWER)
+            body, self._buffer = self._buffer[end + 4 : end + 4 + length], self._buffer[end + 4 + length :]
+            self._transport.write(ANSWERS[rows_of(body)])
 
 
 async def serve(port: int) -> None:

@@ -46,6 +46,8 @@ from bench.routing import routing_us
 READY_WITHIN_S: Final = 60.0
 LOAD_WITHIN_S: Final = 300.0
 MEMORY_ENTRIES: Final = 100_000
+BATCH_MAX_SIZE: Final = 32
+"""Of the models: rows share a call while one is under way, as whoever has a busy model would have it."""
 FEATURES: Final = tuple(f"f{number}" for number in range(10))
 TARGETS: Final = {
     "latency_p50": ("<=", 1.6),
@@ -182,7 +184,7 @@ def documents(model_url: str) -> list[dict[str, Any]]:
             "backend": {"type": "http", "endpoints": [model_url]},
             "features": features,
             "outputs": [{"name": "score", "datatype": "FP64", "min": 0, "max": 1}],
-            "policy": {"timeout": "10s", "concurrency": 256},
+            "policy": {"timeout": "10s", "concurrency": 256, "batch": {"maxSize": BATCH_MAX_SIZE}},
             "governance": {"approvedBy": "bench"},
         }
         made.append({**api, "kind": "Model", "metadata": {"name": f"m{number}"}, "spec": {"owner": "bench"}})
@@ -347,6 +349,7 @@ def measure(bench: Bench, directory: Path, arguments: argparse.Namespace) -> dic
         "recovery_s": time.monotonic() - started,
         "join_entry_bytes": entry_bytes,
         "machine": machine(),
+        "batch_max_size": BATCH_MAX_SIZE,
         "rounds": arguments.rounds,
         "requests": arguments.requests,
         "callers": arguments.callers,
@@ -383,7 +386,8 @@ def show(result: Mapping[str, Any]) -> None:
     floor = result["floor"]
     console.print(
         f"floor: p50 {floor['p50_ms']:.1f} ms, p99 {floor['p99_ms']:.1f} ms, {floor['per_second']:.0f}/s, "
-        f"{floor['cpu_ms']:.2f} ms of CPU a request"
+        f"{floor['cpu_ms']:.2f} ms of CPU a request; a row a call. The broker's models have "
+        f"policy.batch.maxSize: {result['batch_max_size']}"
     )
     costs = Table(title="A fetch of features (raw: redis-py's HMGET of the same fields)")
     for heading in ("fetch", "p50, us", "CPU, us"):

@@ -8,8 +8,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.stack import CHOICE_VARIABLE, ServiceStack, chosen_stack, start_stack
+
+# How fast a machine makes up examples says nothing about the code that is given them.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_report_header() -> str:

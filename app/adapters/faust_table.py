@@ -5,8 +5,9 @@ Faust does well, recovery and hand-over of partitions, and writes through the pr
 returns once the changelog has the entry. The partition is explicit, so timers may write. Local entries remember their
 changelog offset, so that a replay during a rebalance cannot put an older entry over a newer one.
 
-Nothing is written while the membership's lease is over. A process that was expelled meanwhile comes back as another
-member: it reads what was written since, and counts every partition as gained, for others wrote there.
+Nothing is written while the membership's lease is over, and what was sent before counts only once it stands again. A
+process that was expelled meanwhile comes back as another member: it reads what was written since, and counts every
+partition as gained, for others wrote there.
 """
 
 import asyncio
@@ -201,5 +202,7 @@ class DurableTable:
         await self.settled(partition)
         key = request_id.encode()
         (offset,) = await self._publisher.publish([OutboundRecord(self._topic, entry, key, partition)])
-        if partition in self._owned:
-            self._store.apply(TP(self._topic, partition), offset, key, entry)
+        # What a process that stood still had in its producer is sent once it goes on, and lies behind what the owner
+        # since then wrote. To apply it now would be to say that all before it is read, and recovery would pass it by.
+        await self.settled(partition)
+        self._store.apply(TP(self._topic, partition), offset, key, entry)

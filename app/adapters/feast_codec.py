@@ -1,21 +1,24 @@
 """Feast's online-store bytes (key serialization 3, as feast 0.67 writes them), without Feast.
 
-Keys and field names go one way, to bytes; values go both ways, between Python scalars and serialized
+Keys and field names go one way, to bytes; values go both ways, between Python's scalars and tuples and serialized
 ``feast.types.Value`` messages. Such a message holds one field, so its wire format is read and written here directly:
 it is on the path of every decision, where a protobuf object a value would cost most of a fetch. Whatever bytes a store
 holds, decoding them ends in a ``Fetched``: PRESENT, NULL, MISSING, or ERROR with the reason.
+
+A list is a message of its own with its elements, numbers packed. It has no nulls: what Feast makes of them in lists of
+floating-point numbers (NaN) and of times (the smallest int64) is null here, and nothing else is.
 """
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from math import isfinite
 from typing import Final
 
 import mmh3
 
 from app.domain.documents import ValueType
-from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, coerce
+from app.domain.features import Element, EntityKey, FeatureStatus, Fetched, Value, coerce, coerce_element
 
 INT64_MIN: Final = -(2**63)
 """What pandas makes of a time that is not there; a null of type UNIX_TIMESTAMP."""
@@ -33,7 +36,12 @@ _FIELDS: Final[Mapping[str, int]] = {
     "UNIX_TIMESTAMP": 8,
 }
 """A type's number, both in ``feast.types.ValueType`` and as the field of ``feast.types.Value`` that holds it."""
-_NAMES: Final = {number: name for name, number in _FIELDS.items()}
+_LIST_OFFSET: Final = 10
+"""The number of a list type is its elements' and this."""
+_LIST: Final = "_LIST"
+_NAMES: Final = {number: name for name, number in _FIELDS.items()} | {
+    number + _LIST_OFFSET: name + _LIST for name, number in _FIELDS.items()
+}
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIRE: Final = {1: _LENGTH, 2: _LENGTH, 3: _VARINT, 4: _VARINT, 5: _FIXED64, 6: _FIXED32, 7: _VARINT, 8: _VARINT}
 _U64: Final = (1 << 64) - 1
@@ -97,10 +105,12 @@ def encode_value(value: Value, type_: str) -> bytes:
     """
     if value is None:
         return b""
-    if type_ == "DOUBLE" and type(value) is float and isfinite(value):
+    if type_ == "DOUBLE" and type(value) is float and math.isfinite(value):
         return b"\x29" + _PACK_DOUBLE(value)
+    if type_.endswith(_LIST):
+        return _encode_list(coerce(value, type_), _FIELDS[type_.removesuffix(_LIST)])
     field = _FIELDS[type_]
-    match field, coerce(value, type_):
+    match field, coerce_element(value, type_):
         case 1, bytes(data):
             return b"\x0a" + _varint(len(data)) + data
         case 2, str(text):
@@ -113,6 +123,26 @@ def encode_value(value: Value, type_: str) -> bytes:
         case 3 | 4 | 7 | 8, int(number):
             return bytes((field << 3,)) + _varint(number & _U64)
     raise ValueError(f"{value!r} is not {type_}")
+
+
+def _encode_list(elements: Value, field: int) -> bytes:
+    assert isinstance(elements, tuple)  # noqa: S101 - what a list type is coerced to
+    match field:
+        case 1 | 2:
+            parts = [each.encode() if isinstance(each, str) else each for each in elements]
+            body = b"".join(b"\x0a" + _varint(len(part)) + part for part in parts if isinstance(part, bytes))
+        case 5 | 6:
+            numbers = [math.nan if each is None else each for each in elements]
+            body = _packed(struct.pack(f"<{len(numbers)}{'d' if field == 5 else 'f'}", *numbers))
+        case _:
+            whole = (INT64_MIN if each is None else each for each in elements)
+            body = _packed(b"".join(_varint(each & _U64) for each in whole if isinstance(each, int)))
+    return _varint((field + _LIST_OFFSET) << 3 | _LENGTH) + _varint(len(body)) + body
+
+
+def _packed(data: bytes) -> bytes:
+    """Field 1, packed; without elements it is not there at all."""
+    return b"\x0a" + _varint(len(data)) + data if data else b""
 
 
 def decode_value(data: bytes | None, type_: ValueType, event_time_ms: int | None = None) -> Fetched:
@@ -131,7 +161,7 @@ def decode_value(data: bytes | None, type_: ValueType, event_time_ms: int | None
         stored, value = _parse(data)
         if value is None or (value == INT64_MIN and "UNIX_TIMESTAMP" in (stored, type_)):
             return Fetched(FeatureStatus.NULL, None, event_time_ms)
-        if stored != type_ or type_ in ("DOUBLE", "FLOAT"):
+        if stored != type_ or type_ in ("DOUBLE", "FLOAT") or isinstance(value, tuple):
             value = coerce(value, type_)
     except ValueError as error:
         return Fetched(_ERROR, None, event_time_ms, f"stored value cannot be used: {error}")
@@ -155,7 +185,7 @@ def decode_values(
         if type_ == "DOUBLE":
             if size == 9 and data[0] == 0x29:
                 number: float = _DOUBLE(data, 1)[0]
-                if isfinite(number):
+                if math.isfinite(number):
                     found.append(Fetched(_PRESENT, number, event_time_ms))
                     continue
         elif type_ == "INT64" and size == 2 and data[0] == 0x20 and data[1] < 0x80:
@@ -181,6 +211,7 @@ def _parse(data: bytes) -> tuple[str, Value]:
     if first == 0x29 and end == 9:
         return "DOUBLE", _double(data[1:])
     found: tuple[str, Value] | None = None
+    elements: tuple[Element, ...]
     while at < end:
         tag, at = _read_varint(data, at)
         field, wire = tag >> 3, tag & 7
@@ -190,13 +221,60 @@ def _parse(data: bytes) -> tuple[str, Value]:
             continue
         name = _NAMES.get(field)
         if name is None:
-            raise ValueError(f"field {field} of feast.types.Value is not a scalar")
+            raise ValueError(f"field {field} of feast.types.Value is neither a scalar nor a list of scalars")
+        if field > _LIST_OFFSET:
+            if wire != _LENGTH:
+                raise ValueError(f"damaged: {name} in wire type {wire}")
+            elements = _read_list(_as_bytes(raw), field - _LIST_OFFSET)
+            if found is not None and found[0] == name and isinstance(found[1], tuple):
+                # A message given in parts is all its parts.
+                elements = (*found[1], *elements)
+            found = (name, elements)
+            continue
         if wire != _WIRE[field]:
             raise ValueError(f"damaged: {name} in wire type {wire}")
         found = (name, _READERS[field](raw))
     if found is None:
         raise ValueError("damaged: no field")
     return found
+
+
+def _read_list(data: bytes, field: int) -> tuple[Element, ...]:
+    """A list message's elements, packed or one by one: readers of protobuf take both."""
+    wanted, read = _WIRE[field], _READERS[field]
+    elements: list[Element] = []
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _read_varint(data, at)
+        wire = tag & 7
+        raw, at = _read_raw(data, at, wire)
+        if tag >> 3 != 1:
+            continue  # a field that later versions may have
+        if wire == wanted:
+            elements.append(read(raw))
+        elif wire == _LENGTH:
+            elements += _unpacked(_as_bytes(raw), field)
+        else:
+            raise ValueError(f"damaged: an element in wire type {wire}")
+    if field in (5, 6):
+        return tuple(None if isinstance(each, float) and math.isnan(each) else each for each in elements)
+    if field == 8:
+        return tuple(None if each == INT64_MIN else each for each in elements)
+    return tuple(elements)
+
+
+def _unpacked(data: bytes, field: int) -> list[Element]:
+    width = {_FIXED64: 8, _FIXED32: 4}.get(_WIRE[field])
+    if width is not None:
+        if len(data) % width:
+            raise ValueError(f"damaged: {len(data)} bytes of numbers of {width}")
+        return list(struct.unpack(f"<{len(data) // width}{'d' if width == 8 else 'f'}", data))
+    elements: list[Element] = []
+    at = 0
+    while at < len(data):
+        raw, at = _read_varint(data, at)
+        elements.append(_READERS[field](raw))
+    return elements
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -249,7 +327,7 @@ def _float(raw: int | bytes) -> float:
     return number
 
 
-_READERS: Final[Mapping[int, Callable[[int | bytes], Value]]] = {
+_READERS: Final[Mapping[int, Callable[[int | bytes], Element]]] = {
     1: _as_bytes,
     2: lambda raw: _as_bytes(raw).decode(),
     3: lambda raw: _signed(_as_int(raw), 32),

@@ -1,6 +1,8 @@
 """Inline models over HTTP: rows in, one Open Inference Protocol v2 call to one of a version's endpoints, answers out.
 
-Endpoints are taken in turn. A failed attempt is tried once more, on another endpoint where there is one, while there
+Endpoints are taken in turn, but for those that failed so often in a row that they are ejected (``domain.ejection``);
+where all are, a call goes to them all the same, for a try is better than a certain failure, and whoever has something
+better asks ``refusal`` first. A failed attempt is tried once more, on another endpoint where there is one, while there
 is time; what a server refuses (4xx) or answers as nonsense it would again, so those stand. The deadline bounds the
 wait for a free slot, each attempt, and the whole. Failures become problems here; no exception crosses the port.
 Messages say what the server said but not where it is: callers read them; endpoints are kept in the attempts.
@@ -18,12 +20,14 @@ from typing import Final
 from urllib.parse import quote
 
 import aiohttp
-from prometheus_client import Counter, Histogram
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
 from yarl import URL
 
-from app.adapters.oip import RequestTemplate, decode_response, encode_request, error_text
+from app.adapters.oip import DATATYPES, RequestTemplate, decode_response, encode_request, error_text
 from app.domain.dispatch import Answer, Attempt, Row
 from app.domain.documents import CallPolicy, ColumnsInput, HttpBackend, ModelVersionSpec
+from app.domain.ejection import Health
 from app.domain.errors import Code, Problem
 from app.observability import LATENCY_BUCKETS_S
 from app.ports.clock import Clock
@@ -44,6 +48,10 @@ _FAILURES = Counter(
     "Attempts that ended as: timeout, unavailable, error (the server's own), invalid (an unsound answer)",
     ["model", "version", "outcome"],
 )
+_EJECTIONS = Counter("broker_endpoint_ejections", "Ejections of a version's endpoints", ["model", "version"])
+_EJECTED = Gauge("broker_endpoints_ejected", "A version's endpoints that are left out by now", ["model", "version"])
+log = structlog.get_logger()
+
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _NOTHING_SENT: Final = b""
@@ -67,7 +75,7 @@ class _Tried:
 class _Lane:
     """What does not change between the calls of one version, its slots, and whose turn it is."""
 
-    def __init__(self, version: ModelVersionSpec, backend: HttpBackend) -> None:
+    def __init__(self, version: ModelVersionSpec, backend: HttpBackend, clock: Clock) -> None:
         name = quote(backend.model_name or version.model, safe="")
         label = version.version if backend.model_version is None else backend.model_version
         path = f"/v2/models/{name}" + (f"/versions/{quote(label, safe='')}" if label else "") + "/infer"
@@ -80,32 +88,73 @@ class _Lane:
         self.endpoints = tuple(
             (endpoint, URL(endpoint.rstrip("/") + path, encoded=True)) for endpoint in backend.endpoints
         )
-        self.turn = itertools.cycle(range(len(self.endpoints)))
+        self.turn = itertools.count()
+        self.health = [Health()] * len(self.endpoints)
+        self.clock = clock
+        _EJECTED.labels(version.model, version.version).set_function(lambda: len(self.endpoints) - len(self.usable()))
         self.slots = asyncio.Semaphore(version.policy.concurrency)
         self.seconds = _SECONDS.labels(version.model, version.version)
         self._templates: dict[tuple[str, ...], RequestTemplate] = {}
 
-    def encode(self, rows: Sequence[Row]) -> bytes:
-        """The request's body; ValueError names the input that cannot be sent."""
-        if len(rows) > 1:
-            return encode_request(rows, self.layout, self.asked, None)
-        row = rows[0]
-        if self.layout.layout != "columns":
-            return encode_request(rows, self.layout, self.asked, row.request_id)
+    def encode(self, rows: Sequence[Row]) -> tuple[bytes, Sequence[bytes]]:
+        """The request's body, and each row's own; ValueError names the input that cannot be sent."""
+        if len(rows) == 1:
+            body = self.encode_one(rows[0])
+            return body, (body,)
+        first = rows[0]
+        if self.layout.layout == "columns" and all(row.types == first.types for row in rows):
+            template = self._template(first)
+            filled = None if template is None else template.fill_shared(rows)
+            if filled is not None:
+                return filled
+        body = encode_request(rows, self.layout, self.asked, None)
+        return body, tuple(map(self.encode_one, rows))
+
+    def encode_one(self, row: Row) -> bytes:
+        """The body of a request for one row; ValueError names the input that cannot be sent."""
+        template = self._template(row) if self.layout.layout == "columns" else None
+        body = None if template is None else template.fill(row)
+        return encode_request((row,), self.layout, self.asked, row.request_id) if body is None else body
+
+    def _template(self, row: Row) -> RequestTemplate | None:
         types = tuple(row.types.values())
         template = self._templates.get(types)
-        body = None if template is None else template.fill(row)
-        if body is None:
-            body = encode_request(rows, self.layout, self.asked, row.request_id)
-            if template is None and len(self._templates) < _TEMPLATES_MAX:
-                self._templates[types] = RequestTemplate(row, self.asked)
-        return body
+        if template is None and len(self._templates) < _TEMPLATES_MAX and set(types) <= DATATYPES.keys():
+            template = self._templates[types] = RequestTemplate(row, self.asked)
+        return template
 
-    def count(self, kind: str, latency_ms: float) -> None:
-        """Move the metrics for one attempt."""
+    def usable(self) -> Sequence[int]:
+        """The places of the endpoints that are not ejected."""
+        if not any(each.ejections for each in self.health):
+            return range(len(self.health))
+        now_ms = self.clock.steady_ms()
+        return [place for place, each in enumerate(self.health) if not each.is_ejected(now_ms)]
+
+    def account(self, place: int, tried: _Tried, latency_ms: float) -> None:
+        """Move the metrics and the endpoint's health for one attempt.
+
+        What may be tried again counts as a failure. A deadline shorter than the policy's timeout says nothing of the
+        endpoint, nor does an unsound answer: a server that answers, or refuses, is there.
+        """
         self.seconds.observe(latency_ms / 1000)
-        if kind != "ok":
-            _FAILURES.labels(self.version.model, self.version.version, kind).inc()
+        if tried.kind != "ok":
+            _FAILURES.labels(self.version.model, self.version.version, tried.kind).inc()
+        before = self.health[place]
+        if tried.again:
+            after = before.on_failure(self.policy.outlier, self.clock.steady_ms())
+            if after.until_ms > before.until_ms:
+                _EJECTIONS.labels(self.version.model, self.version.version).inc()
+                log.warning(
+                    "endpoint_ejected",
+                    model=self.version.model,
+                    version=self.version.version,
+                    endpoint=self.endpoints[place][0],
+                    for_ms=round(after.until_ms - self.clock.steady_ms()),
+                    outcome=tried.outcome,
+                )
+            self.health[place] = after
+        elif before.failures and tried.kind in ("ok", "error"):
+            self.health[place] = before.on_success(self.clock.steady_ms())
 
 
 class HttpOipBackend:
@@ -136,7 +185,7 @@ class HttpOipBackend:
             return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
         lane = self._lane(version, backend)
         try:
-            body = lane.encode(rows)
+            body, own = lane.encode(rows)
         except ValueError as error:
             if len(rows) == 1:
                 problem = Problem(Code.FEATURE_INVALID, f"{lane.title} cannot be asked: {error}")
@@ -145,7 +194,15 @@ class HttpOipBackend:
             alone = await asyncio.gather(*(self.infer(version, (row,)) for row in rows))
             return tuple(answer for answers in alone for answer in answers)
         deadline_ms = rows[0].deadline_ms if len(rows) == 1 else min(row.deadline_ms for row in rows)
-        return await self._in_slot(lane, rows, body, deadline_ms)
+        return await self._in_slot(lane, rows, body, own, deadline_ms)
+
+    def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
+        """See ``RowBackend.request_of``."""
+        backend = version.backend
+        try:
+            return self._lane(version, backend).encode_one(row) if isinstance(backend, HttpBackend) else _NOTHING_SENT
+        except ValueError:
+            return _NOTHING_SENT
 
     def _lane(self, version: ModelVersionSpec, backend: HttpBackend) -> _Lane:
         key = (version.model, version.version)
@@ -157,7 +214,7 @@ class HttpOipBackend:
                 # Another revision holds the same version: its spec is equal, and from now on identical.
                 lane.version = version
                 return lane
-        fresh = _Lane(version, backend)
+        fresh = _Lane(version, backend, self._clock)
         if lane is not None and lane.policy.concurrency == version.policy.concurrency:
             fresh.slots = lane.slots
         while len(self._lanes) >= _LANES_MAX:
@@ -165,7 +222,23 @@ class HttpOipBackend:
         self._lanes[key] = fresh
         return fresh
 
-    async def _in_slot(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend.refusal``: all endpoints of the version are ejected."""
+        lane = self._lanes.get((version.model, version.version))
+        if lane is None or (lane.version is not version and lane.version != version) or lane.usable():
+            return None
+        now_ms = self._clock.now_ms()
+        left_ms = min(each.until_ms for each in lane.health) - self._clock.steady_ms()
+        said = (
+            f"{lane.title} was not called: each of its endpoints failed {lane.policy.outlier.consecutive_failures} "
+            f"times in a row, and the first is asked again in {max(1, round(left_ms))} ms"
+        )
+        attempts = tuple(Attempt(endpoint, now_ms, 0.0, "ejected") for endpoint, _ in lane.endpoints)
+        return Answer(None, Problem(Code.MODEL_EJECTED, said), attempts, _NOTHING_SENT)
+
+    async def _in_slot(
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+    ) -> Sequence[Answer]:
         remaining_ms = deadline_ms - self._clock.now_ms()
         if remaining_ms <= 0:
             problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
@@ -180,11 +253,13 @@ class HttpOipBackend:
             said = f"{lane.policy.concurrency} calls of {lane.title} were running until the deadline"
             return _all(rows, Answer(None, Problem(Code.DEADLINE_EXCEEDED, said), (), _NOTHING_SENT))
         try:
-            return await self._call(lane, rows, body, deadline_ms)
+            return await self._call(lane, rows, body, own, deadline_ms)
         finally:
             lane.slots.release()
 
-    async def _call(self, lane: _Lane, rows: Sequence[Row], body: bytes, deadline_ms: int) -> Sequence[Answer]:
+    async def _call(
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+    ) -> Sequence[Answer]:
         headers = {"Content-Type": "application/json"}
         if len(rows) == 1:
             row = rows[0]
@@ -196,12 +271,19 @@ class HttpOipBackend:
         clock, turn = self._clock, next(lane.turn)
         attempts: tuple[Attempt, ...] = ()
         tried: _Tried | None = None
+        last = -1
         for number in range(1 + lane.policy.retries):
             started_ms, started = clock.now_ms(), clock.steady_ms()
             remaining_ms = deadline_ms - started_ms
             if remaining_ms <= 0:
                 break
-            endpoint, url = lane.endpoints[(turn + number) % len(lane.endpoints)]
+            usable = lane.usable() or range(len(lane.endpoints))
+            place = usable[(turn + number) % len(usable)]
+            if place == last and len(usable) > 1:
+                # The one before it was ejected by its failure just now, so the turn came upon the same again.
+                place = usable[(turn + number + 1) % len(usable)]
+            last = place
+            endpoint, url = lane.endpoints[place]
             tried = await self._attempt(lane, url, body, headers, remaining_ms, number)
             outputs = None
             if tried.problem is None:
@@ -211,16 +293,16 @@ class HttpOipBackend:
                     problem = Problem(Code.MODEL_OUTPUT_INVALID, f"{lane.title} answered unsoundly: {error}")
                     tried = _Tried("invalid", f"unsound: {error}"[:200], problem=problem)
             latency_ms = clock.steady_ms() - started
-            lane.count(tried.kind, latency_ms)
-            attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome))
+            lane.account(place, tried, latency_ms)
+            attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome, len(rows)))
             if outputs is not None:
-                return tuple(Answer(output, None, attempts, body) for output in outputs)
+                return tuple(Answer(output, None, attempts, sent) for output, sent in zip(outputs, own, strict=True))
             if not tried.again:
                 break
         if tried is None:
             problem = Problem(Code.DEADLINE_EXCEEDED, f"the deadline had passed before {lane.title} was called")
             return _all(rows, Answer(None, problem, (), _NOTHING_SENT))
-        return _all(rows, Answer(None, tried.problem, attempts, body))
+        return tuple(Answer(None, tried.problem, attempts, sent) for sent in own)
 
     async def _attempt(
         self, lane: _Lane, url: URL, body: bytes, headers: Mapping[str, str], remaining_ms: int, number: int

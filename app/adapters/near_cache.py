@@ -81,7 +81,7 @@ class CachedFeatureStore:
                 ask.append(need)
                 continue
             entry = self._cache.find(need)
-            if entry is not None and entry.fresh(spec, now_ms):
+            if entry is not None and entry.fresh(spec, now_ms, need.max_age_ms):
                 if entry.negative:
                     negatives += 1
                 else:
@@ -195,7 +195,7 @@ class CachedFeatureStore:
             for need in kept:
                 if self._fetching.get(need) is this:
                     del self._fetching[need]
-        self._failing = False
+        self._failing = all(is_unavailable(_row(need, answer)) for need in kept)
         now_ms = self._clock.now_ms()
         for need in kept:
             self._cache.store(need, answer, now_ms)

@@ -15,7 +15,7 @@ from app.domain.dispatch import Row
 from app.domain.documents import ColumnsInput
 from app.domain.features import Value
 
-DATATYPES: Final[Mapping[str, str]] = {
+_SCALARS: Final = {
     "BOOL": "BOOL",
     "BYTES": "BYTES",
     "DOUBLE": "FP64",
@@ -25,7 +25,11 @@ DATATYPES: Final[Mapping[str, str]] = {
     "STRING": "BYTES",
     "UNIX_TIMESTAMP": "INT64",
 }
-"""The tensor datatype of each Feast value type; BYTES is what the protocol calls text."""
+DATATYPES: Final[Mapping[str, str]] = {
+    **_SCALARS,
+    **{f"{type_}_LIST": datatype for type_, datatype in _SCALARS.items()},
+}
+"""The tensor datatype of each Feast value type, a list's being its elements'; BYTES is what the protocol calls text."""
 
 _WHOLE: Final = frozenset({"INT32", "INT64"})
 _NUMBERS: Final = frozenset({"FP32", "FP64", "INT32", "INT64"})
@@ -60,15 +64,16 @@ def encode_request(
 
 def _one_row(row: Row) -> list[dict[str, Any]]:
     types = row.types
-    return [
-        {
-            "name": name,
-            "shape": _ONE_VALUE,
-            "datatype": DATATYPES[types[name]],
-            "data": (value if type(value) is int or type(value) is str else _plain(name, value),),
-        }
-        for name, value in row.values.items()
-    ]
+    tensors: list[dict[str, Any]] = []
+    for name, value in row.values.items():
+        data: Sequence[str | int | float | bool | None]
+        if type(value) is tuple or types[name].endswith("_LIST"):
+            data = _elements(name, value)
+            shape = (1, len(data))
+        else:
+            data, shape = (value if type(value) is int or type(value) is str else _plain(name, value),), _ONE_VALUE
+        tensors.append({"name": name, "shape": shape, "datatype": DATATYPES[types[name]], "data": data})
+    return tensors
 
 
 class RequestTemplate:
@@ -78,32 +83,61 @@ class RequestTemplate:
     models.
     """
 
-    __slots__ = ("_names", "_text")
+    __slots__ = ("_columns", "_lists", "_names", "_outputs", "_text")
 
     def __init__(self, row: Row, outputs: Sequence[Mapping[str, str]]) -> None:
         self._names = tuple(row.values)
+        self._lists = any(type_.endswith("_LIST") for type_ in row.types.values())
         tensors = (
             b'{"name":%b,"shape":[1,1],"datatype":%b,"data":[%%b]}'
             % (_literal(name), _literal(DATATYPES[row.types[name]]))
             for name in self._names
         )
         self._text = b'{"id":%%b,"inputs":[%b],"outputs":%b}' % (b",".join(tensors), _literal(outputs))
+        self._columns = tuple(
+            b'{"name":%b,"shape":[%%d,1],"datatype":%b,"data":[%%b]}'
+            % (_literal(name), _literal(DATATYPES[row.types[name]]))
+            for name in self._names
+        )
+        self._outputs = orjson.dumps(outputs)
 
     def fill(self, row: Row) -> bytes | None:
         """The request for ``row``, whose types in the columns' order are the template's.
 
-        None where ``encode_request`` has to look closer: other columns, a null (which NaN also becomes), or bytes.
+        None where ``encode_request`` has to look closer: other columns, a null (which NaN also becomes), bytes, or
+        lists, whose shapes vary.
         """
+        literals = self._literals(row)
+        return None if literals is None else self._text % literals
+
+    def fill_shared(self, rows: Sequence[Row]) -> tuple[bytes, tuple[bytes, ...]] | None:
+        """The request for all of ``rows``, of the template's types, and each row's own as ``fill`` writes it; or None.
+
+        Each value is written once for both.
+        """
+        written: list[tuple[bytes, ...]] = []
+        for row in rows:
+            literals = self._literals(row)
+            if literals is None:
+                return None
+            written.append(literals)
+        _, *columns = zip(*written, strict=True)
+        tensors = (
+            tensor % (len(rows), b",".join(values)) for tensor, values in zip(self._columns, columns, strict=True)
+        )
+        body = b'{"inputs":[%b],"outputs":%b}' % (b",".join(tensors), self._outputs)
+        return body, tuple(self._text % literals for literals in written)
+
+    def _literals(self, row: Row) -> tuple[bytes, ...] | None:
+        """The row's id and its values, as JSON."""
         values = row.values
-        if tuple(values) != self._names or tuple(row.types) != self._names:
+        if self._lists or tuple(values) != self._names or tuple(row.types) != self._names:
             return None
         try:
-            parts = [orjson.dumps(value) for value in values.values()]
-            if b"null" in parts:
-                return None
-            return self._text % (orjson.dumps(row.request_id), *parts)
+            literals = (orjson.dumps(row.request_id), *map(orjson.dumps, values.values()))
         except TypeError:
             return None
+        return None if b"null" in literals else literals
 
 
 def _literal(value: object) -> bytes:
@@ -114,15 +148,33 @@ def _columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
     names = rows[0].values.keys()
     if any(row.values.keys() != names for row in rows):
         raise ValueError("rows of one call have different inputs")
-    return [
-        {
-            "name": name,
-            "shape": (len(rows), 1),
-            "datatype": _common_datatype(name, rows),
-            "data": [_plain(name, row.values[name]) for row in rows],
-        }
-        for name in names
-    ]
+    return [_column(name, rows) for name in names]
+
+
+def _column(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    datatype = _common_datatype(name, rows)
+    values = [row.values[name] for row in rows]
+    if not any(type(row.values[name]) is tuple or row.types[name].endswith("_LIST") for row in rows):
+        data = [_plain(name, value) for value in values]
+        return {"name": name, "shape": (len(rows), 1), "datatype": datatype, "data": data}
+    lists = [_elements(name, value) for value in values]
+    widths = {len(each) for each in lists}
+    if len(widths) > 1:
+        found = ", ".join(map(str, sorted(widths)))
+        raise ValueError(f"input {name} has lists of {found} elements in one call: a tensor's rows are of one length")
+    return {
+        "name": name,
+        "shape": (len(rows), widths.pop()),
+        "datatype": datatype,
+        "data": [element for each in lists for element in each],
+    }
+
+
+def _elements(name: str, value: Value) -> list[str | int | float | bool | None]:
+    if not isinstance(value, tuple):
+        said = "null, so that its tensor has no shape" if value is None else "no list, and its type is one"
+        raise ValueError(f"input {name} is {said}: give it a list as its default, or require it")
+    return [_plain(name, element) for element in value]
 
 
 def _common_datatype(name: str, rows: Sequence[Row]) -> str:
@@ -140,6 +192,7 @@ def _common_datatype(name: str, rows: Sequence[Row]) -> str:
 
 
 def _plain(name: str, value: Value) -> str | int | float | bool | None:
+    assert not isinstance(value, tuple)  # noqa: S101 - lists were told apart
     if isinstance(value, float) and not math.isfinite(value):
         # The JSON writer would turn it into null, which means something else.
         raise ValueError(f"input {name} is {value}, which JSON cannot hold")

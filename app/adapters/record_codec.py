@@ -34,7 +34,7 @@ class EntryState(IntEnum):
     """Where an entry stands."""
 
     PENDING = 1
-    """Tasks are out; the time is the deadline."""
+    """Tasks are out; the time is when to look at it: a pool counts as silent then, or its deadline has come."""
     DECIDED = 2
     """The decision is made; its audit record and reply are perhaps not out. The time is the decision's."""
     COMPLETED = 3
@@ -122,6 +122,7 @@ def _task(task: TaskRecord) -> dict[str, Any]:
                         "started_ms": attempt.started_ms,
                         "latency_ms": attempt.latency_ms,
                         "outcome": attempt.outcome,
+                        "rows": attempt.rows,
                     }
                     for attempt in result.attempts
                 ],
@@ -211,6 +212,8 @@ def _read_task(fields: Mapping[str, Any]) -> TaskRecord:
 
 
 def _read_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read_value(each) for each in value)
     return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
 
 
@@ -218,9 +221,14 @@ def _read_problem(members: Mapping[str, str]) -> Problem:
     return Problem(Code(members["code"]), members["message"], members.get("task"), members.get("feature"))
 
 
-def encode_entry(state: EntryState, record: DecisionRecord, encoded: bytes) -> bytes:
-    """The table's entry of a record; ``encoded`` is what ``encode_record`` made of it."""
-    time_ms = record.deadline_ms if record.decided_ms is None else record.decided_ms
+def encode_entry(state: EntryState, record: DecisionRecord, encoded: bytes, look_ms: int | None = None) -> bytes:
+    """The table's entry of a record; ``encoded`` is what ``encode_record`` made of it.
+
+    ``look_ms``: when a pending one is to be looked at, by default at its deadline.
+    """
+    time_ms = record.decided_ms
+    if time_ms is None:
+        time_ms = record.deadline_ms if look_ms is None else look_ms
     return _HEADER.pack(_VERSION, state, time_ms, bytes.fromhex(record.body)) + _COMPRESS.compress(encoded)
 
 

@@ -5,9 +5,9 @@ and Feast does not look at, is ``_at:{view}``: the event times of features that 
 partial update leaves the others alone. Without it their age would be hidden by the update of their neighbours. And
 ``_del:{view}``, the time of the last tombstone, which keeps older updates from bringing back what it deleted.
 
-``fetch`` is one round trip whatever is asked, of a cluster one to each master concerned. ``write`` is one round trip
-too: a script compares event times and writes within Redis, so that of two workers the later event wins and not the
-later writer, feature by feature.
+``fetch`` is one round trip whatever is asked, of a cluster one to each master concerned, and one for several requests
+where Redis is busy (``redis_sharing``). ``write`` is one round trip too: a script compares event times and writes
+within Redis, so that of two workers the later event wins and not the later writer, feature by feature.
 
 A row expires in Redis when the last of its views is past its ttl. Views without a ttl, and what others wrote before,
 keep it for good.

@@ -27,6 +27,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.adapters.redis_sharing import SharedExchanges
 from app.domain.breaker import CLOSED, Breaker, BreakerPolicy, BreakerState
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
@@ -82,16 +83,25 @@ class RedisNode:
         self._policy = policy
         self._breaker = CLOSED
         self._closed = False
+        self._reads = SharedExchanges(self._read)
         _BREAKER.labels(self.name).set(0)
 
     async def ask(self, commands: Sequence[bytes], timeout_ms: float, *, guarded: bool) -> list[Answer]:
         """The answers, in order; a refusal of a single command is its answer, as a ResponseError.
 
-        ``guarded``: not while the breaker is open.
+        ``guarded``: a read, which may share an exchange with others, and is refused while the breaker is open.
 
         Raises:
             StoreUnavailable: not all were answered within ``timeout_ms``.
         """
+        if guarded:
+            return await self._reads.ask(commands, max(1, round(timeout_ms)))
+        return await self._ask(commands, timeout_ms)
+
+    async def _read(self, commands: Sequence[bytes], timeout_ms: int) -> list[Answer]:
+        return await self._ask(commands, timeout_ms, guarded=True)
+
+    async def _ask(self, commands: Sequence[bytes], timeout_ms: float, *, guarded: bool = False) -> list[Answer]:
         if guarded and self._breaker is not CLOSED:
             breaker, admitted = self._breaker.admit(_now_ms(), self._policy)
             self._become(breaker)
@@ -124,6 +134,7 @@ class RedisNode:
     async def close(self) -> None:
         """Close all connections, each as soon as it is not in use."""
         self._closed = True
+        await self._reads.close()
         await self.drop_idle()
 
     def retire(self) -> None:

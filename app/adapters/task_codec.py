@@ -1,7 +1,7 @@
 """Tasks for pool workers and their answers, typed, as Avro.
 
 Inputs and outputs travel as JSON inside the records, for their names differ from model to model. JSON has no bytes:
-a bytes value is ``{"b64": text}``, which no other value can be, since values are scalars.
+a bytes value is ``{"b64": text}``, which no other value can be, since values are scalars and lists of them.
 """
 
 import base64
@@ -17,7 +17,7 @@ from app.adapters.avro import AvroCodec
 from app.domain.dispatch import Answer, Attempt, Row
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem
-from app.domain.features import Value
+from app.domain.features import Element, Value
 from app.domain.requests import RequestId
 
 _TASK: Final = AvroCodec("InferenceTask")
@@ -59,9 +59,10 @@ def encode_values(values: Mapping[str, Value]) -> bytes:
     b'{"a":1,"b":{"b64":"eA=="}}'
     """
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            # The JSON writer would turn it into null, which means something else.
-            raise ValueError(f"input {name} is {value}, which JSON cannot hold")
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and not math.isfinite(each):
+                # The JSON writer would turn it into null, which means something else.
+                raise ValueError(f"input {name} is {each}, which JSON cannot hold")
     try:
         return orjson.dumps(values, default=_as_b64)
     except TypeError as error:
@@ -75,6 +76,10 @@ def _as_b64(value: object) -> object:
 
 
 def _value(name: str, value: Any) -> Value:
+    return tuple(_element(name, each) for each in value) if isinstance(value, list) else _element(name, value)
+
+
+def _element(name: str, value: Any) -> Element:
     if isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str):
         try:
             return base64.b64decode(value["b64"], validate=True)
@@ -82,7 +87,7 @@ def _value(name: str, value: Any) -> Value:
             raise ValueError(f"input {name} is not base64: {error}") from error
     if isinstance(value, dict | list):
         raise ValueError(f"input {name} is a {type(value).__name__}, not a value")
-    scalar: Value = value
+    scalar: Element = value
     return scalar
 
 

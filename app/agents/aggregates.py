@@ -91,7 +91,7 @@ def _read_key(text: str, views: Mapping[str, FeatureViewSpec]) -> tuple[str, Fea
     """What an entry is of; None where the registry has no such view any more."""
     name, project, *values = orjson.loads(text)
     view = views.get(name)
-    if view is None or view.plan is None or view.source.project != project:
+    if view is None or view.plan is None or view.project != project:
         return None
     entities = view.sorted_entities
     if len(entities) != len(values):

@@ -23,13 +23,23 @@ from app.agents.live import Live
 from app.agents.shadows import Shadows
 from app.agents.tasks import Tasks
 from app.agents.timers import Timers
-from app.domain.decisions import DecisionRecord, Kind, TaskRecord, deadline_of, decide, refuse
+from app.domain.decisions import (
+    DecisionRecord,
+    Kind,
+    TaskRecord,
+    deadline_of,
+    decide,
+    is_referral,
+    is_referred,
+    refuse,
+)
+from app.domain.dispatch import TaskStatus
 from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLarge, RequestRefused, StoreUnavailable
 from app.domain.features import recorded
 from app.domain.join import Join, Status
 from app.domain.requests import InboundRecord, Request, read_address
 from app.domain.routing import Plan, Refused, TaskPlan, route
-from app.observability import LATENCY_BUCKETS_S
+from app.observability import LATENCY_BUCKETS_S, labelled
 from app.ports.clock import Clock
 from app.ports.registry import Registry
 from app.settings import Settings
@@ -42,11 +52,17 @@ _LATENCY = Histogram(
 )
 _DUPLICATES = Counter("broker_duplicates", "Requests whose id was known: repeated, in_flight, conflict", ["kind"])
 _TASKS = Counter("broker_tasks", "Tasks by model, version and status", ["model", "version", "status"])
+_REFERRALS = Counter(
+    "broker_referrals", "Tasks whose features' contracts left the decision to a person", ["route", "task"]
+)
 _RESULTS = Counter("broker_results", "Queued results by fate: joined, late, repeated, unknown", ["fate"])
+_decisions, _latency, _tasks = labelled(_DECISIONS), labelled(_LATENCY), labelled(_TASKS)
 _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for queued tasks")
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
+CATCH_UP_MS: Final = 2_000
+"""For so long a worker that takes a partition over reads what pools answered meanwhile, before one counts as silent."""
 
 
 class Decider:
@@ -60,6 +76,7 @@ class Decider:
         registry: Registry,
         tasks: Tasks,
         shadows: Shadows,
+        timers: Timers,
         clock: Clock,
         new_id: Callable[[], str],
         settings: Settings,
@@ -82,7 +99,7 @@ class Decider:
         self._owned: frozenset[int] = frozenset()
         self._gained_ms: dict[int, int] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.timers = Timers(clock, self._on_due)
+        self._timers = timers
         _LIVE.set_function(lambda: len(self._live))
 
     # --- what the agents call -----------------------------------------------------------------------------------------
@@ -155,15 +172,7 @@ class Decider:
             # Read late, as after a time without a worker: the deadline's timer must not have to win a race.
             self._tasks.expire(live)
         _RESULTS.labels(await self._tasks.on_answer(live, task, result)).inc()
-        # Also after a repeated one: what brought it first may not have got as far as what it set free.
-        if live.outcome is None and not await self._tasks.run(live):
-            self._tasks.expire(live)
-        if live.outcome is not None:
-            # Also for a result that came too late: the decision must stand before the result may be forgotten.
-            await self._conclude(live)
-        elif live.counted:
-            # Also for a repeated one: what brought it first may not have written it yet.
-            await self._pend(live)
+        await self._go_on(live)
 
     def on_ownership(self, owned: frozenset[int], gained: frozenset[int], entries: "Entries") -> None:
         """A rebalance has settled: forget what went away, set the timers of what came."""
@@ -171,7 +180,7 @@ class Decider:
         self._owned = owned
         now_ms = self._clock.now_ms()
         self._gained_ms = {p: now_ms if p in gained else self._gained_ms.get(p, now_ms) for p in owned}
-        self.timers.drop(lost)
+        self._timers.drop(lost)
         for request_id in [key for key, live in self._live.items() if live.partition in lost]:
             self._abandon(self._live[request_id])
         pending = 0
@@ -179,12 +188,16 @@ class Decider:
             for request_id, header in entries(partition):
                 if header.state is EntryState.PENDING:
                     pending += 1
-                    self.timers.at(header.time_ms, partition, request_id)
+                    self._timers.at(header.time_ms, partition, request_id)
                 elif header.state is EntryState.DECIDED:
                     self._spawn(self._announce_decided(partition, request_id))
                 else:
-                    self.timers.at(header.time_ms + self._settings.dedupe_window, partition, request_id)
+                    self._timers.at(header.time_ms + self._settings.dedupe_window, partition, request_id)
         log.info("partitions", owned=sorted(owned), gained=sorted(gained), lost=sorted(lost), pending_joins=pending)
+
+    async def run_timers(self) -> None:
+        """Look at joins when it is time to, until cancelled."""
+        await self._timers.run(self._on_due)
 
     async def close(self) -> None:
         """End what runs in the background; what is unfinished is durable or unacknowledged."""
@@ -362,10 +375,9 @@ class Decider:
         try:
             async with live.writing:
                 if not live.concluding:
-                    results = live.join.results
-                    tasks = tuple(replace(task, result=results.get(task.name)) for task in live.record.tasks)
+                    tasks, look_ms = self._tasks.waiting(live)
                     live.record = replace(live.record, tasks=tasks)
-                    await self._ledger.pend(live.record, live.check)
+                    await self._ledger.pend(live.record, look_ms, live.check)
                     self._set_timer(live)
                     return True
         except RecordTooLarge as error:
@@ -390,7 +402,7 @@ class Decider:
         # Only now: a timer that finds no entry has nothing to end.
         if not live.durable:
             live.durable = True
-            self.timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
+            self._timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
 
     def _on_due(self, partition: int, request_id: str) -> None:
         if partition in self._owned:
@@ -401,24 +413,44 @@ class Decider:
             await self._due(partition, request_id)
         except NotOwner:
             # Should the partition stay ours after all, nothing else would set this timer again.
-            self.timers.at(self._clock.now_ms() + _AGAIN_MS, partition, request_id)
+            self._timers.at(self._clock.now_ms() + _AGAIN_MS, partition, request_id)
 
     async def _due(self, partition: int, request_id: str) -> None:
-        """A timer fired: a join's deadline, or the end of a decision's window."""
-        header = self._ledger.find(partition, request_id)
-        if header is None:
+        """A timer fired: a join's deadline, a pool's silence, or the end of a decision's window."""
+        live, header = self._live.get(request_id), self._ledger.find(partition, request_id)
+        if live is None and header is not None and header.state is EntryState.PENDING:
+            live = await self._resume(partition, request_id)
+        if live is not None:
+            await self._look(live)
+        elif header is None or header.state is EntryState.PENDING:
             return
-        if header.state is EntryState.PENDING:
-            if header.time_ms > self._clock.now_ms():
-                # A timer of an earlier join under this id.
-                self.timers.at(header.time_ms, partition, request_id)
-                return
-            live = self._live.get(request_id) or await self._resume(partition, request_id)
-            if live is not None and live.join is not None:
-                self._tasks.expire(live)
-                await self._conclude(live)
         elif header.time_ms + self._settings.dedupe_window <= self._clock.now_ms():
             await self._ledger.forget(partition, request_id, header)
+
+    async def _look(self, live: Live) -> None:
+        """End a join whose deadline has come, or what its pools were silent to."""
+        if live.join is None or live.plan is None or live.concluding:
+            return
+        if self._clock.now_ms() >= live.record.deadline_ms:
+            self._tasks.expire(live)
+            await self._conclude(live)
+        elif await self._tasks.give_up_silent(live):
+            await self._go_on(live)
+        else:
+            self._tasks.watch(live)
+
+    async def _go_on(self, live: Live) -> None:
+        """A task of a join has ended or stayed silent: run what that set free; then write the decision, or the join.
+
+        Also after a repeated result, for what brought it first may not have got as far, or not have written it; and
+        after one that came too late, for the decision must stand before the result may be forgotten.
+        """
+        if live.outcome is None and not await self._tasks.run(live):
+            self._tasks.expire(live)
+        if live.outcome is not None:
+            await self._conclude(live)
+        elif live.counted:
+            await self._pend(live)
 
     async def _resume(self, partition: int, request_id: str) -> Live | None:
         """A pending join that this worker did not begin, or began before a rebalance, made live from its entry."""
@@ -449,6 +481,11 @@ class Decider:
             live.inputs[task.name, version.version] = recorded(
                 version.features, plan.revision.views, recorded_task.features
             )
+            if (out := recorded_task.result) is not None and out.status is TaskStatus.PENDING:
+                live.asked[task.name] = out.attempts[-1].started_ms
+        live.patient_ms = self._gained_ms.get(partition, 0) + CATCH_UP_MS
+        self._timers.at(record.deadline_ms, partition, request_id)
+        self._tasks.watch(live)
         return live
 
     async def _read_again(self, record: DecisionRecord) -> Request | None:
@@ -479,7 +516,9 @@ class Decider:
         outcome = live.outcome
         for task in live.tasks.values():
             version = task.version
-            _TASKS.labels(version.model, version.version, outcome.results[task.name].status).inc()
+            _tasks(version.model, version.version, outcome.results[task.name].status).inc()
+            if is_referred(outcome) and outcome.results[task.name].referred:
+                _REFERRALS.labels(live.plan.route.name, task.name).inc()
         await self._finish(live, decide(live.record, live.plan, outcome, self._clock.now_ms()))
         self._shadows.offer(live, busy=len(self._live) > self._settings.requests_in_flight_max // 2)
 
@@ -504,10 +543,10 @@ class Decider:
         if not done.done():
             done.set_result(record)
         assert record.decided_ms is not None  # noqa: S101 - it is decided
-        self.timers.at(record.decided_ms + self._settings.dedupe_window, live.partition, record.request_id)
+        self._timers.at(record.decided_ms + self._settings.dedupe_window, live.partition, record.request_id)
         latency_ms = record.decided_ms - record.received_ms
-        _DECISIONS.labels(str(record.status), record.route or "").inc()
-        _LATENCY.labels(record.route or "").observe(max(0, latency_ms) / 1000)
+        _decisions(str(record.status), record.route or "").inc()
+        _latency(record.route or "").observe(max(0, latency_ms) / 1000)
         log.info(
             "decided",
             request_id=record.request_id,
@@ -534,7 +573,7 @@ class Decider:
         if record is None or record.decided_ms is None:
             return
         await self._ledger.announce_again(partition, request_id, [_first_recipient(record)])
-        self.timers.at(record.decided_ms + self._settings.dedupe_window, partition, request_id)
+        self._timers.at(record.decided_ms + self._settings.dedupe_window, partition, request_id)
 
     # --- small things -------------------------------------------------------------------------------------------------
 
@@ -614,7 +653,11 @@ def _first_recipient(record: DecisionRecord) -> Recipient:
 def _joined(plan: Plan, record: DecisionRecord) -> Join:
     """The join as the record left it."""
     join = Join.of([task.spec for task in plan.tasks], record.deadline_ms, plan.rule.spec.join)
-    results = {task.name: task.result for task in record.tasks if task.result is not None}
+    results = {
+        task.name: replace(task.result, referred=is_referral(plan.revision, task, task.result))
+        for task in record.tasks
+        if task.result is not None and task.result.status is not TaskStatus.PENDING
+    }
     return replace(join, results=results)
 
 

@@ -2,8 +2,9 @@
 
 For a decision: the table's entry, acknowledged; then the audit record, acknowledged; then the reply. The entry comes
 first and alone, so whatever was decided twice by a crash in between was decided once as far as anyone can see: the
-record and the reply are always made from the entry that stands. Where Kafka does not answer, each step is tried again
-for as long as the partition is ours.
+record and the reply are always made from the entry that stands. Nothing is told of an entry before it is certain that
+it was acknowledged while the partition was ours. Where Kafka does not answer, each step is tried again for as long as
+the partition is ours.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from app.adapters.record_codec import (
 from app.domain.decisions import DecisionRecord, shrink, what_is_large
 from app.domain.errors import PublishFailed, RecordTooLarge
 from app.domain.requests import InboundRecord, ReplyAddress
+from app.observability import labelled
 from app.ports.clock import Clock
 from app.ports.log import JoinTable, OutboundRecord, Replies
 from app.settings import Settings
@@ -34,6 +36,7 @@ from app.settings import Settings
 log = structlog.get_logger()
 
 _REPLIES = Counter("broker_replies", "Replies by fate: sent, repeated, undeliverable", ["fate"])
+_replies = labelled(_REPLIES)
 _RETRIES = Counter("broker_publish_retries", "Writes that Kafka did not acknowledge at once", ["what"])
 _RETRY_DELAYS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _KEY_BYTES_MAX: Final = 10_000
@@ -84,13 +87,13 @@ class Ledger:
         entry = self._table.get(partition, request_id)
         return None if entry is None else decode_record(entry_record(entry))
 
-    async def pend(self, record: DecisionRecord, check: Check) -> None:
-        """Make a pending join durable; RecordTooLarge where it does not fit."""
+    async def pend(self, record: DecisionRecord, look_ms: int, check: Check) -> None:
+        """Make a pending join durable, with when to look at it again; RecordTooLarge where it does not fit."""
         encoded = encode_record(record)
         if len(encoded) > self._entry_bytes_max:
             said = f"a pending join of {len(encoded)} bytes, and {self._entry_bytes_max} are allowed"
             raise RecordTooLarge(f"{said}: {what_is_large(record)}")
-        entry = encode_entry(EntryState.PENDING, record, encoded)
+        entry = encode_entry(EntryState.PENDING, record, encoded, look_ms)
         await self._put(record, entry, check)
 
     async def decide(
@@ -174,7 +177,7 @@ class Ledger:
         except (PublishFailed, RecordTooLarge) as error:
             fate = "undeliverable"
             log.warning("reply_undeliverable", request_id=record.request_id, topic=address.topic, reason=str(error))
-        _REPLIES.labels(fate).inc()
+        _replies(fate).inc()
 
     async def bury(self, record: InboundRecord, reason: str, kind: str) -> None:
         """Copy a record that cannot be handled to its dead-letter topic."""
@@ -209,6 +212,9 @@ class Ledger:
                 # Nothing yields between this and the producer, so what holds here holds for the write.
                 check()
             await self._table.put(partition, record.request_id, entry)
+            if check is not None:
+                # The partition is ours, but perhaps again: another Live stands for the request then.
+                check()
 
         await self._insist("joins", partition, write)
 

@@ -136,8 +136,8 @@ class Shadows:
     async def _ask(
         self, live: Live, task: TaskPlan, shadow: ShadowPlan, inputs: TaskInputs, began_ms: int
     ) -> TaskResult:
-        if inputs.problems:
-            problem = replace(inputs.problems[0], task=task.name)
+        if inputs.obstacle is not None:
+            problem = replace(inputs.obstacle, task=task.name)
             return TaskResult(task.name, TaskStatus.SKIPPED, None, problem, 0.0, (), b"")
         row = Row(
             live.record.request_id,

@@ -1,12 +1,13 @@
 """A decision's tasks: from its plan to the answers in its join.
 
-A task begins once all that it waits for has ended: inline ones are called here, queued ones go to their pools. One
-whose version may not be used, cannot be given its inputs, or fails, goes on with the version that stands in for it;
-what failed is kept beside it. Whatever ends sets free what waited for it.
+A task begins once all that it waits for has ended: inline ones are called here, queued ones go to their pools, and are
+waited for as long as their version's policy says. One whose version may not be used, cannot be given its inputs, fails
+or stays silent goes on with the version that stands in for it; what failed is kept beside it. Whatever ends sets free
+what waited for it.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,14 @@ from app.adapters.task_codec import QueuedResult, encode_task
 from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
-from app.domain.decisions import TaskRecord, condition, must_answer
-from app.domain.dispatch import Row, TaskResult, TaskStatus, judge
+from app.agents.timers import Timers
+from app.domain.decisions import TaskRecord, condition, is_referral, must_answer
+from app.domain.dispatch import Attempt, Row, TaskResult, TaskStatus, judge
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
-from app.domain.join import Decide, Effect, Ignore, Join, Status
+from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
+from app.domain.on_demand import Computation, FeatureFunction, compute
 from app.domain.routing import Standby, TaskPlan
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
@@ -47,17 +50,21 @@ class Tasks:
         features: FeatureStore,
         backend: ModelBackend,
         replies: Replies,
+        timers: Timers,
         clock: Clock,
         settings: Settings,
+        functions: Mapping[str, FeatureFunction] | None = None,
         skew: SkewGuard | None = None,
     ) -> None:
         self._skew = skew
         self._ledger = ledger
+        self._timers = timers
         self._features = features
         self._backend = backend
         self._replies = replies
         self._clock = clock
         self._settings = settings
+        self._functions = functions or {}
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
@@ -69,10 +76,11 @@ class Tasks:
         needs, faults = needs_of(wants(task.version for task in plan.tasks), views, seen)
         if faults:
             return Status.REJECTED, faults
+        versions = [version for task in plan.tasks for version in task.versions]
         if any(task.standbys or task.shadows for task in plan.tasks):
             # What stands in or runs beside may need more, and what it lacks is no fault of the request.
-            needs, _ = needs_of(wants(version for task in plan.tasks for version in task.versions), views, seen)
-        live.fetched = await self._fetch(live, needs)
+            needs, _ = needs_of(wants(versions), views, seen)
+        live.fetched = await self._found(live, needs, plan.revision.computed(versions))
         now_ms = self._clock.now_ms()
         live.tasks = {task.name: task for task in plan.tasks}
         records, broken = [], []
@@ -90,6 +98,12 @@ class Tasks:
         specs = [task.spec for task in plan.tasks]
         live.join = Join.of(specs, live.record.deadline_ms, plan.rule.spec.join)
         return None
+
+    async def _found(self, live: Live, needs: Sequence[ViewNeed], computed: Sequence[Computation]) -> FetchedFeatures:
+        """What is stored, and what is computed of it and of the request."""
+        assert live.plan is not None  # noqa: S101 - what is fetched for is planned
+        fetched, views = await self._fetch(live, needs), live.plan.revision.views
+        return compute(computed, live.seen(), fetched, self._functions, views, self._clock.now_ms())
 
     async def _fetch(self, live: Live, needs: Sequence[ViewNeed]) -> FetchedFeatures:
         if not needs:
@@ -110,7 +124,7 @@ class Tasks:
             views, fetched, seen = live.plan.revision.views, live.fetched, live.seen()
             if fetched is None:
                 needs, _ = needs_of(live.plan.revision.wants((version,)), views, seen)
-                fetched = await self._fetch(live, needs)
+                fetched = await self._found(live, needs, live.plan.revision.computed((version,)))
             inputs = resolve(version.features, views, seen, fetched, self._clock.now_ms())
             live.inputs[task.name, version.version] = inputs
         return inputs
@@ -174,9 +188,11 @@ class Tasks:
         """One inline task, from its inputs to its place in the join; then what it set free."""
         while True:
             row = await self._row(live, task)
-            self._observe(live, task)
             started = self._clock.steady_ms()
-            (answer,) = await self._backend.infer(task.version, (row,))
+            answer = self._backend.refusal(task.version) if _has_better(task) else None
+            if answer is None:
+                self._observe(live, task)
+                (answer,) = await self._backend.infer(task.version, (row,))
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
             if result.problem is None:
                 self.join(live, result)
@@ -207,8 +223,10 @@ class Tasks:
                 if standing is not None:
                     (waiting if standing.queued else inline).append(standing)
             else:
+                live.asked[task.name] = now_ms
                 self._observe(live, task)
                 records.append(sent)
+        self.watch(live)
         if len(records) == 1:
             await self._ledger.dispatch(live.partition, *records[0])
         elif records:
@@ -237,11 +255,74 @@ class Tasks:
         if self._skew is not None:
             self._skew.observe(task.version, live.inputs[task.name, task.version.version].features)
 
+    # --- silence ------------------------------------------------------------------------------------------------------
+
+    def watch(self, live: Live) -> None:
+        """Set the timer for when the first of the pools that are asked counts as silent, if before the deadline."""
+        due_ms = min((self._silent_ms(live, name) for name in self._out(live)), default=live.record.deadline_ms)
+        if due_ms < live.record.deadline_ms:
+            self._timers.at(due_ms, live.partition, live.record.request_id)
+
+    async def give_up_silent(self, live: Live) -> bool:
+        """End the tasks whose pools had their policy's time, or go on with what stands in; whether there were any."""
+        now_ms = self._clock.now_ms()
+        silent = [name for name in self._out(live) if self._silent_ms(live, name) <= now_ms]
+        # Nobody else gives up what is no longer waited for.
+        given_up = [(live.tasks[name], live.asked.pop(name)) for name in silent]
+        standing = [await self._fail(live, task, self._silence(task, asked_ms, now_ms)) for task, asked_ms in given_up]
+        begun = [task for task in standing if task is not None]
+        if begun:
+            await self.run(live, begun)
+        return bool(silent)
+
+    def waiting(self, live: Live) -> tuple[tuple[TaskRecord, ...], int]:
+        """The task records of a join as it stands, and when it is to be looked at again.
+
+        A queued task without a result is recorded as pending since it was asked; from now on, where it is about to be.
+        """
+        assert live.join is not None  # noqa: S101 - only joins wait
+        now_ms, look_ms = self._clock.now_ms(), live.record.deadline_ms
+        records: list[TaskRecord] = []
+        for record in live.record.tasks:
+            task, result = live.tasks[record.name], live.join.results.get(record.name)
+            if result is None and task.queued and task.name in live.begun | live.asked.keys():
+                asked_ms = live.asked.get(task.name, now_ms)
+                look_ms = min(look_ms, asked_ms + task.version.policy.timeout)
+                attempt = Attempt(self._pool_of(task), asked_ms, 0.0, "asked")
+                result = TaskResult(task.name, TaskStatus.PENDING, None, None, 0.0, (attempt,), b"")
+            records.append(replace(record, result=result))
+        return tuple(records), look_ms
+
+    def _out(self, live: Live) -> list[str]:
+        if live.join is None or live.join.decided:
+            return []
+        return [name for name in live.asked if name not in live.join.results]
+
+    def _silent_ms(self, live: Live, name: str) -> int:
+        return max(live.patient_ms, live.asked[name] + live.tasks[name].version.policy.timeout)
+
+    def _silence(self, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
+        version = task.version
+        said = f"{version.model} {version.version} did not answer within its {version.policy.timeout} ms"
+        attempt = Attempt(self._pool_of(task), asked_ms, float(now_ms - asked_ms), "timeout")
+        problem = Problem(Code.MODEL_TIMEOUT, said, task.name)
+        return TaskResult(task.name, TaskStatus.TIMEOUT, None, problem, attempt.latency_ms, (attempt,), b"")
+
+    def _pool_of(self, task: TaskPlan) -> str:
+        backend = task.version.backend
+        assert backend.type == "kafka"  # noqa: S101 - what `queued` means
+        return self._settings.topic(f"inference.tasks.{backend.pool}")
+
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def join(self, live: Live, result: TaskResult) -> Effect:
         """Put a task's result into the join."""
         assert live.join is not None  # noqa: S101 - results exist only for a request that has a join
+        assert live.plan is not None  # noqa: S101 - what has a join is planned
+        if result.problem is not None:
+            record = next((each for each in live.record.tasks if each.name == result.task), None)
+            if record is not None and is_referral(live.plan.revision, record, result):
+                result = replace(result, referred=True)
         live.join, effect = live.join.on_result(result)
         self._note(live, effect)
         return effect
@@ -287,49 +368,64 @@ class Tasks:
             return None
         if task.barred is not None:
             return await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, task.barred))
-        problems = (await self._inputs(live, task)).problems
-        if problems:
-            return await self._fail(live, task, _ended(task.name, TaskStatus.SKIPPED, problems[0]))
+        obstacle = (await self._inputs(live, task)).obstacle
+        if obstacle is not None:
+            return await self._fail(live, task, _ended(task.name, TaskStatus.SKIPPED, obstacle))
         return task
 
     async def _fail(self, live: Live, task: TaskPlan, result: TaskResult) -> TaskPlan | None:
-        """What stands in for a version that failed, ready to run; None where nothing does: the failure is joined."""
-        while True:
+        """What stands in for a version that failed, ready to run; None where nothing does: the failure is joined.
+
+        None, too, where the task has ended or goes on by then, for a result, a silence and a repetition may race.
+        """
+        while live.tasks[task.name] is task:
             standby = next((each for each in task.standbys if each.version is not None), None)
             if standby is None or self._clock.now_ms() >= live.record.deadline_ms:
                 self.join(live, result)
                 return None
-            code = "" if result.problem is None else str(result.problem.code)
-            _FALLBACKS.labels(task.version.model, task.version.version, code).inc()
-            task = await self._stand_in(live, task, standby, result)
-            problems = (await self._inputs(live, task)).problems
-            if not problems:
-                return task
-            result = _ended(task.name, TaskStatus.SKIPPED, problems[0])
+            standing = _standing(task, standby)
+            inputs = await self._inputs(live, standing)
+            assert live.join is not None  # noqa: S101 - what fails is a join's
+            if live.tasks[task.name] is not task or task.name in live.join.results or live.join.decided:
+                return None
+            self._stand_in(live, task, standing, inputs, result)
+            if inputs.obstacle is None:
+                return standing
+            task, result = standing, _ended(task.name, TaskStatus.SKIPPED, inputs.obstacle)
+        return None
 
-    async def _stand_in(self, live: Live, failed: TaskPlan, standby: Standby, result: TaskResult) -> TaskPlan:
-        assert standby.version is not None  # noqa: S101 - the caller looked
-        left = failed.standbys[failed.standbys.index(standby) + 1 :]
-        task = replace(
-            failed,
-            version=standby.version,
-            selected_by=standby.selected_by,
-            experiment=None,
-            barred=None,
-            standbys=left,
-        )
-        record = task_record(task, await self._inputs(live, task))
-        live.tasks[task.name] = task
+    def _stand_in(
+        self, live: Live, failed: TaskPlan, standing: TaskPlan, inputs: TaskInputs, result: TaskResult
+    ) -> None:
+        code = "" if result.problem is None else str(result.problem.code)
+        _FALLBACKS.labels(failed.version.model, failed.version.version, code).inc()
+        record = task_record(standing, inputs)
+        live.tasks[failed.name] = standing
+        live.begun.add(failed.name)
+        live.asked.pop(failed.name, None)
         live.record = replace(
             live.record,
             tasks=tuple(
                 replace(record, earlier=(*each.earlier, replace(each, result=result, earlier=())))
-                if each.name == task.name
+                if each.name == failed.name
                 else each
                 for each in live.record.tasks
             ),
         )
-        return task
+
+
+def _standing(failed: TaskPlan, standby: Standby) -> TaskPlan:
+    """The task as it goes on with what stands in."""
+    assert standby.version is not None  # noqa: S101 - the caller looked
+    left = failed.standbys[failed.standbys.index(standby) + 1 :]
+    return replace(
+        failed,
+        version=standby.version,
+        selected_by=standby.selected_by,
+        experiment=None,
+        barred=None,
+        standbys=left,
+    )
 
 
 async def encoded(
@@ -347,6 +443,11 @@ async def encoded(
     except ValueError as error:
         return Problem(Code.MODEL_ERROR, str(error), row.task)
     return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
+
+
+def _has_better(task: TaskPlan) -> bool:
+    """Whether the task has something to go on with instead of a call that will most likely fail."""
+    return JoinTask.of(task.spec).need == "default" or any(each.version is not None for each in task.standbys)
 
 
 def task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:
@@ -367,7 +468,7 @@ def version_record(
         version.backend.type,
         selected_by,
         need,
-        None if governance is None else governance.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        None if governance is None else governance.recorded,
         inputs.features,
         None,
         experiment,

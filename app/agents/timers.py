@@ -1,7 +1,7 @@
 """Timers of joins: due times in, a call at or after each out.
 
-One heap and one task for a whole worker, whatever the number of joins that wait. A timer cannot be cancelled; whoever
-is called looks whether there is still something to do.
+One heap and one task for a whole worker, whatever the number of joins that wait. A timer says when to look at a join,
+not why, and cannot be cancelled; whoever is called looks whether there is something to do.
 """
 
 import asyncio
@@ -12,11 +12,10 @@ from app.ports.clock import Clock
 
 
 class Timers:
-    """Calls ``on_due(partition, request_id)`` when its time has come, in order of due times."""
+    """The moments at which joins are to be looked at."""
 
-    def __init__(self, clock: Clock, on_due: Callable[[int, str], None]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._on_due = on_due
         self._heap: list[tuple[int, int, str]] = []
         self._earlier = asyncio.Event()
 
@@ -35,14 +34,14 @@ class Timers:
         self._heap = [entry for entry in self._heap if entry[1] not in partitions]
         heapq.heapify(self._heap)
 
-    async def run(self) -> None:
-        """Fire timers until cancelled."""
+    async def run(self, on_due: Callable[[int, str], None]) -> None:
+        """Call ``on_due(partition, request_id)`` for each timer, in order of due times, until cancelled."""
         while True:
             self._earlier.clear()
             now_ms = self._clock.now_ms()
             while self._heap and self._heap[0][0] <= now_ms:
                 _, partition, request_id = heapq.heappop(self._heap)
-                self._on_due(partition, request_id)
+                on_due(partition, request_id)
             wait_s = (self._heap[0][0] - now_ms) / 1000 if self._heap else None
             try:
                 # Not wait_for, which may lose a cancellation that comes together with the event (CPython issue 86296).

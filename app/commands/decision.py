@@ -189,9 +189,9 @@ def _answer(result: Mapping[str, Any] | None) -> list[RenderableType]:
         line.append(f" {_compact(result['output'])} in {result['latency_ms']:.1f} ms", style="default")
     parts: list[RenderableType] = [line]
     for attempt in result["attempts"]:
-        parts.append(
-            Text(f"  {attempt['endpoint']}: {attempt['outcome']}, {attempt['latency_ms']:.1f} ms", style="dim")
-        )
+        shared = f", shared by {attempt['rows']} rows" if attempt["rows"] > 1 else ""
+        told = f"  {attempt['endpoint']}: {attempt['outcome']}, {attempt['latency_ms']:.1f} ms{shared}"
+        parts.append(Text(told, style="dim"))
     if result["problem"]:
         parts.append(Text(f"  {result['problem']['code']}: {result['problem']['message']}", style="red"))
     return parts

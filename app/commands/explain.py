@@ -159,6 +159,7 @@ def _version_json(each: VersionTrace) -> dict[str, Any]:
         "expired": each.expired,
         "timeout_ms": each.version.policy.timeout,
         **_calls(each.version),
+        **_ejection(each.version),
         "features": [dataclasses.asdict(feature) for feature in each.features],
         "problems": [problem.as_json() for problem in each.problems],
     }
@@ -167,8 +168,16 @@ def _version_json(each: VersionTrace) -> dict[str, Any]:
 def _calls(version: ModelVersionSpec) -> dict[str, int]:
     """What applies to calls of ``version`` from here; a queued one is called by its pool's workers."""
     if isinstance(version.backend, HttpBackend):
-        return {"retries": version.policy.retries, "concurrency": version.policy.concurrency}
+        policy = version.policy
+        shared = {} if policy.batch is None else {"batch_max_size": policy.batch.max_size}
+        return {"retries": policy.retries, "concurrency": policy.concurrency, **shared}
     return {}
+
+
+def _ejection(version: ModelVersionSpec) -> dict[str, Any]:
+    """When an endpoint of ``version`` is left out for a while; of a queued one there are none."""
+    outlier = version.policy.outlier
+    return {"outlier": outlier.model_dump()} if isinstance(version.backend, HttpBackend) else {}
 
 
 def _print_explanation(explanation: Explanation) -> None:
@@ -245,6 +254,13 @@ def _version_lines(each: VersionTrace) -> Iterator[str]:
     policy = each.version.policy
     calls = "".join(f", {name} {value}" for name, value in _calls(each.version).items())
     yield f"  timeout {format_duration(policy.timeout)}{calls}"
+    if outlier := _ejection(each.version).get("outlier"):
+        base, most = format_duration(outlier["base_ejection"]), format_duration(outlier["max_ejection"])
+        times = outlier["consecutive_failures"]
+        when = f"after {times} failures in a row, for {base} to {most}" if times else "never"
+        yield f"  an endpoint is ejected {when}"
     for feature in each.features:
         age = f", at most {format_duration(feature.max_age_ms)} old" if feature.max_age_ms is not None else ""
         yield f"  {feature.ref} ({feature.type or 'as sent'}): {feature.contract}{age}"
+        if feature.computed is not None:
+            yield f"    computed of {', '.join(feature.ingredients) or 'nothing'}: {feature.computed}"

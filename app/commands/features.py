@@ -24,7 +24,7 @@ from app.adapters.feature_load import Journal, await_stored, publish
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
-from app.domain.documents import FeatureViewSpec
+from app.domain.documents import FeatureViewSpec, RedisSource
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_rows import (
@@ -390,7 +390,7 @@ def _sample_of(settings: Settings, spec: FeatureViewSpec, most: int) -> list[Ent
     entities = [(entity.name, entity.type) for entity in spec.sorted_entities]
     return sample_keys(
         settings.redis_url,
-        spec.source.project,
+        spec.project,
         most,
         lambda key: list(zip(key.names, key.types, strict=True)) == entities,
     )
@@ -486,7 +486,7 @@ def _current(settings: Settings) -> Revision:
 
 
 def _is_stored(spec: FeatureViewSpec) -> bool:
-    return spec.source.type == "redis"
+    return isinstance(spec.source, RedisSource)
 
 
 def _stored_view(revision: Revision, name: str) -> FeatureViewSpec:

@@ -31,7 +31,7 @@ from app.adapters.registry_topic import (
 )
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
-from app.domain.documents import Document, HttpBackend, Model, ModelVersion, Route
+from app.domain.documents import Document, HttpBackend, HttpSource, Model, ModelVersion, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
 from app.domain.registry import Revision, canonical, compile_revision, content_of, pools_of, read_revision
 from app.domain.registry_diff import Change, differences
@@ -348,7 +348,11 @@ def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
         return version.model, version.version, served, str(len(version.features)), approved
     view = document.spec
     entities = ", ".join(f"{entity.name} ({entity.type})" for entity in view.entities)
-    return entities, ", ".join(feature.name for feature in view.features), view.source.project
+    if isinstance(view.source, HttpSource):
+        source = f"http: {', '.join(view.source.endpoints)}"
+    else:
+        source = "on demand" if view.source is None else view.project
+    return entities or "-", ", ".join(feature.name for feature in view.features), source
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

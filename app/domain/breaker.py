@@ -25,7 +25,7 @@ class BreakerState(StrEnum):
 class BreakerPolicy:
     """When a breaker opens, and for how long. Times in milliseconds of the clock that its callers pass."""
 
-    failures: int = 5
+    failures: int = 3
     failing_ms: float = 200.0
     open_ms: float = 1_000.0
     trial_ms: float = 1_000.0

@@ -13,6 +13,7 @@ from app.domain.decisions import DecisionRecord, evaluate_result
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import ExpressionFailed
 from app.domain.expressions import Expression
+from app.domain.join import Status
 from app.domain.routing import Plan
 
 SEGMENT_LENGTH_MAX = 64
@@ -32,9 +33,12 @@ def compare_shadow(
     none), ``flipped`` (null where either result is missing), ``segment`` (text or null), ``latency_ms``.
     """
     own = results[shadow.task]
+    referred = decided.status is Status.PARTIAL and any(result.referred for result in results.values())
     task = next(task for task in decided.tasks if task.name == shadow.task)
-    champion = _result(plan, results)
-    would_be = _result(plan, {**results, shadow.task: shadow}) if shadow.status is TaskStatus.OK else None
+    # What was left to a person has no result to hold the shadow's against.
+    champion = None if referred else _result(plan, results)
+    answered = shadow.status is TaskStatus.OK and not referred
+    would_be = _result(plan, {**results, shadow.task: shadow}) if answered else None
     unknown = champion is None or would_be is None or own.output is None
     flipped = None if unknown else champion != would_be
     return orjson.dumps(

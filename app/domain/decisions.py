@@ -14,8 +14,9 @@ import orjson
 
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, ExpressionFailed, Problem
-from app.domain.features import FeatureValue
+from app.domain.features import FeatureValue, refers
 from app.domain.join import JoinTask, Outcome, Status
+from app.domain.registry import Revision
 from app.domain.requests import InboundRecord, Request, RequestId, address_headers, is_finite
 from app.domain.routing import Plan, TaskPlan
 
@@ -115,14 +116,15 @@ def must_answer(plan: Plan, task: TaskPlan) -> bool:
 def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> TaskResult | None:
     """Why a task whose predecessors have ended is not run, as its result; None: it is run.
 
-    Its ``when`` decides; without one it needs what comes before it to have answered.
+    Its ``when`` decides; without one it needs what comes before it to have answered. What only lacks the output of a
+    referred task has no problem of its own.
     """
     after = task.spec.after
     if task.condition is None:
         silent = [name for name in after if results[name].output is None]
         if not silent:
             return None
-        blamed = any(results[name].problem is not None for name in silent)
+        blamed = any(results[name].problem is not None and not results[name].referred for name in silent)
         said = f"task {', '.join(silent)} has no output, and this one comes after it"
         if blamed:
             return _not_run(task, Problem(Code.PREDECESSOR_FAILED, said, task.name))
@@ -134,6 +136,8 @@ def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> 
             return None if holds else _not_run(task, None, f"its when is false: {task.condition.text}")
         reason = f"gives {type(holds).__name__}, not a bool: {task.condition.text}"
     except ExpressionFailed as error:
+        if any(results[name].referred for name in after):
+            return _not_run(task, None, f"what comes before it is left to a person, and its when needs that: {error}")
         reason = f"failed: {error}"
     return _not_run(task, Problem(Code.CONDITION_FAILED, f"when {reason}", task.name))
 
@@ -147,7 +151,10 @@ def decide(record: DecisionRecord, plan: Plan, outcome: Outcome, now_ms: int) ->
     status, problems = outcome.status, outcome.problems
     result: dict[str, Any] = {}
     reasons: list[str] = []
-    if status in (Status.COMPLETED, Status.PARTIAL):
+    if is_referred(outcome):
+        result = dict(plan.rule.spec.refer_result or {})
+        problems = (*problems, *(_referral(each) for each in outcome.results.values() if each.referred))
+    elif status in (Status.COMPLETED, Status.PARTIAL):
         try:
             result = evaluate_result(plan, outcome.results)
             reasons = _reasons(plan, result)
@@ -158,6 +165,28 @@ def decide(record: DecisionRecord, plan: Plan, outcome: Outcome, now_ms: int) ->
     outputs = {task.name: _output(task) for task in tasks}
     answered = {"result": result, "reasons": reasons} if plan.rule.reasons else {"result": result}
     return _close(record, status, outputs, answered, problems, now_ms, tasks)
+
+
+def is_referred(outcome: Outcome) -> bool:
+    """Whether a person must decide: a task is referred, and nothing else has failed or was enough without it."""
+    return outcome.status is Status.PARTIAL and any(result.referred for result in outcome.results.values())
+
+
+def is_referral(revision: Revision, task: TaskRecord, result: TaskResult) -> bool:
+    """Whether a task without an answer is left to a person: by its version's contract, or by that of one before."""
+
+    def refers_by(record: TaskRecord, problem: Problem | None) -> bool:
+        version = revision.versions.get((record.model, record.version))
+        return version is not None and refers(version.features, problem)
+
+    earlier = any(refers_by(each, each.result.problem) for each in task.earlier if each.result is not None)
+    return result.problem is not None and (earlier or refers_by(task, result.problem))
+
+
+def _referral(result: TaskResult) -> Problem:
+    cause = result.problem
+    said = "a feature's contract refers the decision to a person" + (f": {cause.message}" if cause else "")
+    return Problem(Code.REFERRED, said, result.task, cause.feature if cause else None)
 
 
 def evaluate_result(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:

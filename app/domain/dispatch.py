@@ -2,7 +2,7 @@
 
 A backend turns a ``Row`` into an ``Answer``; ``judge`` holds the answer against the version's output contracts and
 makes the task's result. Backends take several rows at once, so that rows which arrive while a model is busy can share
-a call.
+a call; ``sharing`` says which.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,13 @@ class TaskStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call: where to, when (epoch milliseconds), how long, and how it ended (``ok`` or the reason)."""
+    """One call: where to, when (epoch milliseconds), how long, how it ended (``ok`` or the reason); its rows."""
 
     endpoint: str
     started_ms: int
     latency_ms: float
     outcome: str
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Answer:
     """What a backend said of one row: outputs by the server's tensor name, or the problem that it met.
 
     An output is the row's element, or the row's list of elements where it has several. ``sent`` is the call's body, as
-    it went out.
+    it went out; of a call that several rows share, it is the row's own request, as it would have gone out alone: the
+    whole would be kept once a row, and show each decision its neighbours' inputs.
     """
 
     outputs: Mapping[str, Any] | None
@@ -69,7 +71,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem."""
+    """How a task ended, with all that explains it; ``reason`` is why it was skipped, where that is no problem.
+
+    ``referred``: it was not run, or what stood in failed, because a feature's contract leaves the decision to a person.
+    Not recorded: the record's contracts and problems tell.
+    """
 
     task: str
     status: TaskStatus
@@ -79,6 +85,23 @@ class TaskResult:
     attempts: tuple[Attempt, ...]
     sent: bytes
     reason: str | None = None
+    referred: bool = False
+
+
+def sharing(rows: Sequence[Row], rows_max: int) -> list[int]:
+    """The places of the rows that go into one call: the first, and up to ``rows_max`` in all that are of its shape.
+
+    Of one shape are rows with the same columns in the same order, of the same types, so that each column is a tensor.
+    """
+    first = rows[0]
+    names, places = tuple(first.values), [0]
+    for place in range(1, len(rows)):
+        if len(places) >= rows_max:
+            break
+        row = rows[place]
+        if row.types == first.types and tuple(row.values) == names:
+            places.append(place)
+    return places
 
 
 def judge(task: str, version: ModelVersionSpec, answer: Answer, latency_ms: float) -> TaskResult:

@@ -9,9 +9,18 @@ import datetime
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from app.domain.aggregates import Aggregation, Plan
 from app.durations import WrittenDurationMs, parse_duration_ms, within
@@ -26,8 +35,10 @@ VersionLabel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 
 ValueType = Literal[
     "BYTES", "STRING", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL", "UNIX_TIMESTAMP",
+    "BYTES_LIST", "STRING_LIST", "INT32_LIST", "INT64_LIST", "DOUBLE_LIST", "FLOAT_LIST", "BOOL_LIST",
+    "UNIX_TIMESTAMP_LIST",
 ]  # fmt: skip
-"""Feast's scalar value types."""
+"""Feast's scalar value types, and lists of them."""
 Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 """Open Inference Protocol v2's tensor datatypes that a feature can be sent as."""
 
@@ -37,10 +48,7 @@ CallDurationMs = Annotated[WrittenDurationMs, within("1ms", "1h")]
 Scalar = str | int | float | bool | None
 
 NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
-    "batch": "rows of several requests in one call",
     "hedgeAfter": "a second call when the first is slow",
-    "onDemand": "features computed by expressions",
-    "onViolation": "what a broken feature contract does",
 }
 """Fields of the design whose behaviour does not exist yet, and what they would do."""
 
@@ -51,6 +59,8 @@ IN_WORDS: Final[Mapping[str, str]] = {
     r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "lower-case letters, digits, - and ., the first and last no sign",
     r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "letters, digits and _, the first no digit, 128 at most",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "letters, digits, ., _ and -, the first no sign, 63 at most",
+    r"^[^\s:]{1,256}$": "the view's name at the server, without spaces and colons",
+    r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$": "an entry point's name: letters, digits, _, . and -, the first no digit",
     r"^https?://[^\s/?#]+(/[^\s?#]*)?$": "http://HOST:PORT or https://HOST:PORT, with a path if need be",
     r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": "lower-case letters, digits and -, the first and last no -, 63 at most",
     r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$": "VIEW.FEATURE, or inputs.NAME, entities.NAME, metadata.NAME",
@@ -127,8 +137,11 @@ class FeatureContract(_Document):
     ref: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")]
     name: Identifier | None = Field(None, description="the model's name of it; default: the part after the dot")
     required: bool = False
-    default: Scalar = None
+    default: Scalar | tuple[Scalar, ...] = None
     max_age: WrittenDurationMs | None = Field(None, alias="maxAge", description="older values are STALE")
+    on_violation: Literal["reject", "default", "refer"] | None = Field(
+        None, alias="onViolation", description="default: reject where required, else default; refer: a person decides"
+    )
     type: ValueType | None = Field(None, description="of inputs, entities and metadata; a view declares its own")
 
     @cached_property
@@ -146,10 +159,19 @@ class FeatureContract(_Document):
         """The model's name of it."""
         return self.name or self.feature
 
+    @cached_property
+    def violation(self) -> Literal["reject", "default", "refer"]:
+        """What a violation does: a required value that is missing or null, or any that is stale or an error."""
+        return self.on_violation or ("reject" if self.required else "default")
+
     @model_validator(mode="after")
     def _required_or_default(self) -> "FeatureContract":
         if self.required and "default" in self.model_fields_set:
             raise ValueError("a feature is either required or has a default; remove one")
+        if self.required and self.on_violation == "default":
+            raise ValueError(
+                "required and onViolation: default contradict one another: remove required, or reject or refer"
+            )
         return self
 
 
@@ -169,12 +191,40 @@ class OutputContract(_Document):
         return self.from_ or self.name
 
 
+class Outlier(_Document):
+    """When an endpoint that keeps failing is left out for a while: as Envoy's outlier detection."""
+
+    consecutive_failures: int = Field(
+        5, alias="consecutiveFailures", ge=0, le=1_000, description="in a row: timeouts, 5xx, no connection; 0: never"
+    )
+    base_ejection: Annotated[WrittenDurationMs, within("1ms", "1h")] = Field(
+        5_000, alias="baseEjection", description="for so long, times how often it was ejected"
+    )
+    max_ejection: Annotated[WrittenDurationMs, within("1ms", "1h")] = Field(
+        60_000, alias="maxEjection", description="and never longer"
+    )
+
+    @model_validator(mode="after")
+    def _base_within_max(self) -> "Outlier":
+        if self.base_ejection > self.max_ejection:
+            raise ValueError("baseEjection is above maxEjection; lower it, or raise maxEjection")
+        return self
+
+
+class BatchPolicy(_Document):
+    """That rows of several requests may share a call while the model is busy; its server must take several rows."""
+
+    max_size: int = Field(alias="maxSize", ge=2, le=256, description="rows of one call")
+
+
 class CallPolicy(_Document):
     """How a version is called; of a queued one, only how long its answer is waited for."""
 
     timeout: CallDurationMs = Field(1_000, description="one attempt, or a queued task, within the request's deadline")
     retries: int = Field(1, ge=0, le=1, description="further attempts, on another endpoint where there is one")
     concurrency: int = Field(64, ge=1, le=4_096, description="calls of this version at once from one worker")
+    outlier: Outlier = Outlier()
+    batch: BatchPolicy | None = Field(None, description="rows share a call while the model is busy; default: never")
 
 
 class Governance(_Document):
@@ -190,6 +240,11 @@ class Governance(_Document):
     def last_day(self) -> datetime.date | None:
         """``validUntil`` as a date."""
         return datetime.date.fromisoformat(self.valid_until) if self.valid_until else None
+
+    @cached_property
+    def recorded(self) -> Mapping[str, Any]:
+        """As it was written, for the records of each decision."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @model_validator(mode="after")
     def _day_exists(self) -> "Governance":
@@ -346,12 +401,60 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, Mapping) else value
 
 
-class FeatureViewSpec(_Document):
-    """Features of one entity from one source."""
+class WriteBack(_Document):
+    """Where what a feature server says is kept: Redis, in Feast's layout, under this project's name.
 
-    entities: tuple[EntitySpec, ...] = Field(min_length=1, max_length=8)
+    What is there is used for as long as its event time is not older than ``maxAge``, nor than contracts allow.
+    """
+
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
+    max_age: WrittenDurationMs = Field(alias="maxAge", description="older event times are asked for anew")
+
+
+class HttpSource(_Document):
+    """A Feast feature server, asked by ``POST /get-online-features``; its endpoints are taken in turn."""
+
+    type: Literal["http"]
+    endpoints: tuple[Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")], ...] = Field(
+        min_length=1, max_length=64
+    )
+    view: Annotated[str, StringConstraints(pattern=r"^[^\s:]{1,256}$")] | None = Field(
+        None, description="the server's name of the view; default: ours"
+    )
+    timeout: CallDurationMs = Field(100, description="one request, within the fetch's own timeout")
+    write_back: WriteBack | None = Field(None, alias="writeBack")
+
+
+CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class ComputedBy(_Document):
+    """A Python function that decide workers have, by its entry point's name, and the values that it is given."""
+
+    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
+    inputs: tuple[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*\.[A-Za-z_][A-Za-z0-9_]*$")], ...
+    ] = Field(min_length=1, max_length=100)
+
+
+def _computed_how(value: object) -> str:
+    return "[cel]" if isinstance(value, str) else "[function]"
+
+
+ComputedHow = Annotated[
+    Annotated[CelText, Tag("[cel]")] | Annotated[ComputedBy, Tag("[function]")], Discriminator(_computed_how)
+]
+
+
+class FeatureViewSpec(_Document):
+    """Features of one entity from one source, or features that are computed on demand."""
+
+    entities: tuple[EntitySpec, ...] = Field((), min_length=1, max_length=8)
     features: tuple[FeatureSpec, ...] = Field(min_length=1, max_length=1_000)
-    source: RedisSource
+    source: Annotated[RedisSource | HttpSource, Field(discriminator="type")] | None = None
+    on_demand: Mapping[Identifier, ComputedHow] | None = Field(
+        None, alias="onDemand", description="how each feature is computed: CEL, or {function: NAME, inputs: [REF]}"
+    )
     cache: CacheSpec | None = Field(None, description="absent: each request reads the store")
     ttl: Annotated[WrittenDurationMs, within("1s", "3650d")] | None = Field(
         None, description="older values are STALE, and the store may forget them"
@@ -362,6 +465,21 @@ class FeatureViewSpec(_Document):
     lateness: Annotated[WrittenDurationMs, within("1s", "30d")] = Field(
         3_600_000, description="of updates that aggregates still count, before the entity's latest"
     )
+
+    @property
+    def project(self) -> str:
+        """The Feast project that rows are stored under; empty where nothing is stored."""
+        if isinstance(self.source, HttpSource):
+            return self.source.write_back.project if self.source.write_back else ""
+        return self.source.project if self.source is not None else ""
+
+    @model_validator(mode="after")
+    def _source_or_on_demand(self) -> "FeatureViewSpec":
+        if (self.source is None) == (self.on_demand is None):
+            raise ValueError("a view has either source, where its features are, or onDemand, how they are computed")
+        if self.cache is not None and self.source is None:
+            raise ValueError("cache: what is computed on demand is computed for each request; remove it")
+        return self
 
     @cached_property
     def sorted_entities(self) -> tuple[EntitySpec, ...]:
@@ -394,7 +512,6 @@ class FeatureViewSpec(_Document):
 # --- Route ------------------------------------------------------------------------------------------------------------
 
 
-CelText = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole: 0.02 is 2 %."""
 
@@ -565,6 +682,19 @@ class RuleSpec(_Document):
     reasons: Mapping[ReasonCode, CelText] = Field(
         {}, description="code to CEL over result and what result sees; those that hold are told with the result"
     )
+    refer_result: Mapping[Identifier, Scalar] | None = Field(
+        None, alias="referResult", description="the result where a feature's contract refers the decision to a person"
+    )
+
+    @model_validator(mode="after")
+    def _referred_result_is_whole(self) -> "RuleSpec":
+        if self.refer_result is not None and set(self.refer_result) != set(self.result):
+            given, wanted = (
+                ", ".join(sorted(self.refer_result)) or "nothing",
+                ", ".join(sorted(self.result)) or "nothing",
+            )
+            raise ValueError(f"referResult names {given}, and result names {wanted}; name the same")
+        return self
 
 
 class RouteSpec(_Document):

@@ -15,6 +15,7 @@ from app.domain.documents import HttpBackend, ModelVersionSpec, Scalar, TaskSpec
 from app.domain.errors import Problem
 from app.domain.features import ViewNeed, needs_of, resolve
 from app.domain.join import JoinTask
+from app.domain.on_demand import SOURCE as ON_DEMAND
 from app.domain.registry import CompiledTask, Revision, Rule, rolled_out, rollout_digest
 from app.domain.requests import Request
 from app.domain.routing import Plan, Refused, TaskPlan, route, rule_holds, seen_of, standbys_of, subject_of, usable
@@ -31,12 +32,18 @@ class RuleTrace:
 
 @dataclass(frozen=True, slots=True)
 class FeatureTrace:
-    """One input of a version: what it is read from, and what holds when it is missing or old."""
+    """One input of a version: what it is read from, and what holds when it is missing or old.
+
+    ``source`` is request, redis, http or onDemand; ``computed`` is how the last is computed, of ``ingredients``.
+    """
 
     ref: str
     type: str | None
     contract: str
     max_age_ms: int | None
+    source: str = "request"
+    computed: str | None = None
+    ingredients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +324,20 @@ def _features(revision: Revision, version: ModelVersionSpec) -> tuple[FeatureTra
         view = revision.views.get(contract.source)
         declared = next((each.type for each in view.features if each.name == contract.feature), None) if view else None
         says = "required" if contract.required else f"default {contract.default!r}"
-        traces.append(FeatureTrace(contract.ref, declared or contract.type, says, contract.max_age))
+        if contract.on_violation is not None:
+            says += f", onViolation {contract.on_violation}"
+        made = revision.computations.get((contract.source, contract.feature))
+        traces.append(
+            FeatureTrace(
+                contract.ref,
+                declared or contract.type,
+                says,
+                contract.max_age,
+                "request" if view is None else ON_DEMAND if view.source is None else view.source.type,
+                None if made is None else made.text,
+                () if made is None else tuple(map(str, made.ingredients)),
+            )
+        )
     return tuple(traces)
 
 

@@ -75,7 +75,7 @@ class RowReader:
                 raise RowRefused(f"column {column}: {error}") from error
             (entities if target in entity_types else values)[target] = given
         body = {
-            "project": self.spec.source.project,
+            "project": self.spec.project,
             "view": self.view,
             "entities": entities,
             "values": values,
@@ -184,7 +184,7 @@ def read_entity(spec: FeatureViewSpec, view: str, given: Mapping[str, Any], *, t
     if wrong:
         raise RowRefused(f"view {view} is of {', '.join(types)}: {'; '.join(wrong)}")
     body: dict[str, Any] = {
-        "project": spec.source.project,
+        "project": spec.project,
         "view": view,
         "values": None,
         "event_time": 0,

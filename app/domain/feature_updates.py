@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from app.domain.documents import FeatureViewSpec
+from app.domain.documents import FeatureViewSpec, RedisSource
 from app.domain.errors import BrokerError
 from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, coerce
 
@@ -68,9 +68,12 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], n
     view = views.get(name) if isinstance(name, str) else None
     if view is None:
         raise UpdateRefused(f"view {str(name)[:80]!r} is not in the registry: apply its FeatureView", unknown=True)
-    if body["project"] != view.source.project:
+    if not isinstance(view.source, RedisSource):
+        how = "computed on demand" if view.source is None else "asked of a feature server"
+        raise UpdateRefused(f"view {name} is {how}: only a view with source redis takes updates", unknown=True)
+    if body["project"] != view.project:
         raise UpdateRefused(
-            f"project {str(body['project'])[:80]!r}: view {name} belongs to {view.source.project}", unknown=True
+            f"project {str(body['project'])[:80]!r}: view {name} belongs to {view.project}", unknown=True
         )
     key = _key_of(_section(body, "entities"), name, view)
     types = view.types
@@ -120,10 +123,14 @@ def _key_of(given: Mapping[str, Any], name: str, view: FeatureViewSpec) -> Entit
         if not isinstance(typed, str | int):
             raise UpdateRefused(f"entities.{entity.name} is {str(value)[:80]}: send {entity.type}")
         values.append(typed)
-    return EntityKey(view.source.project, tuple(expected), tuple(values), tuple(entity.type for entity in entities))
+    return EntityKey(view.project, tuple(expected), tuple(values), tuple(entity.type for entity in entities))
 
 
 def _typed(given: Any, type_: str, where: str) -> Value:
+    of = type_.removesuffix("_LIST")
+    if of != type_ and isinstance(given, list):
+        # Each element by itself, for what makes bytes of text and what refuses to write a FLOAT beyond 32 bits.
+        given = [None if each is None else _typed(each, of, f"{where}[{at}]") for at, each in enumerate(given)]
     try:
         if type_ == "BYTES" and isinstance(given, str):
             return base64.b64decode(given, validate=True)

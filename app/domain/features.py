@@ -12,17 +12,24 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
+from app.domain.documents import FeatureContract, FeatureViewSpec, HttpSource, ValueType
 from app.domain.errors import Code, Problem
 from app.domain.requests import Request, is_finite
 
-Value = str | int | float | bool | bytes | None
+Element = str | int | float | bool | bytes | None
+Value = Element | tuple[Element, ...]
+"""What a feature can be: a scalar, null, or a list of scalars."""
 
 REQUEST_SOURCES: Final = ("inputs", "entities", "metadata")
 EVENT_TIME_AHEAD_MS_MAX: Final = 300_000
 """How far an event time may lie ahead of our clock: machines without a good clock are seconds off, a few of them
 minutes. A time beyond it is an error that would keep a value fresh, and newer ones out, until it has come."""
+LIST_LENGTH_MAX: Final = 10_000
+"""Elements of one list: an embedding has hundreds, and what is longer would fill a decision's record by itself."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
+_LIST: Final = "_LIST"
+_NULLABLE_ELEMENTS: Final = frozenset({"DOUBLE", "FLOAT", "UNIX_TIMESTAMP"})
+"""Of which Feast keeps a null within a list apart from every value: as NaN, or as the smallest int64."""
 
 
 class FeatureStatus(StrEnum):
@@ -33,7 +40,12 @@ class FeatureStatus(StrEnum):
     MISSING = "MISSING"
     STALE = "STALE"
     DEFAULTED = "DEFAULTED"
+    COMPUTED = "COMPUTED"
     ERROR = "ERROR"
+
+
+FeatureRef = tuple[str, str]
+"""A feature's view, or a section of the request, and its name there."""
 
 
 class EntityKey(NamedTuple):
@@ -46,19 +58,28 @@ class EntityKey(NamedTuple):
 
 
 class ViewNeed(NamedTuple):
-    """What to fetch of one view for one entity; ``types`` are the declared types, in the features' order."""
+    """What to fetch of one view for one entity; ``types`` are the declared types, in the features' order.
+
+    ``http``: the feature server to ask, where the view has one; ``others`` are then the view's features that are not
+    asked for. ``max_age_ms``: the strictest age that whoever wants them allows.
+    """
 
     view: str
     key: EntityKey
     features: tuple[str, ...]
     types: tuple[ValueType, ...]
+    http: HttpSource | None = None
+    others: tuple[str, ...] = ()
+    max_age_ms: int | None = None
 
 
 class Fetched(NamedTuple):
-    """One stored value: PRESENT, NULL, MISSING or ERROR (``reason`` says why), its event time, and where it was found.
+    """One value as it was found, before any contract: PRESENT, COMPUTED, NULL, MISSING, STALE (where its source says
+    so itself) or ERROR (``reason`` says why), and its event time.
 
-    Of a value out of a cache, ``fetched_ms`` is when the store gave it. One that is ``overdue`` was kept for the case
-    that the store does not answer, and is good only for contracts that bound its age themselves.
+    ``source`` is where it was found: request, redis, cache, http or onDemand. Of a value out of a cache, ``fetched_ms``
+    is when the store gave it. One that is ``overdue`` was kept for the case that the store does not answer, and is good
+    only for contracts that bound its age themselves.
 
     A tuple, because one is made of each value of each request, at a fifth of a frozen dataclass's cost.
     """
@@ -72,7 +93,13 @@ class Fetched(NamedTuple):
     overdue: bool = False
 
 
+FROM_REQUEST: Final = "request"
+FROM_HTTP: Final = "http"
 _MISSING: Final = Fetched(FeatureStatus.MISSING)
+_NOT_SENT: Final = Fetched(FeatureStatus.MISSING, source=FROM_REQUEST)
+_SENT_NULL: Final = Fetched(FeatureStatus.NULL, source=FROM_REQUEST)
+_SOUND: Final = (FeatureStatus.PRESENT, FeatureStatus.COMPUTED)
+_STRAYED: Final = (FeatureStatus.STALE, FeatureStatus.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +116,21 @@ class FeatureValue:
 
 @dataclass(frozen=True, slots=True)
 class TaskInputs:
-    """One task's inputs: values and types by column, in the declared order; problems where a contract is broken."""
+    """One task's inputs: values and types by column, in the declared order; problems where a contract is broken.
+
+    ``referrals`` are the problems of which the contract says that a person must decide.
+    """
 
     values: Mapping[str, Value]
     types: Mapping[str, str]
     features: tuple[FeatureValue, ...]
     problems: tuple[Problem, ...]
+    referrals: tuple[Problem, ...] = ()
+
+    @property
+    def obstacle(self) -> Problem | None:
+        """Why the task cannot be run with these; None where it can."""
+        return next(iter(self.problems or self.referrals), None)
 
 
 def coerce(value: Any, type_: str) -> Value:
@@ -105,7 +141,16 @@ def coerce(value: Any, type_: str) -> Value:
 
     >>> coerce(5000, "DOUBLE"), coerce(5000.0, "INT64"), coerce(True, "BOOL")
     (5000.0, 5000, True)
+    >>> coerce([1, 2.0], "INT64_LIST")
+    (1, 2)
     """
+    if type_.endswith(_LIST):
+        return None if value is None else _coerced_list(value, type_)
+    return coerce_element(value, type_)
+
+
+def coerce_element(value: Any, type_: str) -> Element:
+    """``coerce`` for the scalar types."""
     if value is None:
         return None
     match type_:
@@ -126,17 +171,34 @@ def coerce(value: Any, type_: str) -> Value:
     raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
 
 
+def _coerced_list(value: Any, type_: str) -> tuple[Element, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
+    if len(value) > LIST_LENGTH_MAX:
+        raise ValueError(f"a list of {len(value)} elements: {LIST_LENGTH_MAX} are allowed")
+    of = type_.removesuffix(_LIST)
+    if None in value and of not in _NULLABLE_ELEMENTS:
+        raise ValueError(f"null within a list cannot be told from a value of {type_}: leave it out")
+    return tuple(coerce_element(element, of) for element in value)
+
+
 def _epoch_seconds(text: str) -> int:
     moment = datetime.fromisoformat(text)
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def inferred_type(value: Value) -> str:
+def inferred_type(value: Value | list[Any]) -> str:
     """The value type of a request's own value that declares none.
 
-    >>> inferred_type(3), inferred_type(3.5), inferred_type("x")
-    ('INT64', 'DOUBLE', 'STRING')
+    >>> inferred_type(3), inferred_type(3.5), inferred_type("x"), inferred_type((1, 2.5))
+    ('INT64', 'DOUBLE', 'STRING', 'DOUBLE_LIST')
     """
+    if isinstance(value, tuple | list):
+        # A null has no type of its own, and whole numbers among others are doubles.
+        found = {inferred_type(element) for element in value if element is not None}
+        if found == {"INT64", "DOUBLE"}:
+            return "DOUBLE_LIST"
+        return f"{found.pop()}_LIST" if len(found) == 1 else "STRING_LIST"
     if isinstance(value, bool):
         return "BOOL"
     if isinstance(value, int):
@@ -153,16 +215,34 @@ class ViewWant:
     view: str
     features: tuple[str, ...]
     types: tuple[ValueType, ...]
+    max_age_ms: int | None = None
 
 
-def wants_of(contracts: Iterable[FeatureContract], views: Mapping[str, FeatureViewSpec]) -> tuple[ViewWant, ...]:
-    """What ``contracts`` want of stored features, each view and each feature once."""
+def wants_of(
+    contracts: Iterable[FeatureContract],
+    views: Mapping[str, FeatureViewSpec],
+    ingredients: Mapping[FeatureRef, int | None] | None = None,
+) -> tuple[ViewWant, ...]:
+    """What ``contracts`` want of stored features, each view and each feature once.
+
+    ``ingredients`` are wanted besides, each with its maximum age; what is computed on demand is not stored.
+    """
     wanted: dict[str, dict[str, None]] = {}
+    ages: dict[str, int] = {}
+
+    def want(view: str, feature: str, max_age_ms: int | None) -> None:
+        if view in REQUEST_SOURCES or views[view].on_demand is not None:
+            return
+        wanted.setdefault(view, {})[feature] = None
+        if max_age_ms is not None:
+            ages[view] = min(max_age_ms, ages.get(view, max_age_ms))
+
     for contract in contracts:
-        if contract.source not in REQUEST_SOURCES:
-            wanted.setdefault(contract.source, {})[contract.feature] = None
+        want(contract.source, contract.feature, contract.max_age)
+    for (view, feature), max_age_ms in (ingredients or {}).items():
+        want(view, feature, max_age_ms)
     return tuple(
-        ViewWant(view, tuple(features), tuple(views[view].types[feature] for feature in features))
+        ViewWant(view, tuple(features), tuple(views[view].types[feature] for feature in features), ages.get(view))
         for view, features in wanted.items()
     )
 
@@ -174,8 +254,14 @@ def needs_of(
     needs: list[ViewNeed] = []
     problems: list[Problem] = []
     for want in wants:
-        key = _entity_key(views[want.view], request, problems)
-        if key is not None:
+        spec = views[want.view]
+        key = _entity_key(spec, request, problems)
+        if key is None:
+            continue
+        if isinstance(spec.source, HttpSource):
+            others = tuple(feature for feature in spec.types if feature not in want.features)
+            needs.append(ViewNeed(want.view, key, want.features, want.types, spec.source, others, want.max_age_ms))
+        else:
             needs.append(ViewNeed(want.view, key, want.features, want.types))
     return tuple(needs), tuple(dict.fromkeys(problems))
 
@@ -202,7 +288,7 @@ def _entity_key(spec: FeatureViewSpec, request: Request, problems: list[Problem]
     if len(values) < len(entities):
         return None
     return EntityKey(
-        spec.source.project,
+        spec.project,
         tuple(entity.name for entity in entities),
         tuple(values),
         tuple(entity.type for entity in entities),
@@ -231,25 +317,28 @@ def resolve(
     types: dict[str, str] = {}
     features: list[FeatureValue] = []
     problems: list[Problem] = []
+    referrals: list[Problem] = []
     for contract in contracts:
         source = contract.source
         if source in REQUEST_SOURCES:
-            found, type_, origin = _from_request(contract, request), contract.type, "request"
+            found, type_ = _from_request(contract, request), contract.type
         else:
             found = fetched.get((source, contract.feature), _MISSING)
-            type_, origin = views[source].types[contract.feature], found.source
             if found.overdue and contract.max_age is None:
-                found = _UNAVAILABLE
+                found = _UNAVAILABLE._replace(source=found.source)
             found = within_ttl(found, views[source].ttl, now_ms)
+            type_ = views[source].types[contract.feature]
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
             found, broken = _under_contract(contract, found, now_ms)
             if broken is not None:
-                problems.append(broken)
+                (referrals if contract.violation == "refer" else problems).append(broken)
         column, value = contract.column, found.value
         values[column] = value
         types[column] = type_ or inferred_type(value)
-        features.append(FeatureValue(contract.ref, found.status, value, found.event_time_ms, origin, found.reason))
-    return TaskInputs(values, types, tuple(features), tuple(problems))
+        features.append(
+            FeatureValue(contract.ref, found.status, value, found.event_time_ms, found.source, found.reason)
+        )
+    return TaskInputs(values, types, tuple(features), tuple(problems), tuple(referrals))
 
 
 def declared_type(contract: FeatureContract, views: Mapping[str, FeatureViewSpec]) -> str | None:
@@ -262,27 +351,36 @@ def declared_type(contract: FeatureContract, views: Mapping[str, FeatureViewSpec
 def recorded(
     contracts: Sequence[FeatureContract], views: Mapping[str, FeatureViewSpec], features: Sequence[FeatureValue]
 ) -> TaskInputs:
-    """A task's inputs as they were resolved before: what another worker had found, not what is there now."""
+    """A task's inputs as they were resolved before: what another worker had found, not what is there now.
+
+    Contracts that were broken then are still.
+    """
     values = {contract.column: feature.value for contract, feature in zip(contracts, features, strict=True)}
     types = {c.column: declared_type(c, views) or inferred_type(values[c.column]) for c in contracts}
-    return TaskInputs(values, types, tuple(features), ())
+    problems: list[Problem] = []
+    referrals: list[Problem] = []
+    for contract, feature in zip(contracts, features, strict=True):
+        if feature.status not in _SOUND and feature.status is not FeatureStatus.DEFAULTED:
+            broken = _broken(contract, feature.status, feature.reason)
+            (referrals if contract.violation == "refer" else problems).append(broken)
+    return TaskInputs(values, types, tuple(features), tuple(problems), tuple(referrals))
 
 
 def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     section: Mapping[str, Any] = getattr(request, contract.source)
     if contract.feature not in section:
-        return _MISSING
+        return _NOT_SENT
     given = section[contract.feature]
     if given is None:
-        return Fetched(FeatureStatus.NULL)
+        return _SENT_NULL
     try:
         value = coerce(given, contract.type or inferred_type(given))
     except ValueError as error:
-        return Fetched(FeatureStatus.ERROR, reason=str(error))
-    return Fetched(FeatureStatus.PRESENT, value)
+        return Fetched(FeatureStatus.ERROR, reason=str(error), source=FROM_REQUEST)
+    return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
 
 
-_BROKEN: Final = {
+_BROKEN: Final[Mapping[FeatureStatus, tuple[Code, str]]] = {
     FeatureStatus.MISSING: (Code.FEATURE_MISSING, "is missing"),
     FeatureStatus.NULL: (Code.FEATURE_MISSING, "is null"),
 }
@@ -297,31 +395,44 @@ def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
         return found
     if found.status not in (FeatureStatus.PRESENT, FeatureStatus.NULL):
         return found
-    return Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, _PAST_TTL)
+    return Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, _PAST_TTL, found.source)
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
     # Where nobody said when a value was true, a cached one has been so since it was fetched at the latest.
     true_since_ms = found.fetched_ms if found.event_time_ms is None else found.event_time_ms
-    if found.status is FeatureStatus.PRESENT and contract.max_age is not None and true_since_ms is not None:
+    if found.status in _SOUND and contract.max_age is not None and true_since_ms is not None:
         # Within what clocks differ by, a time ahead of ours is an age of 0.
         age_ms = now_ms - true_since_ms
         if age_ms > contract.max_age or age_ms < -EVENT_TIME_AHEAD_MS_MAX:
             why = _TOO_OLD if age_ms > 0 else _AHEAD
-            found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why)
-    if found.status is FeatureStatus.PRESENT:
+            found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why, found.source)
+    if found.status in _SOUND:
         return found, None
-    if contract.required:
-        if found.status is FeatureStatus.ERROR:
-            code = Code.FEATURES_UNAVAILABLE if found.reason == UNAVAILABLE else Code.FEATURE_INVALID
-            said = found.reason or "cannot be used"
-        elif found.status is FeatureStatus.STALE:
-            code, said = Code.FEATURE_STALE, found.reason or _TOO_OLD
-        else:
-            code, said = _BROKEN[found.status]
-        return found, Problem(code, f"required feature {contract.ref} {said}", feature=contract.ref)
+    if contract.violation != "default" and (contract.required or found.status in _STRAYED):
+        return found, _broken(contract, found.status, found.reason)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
-    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason), None
+    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+
+
+def _broken(contract: FeatureContract, status: FeatureStatus, reason: str | None) -> Problem:
+    if status is FeatureStatus.ERROR:
+        code = Code.FEATURES_UNAVAILABLE if reason == UNAVAILABLE else Code.FEATURE_INVALID
+        said = reason or "cannot be used"
+    elif status is FeatureStatus.STALE:
+        code, said = Code.FEATURE_STALE, reason or _TOO_OLD
+    else:
+        code, said = _BROKEN[status]
+        said = f"{said}: {reason}" if reason else said
+    named = f"{'required ' if contract.required else ''}feature {contract.ref}"
+    return Problem(code, f"{named} {said}", feature=contract.ref)
+
+
+def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> bool:
+    """Whether ``problem`` is a broken contract that leaves the decision to a person."""
+    return problem is not None and any(
+        contract.ref == problem.feature and contract.violation == "refer" for contract in contracts
+    )
 
 
 UNAVAILABLE: Final = "could not be fetched: the feature store does not answer"
@@ -331,4 +442,8 @@ _UNAVAILABLE: Final = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
 
 def unavailable(needs: Iterable[ViewNeed]) -> dict[tuple[str, str], Fetched]:
     """What is known of ``needs`` while their store does not answer."""
-    return {(need.view, feature): _UNAVAILABLE for need in needs for feature in need.features}
+    stored = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
+    served = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source=FROM_HTTP)
+    return {
+        (need.view, feature): stored if need.http is None else served for need in needs for feature in need.features
+    }

@@ -5,7 +5,9 @@ outcome, or ignore what came (repeated, late, or of no task of this join). Once 
 comes, so loss, repetition and reordering of its inputs cannot make a second decision.
 
 It decides once every task has ended (policy ``all``), or once enough have answered (``quorum``, ``first``) or cannot
-any more. ``ready`` names the tasks whose predecessors have ended, so order among tasks is the join's knowledge too.
+any more. A task that is referred (a feature's contract wants a person to decide) stands in nobody's way: the others end
+as they would, and what they amount to is partial. ``ready`` names the tasks whose predecessors have ended, so order
+among tasks is the join's knowledge too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -131,15 +133,20 @@ class Join:
     def _answers(self) -> int:
         return sum(result.status in _ANSWERED for result in self.results.values())
 
+    @property
+    def _referrals(self) -> int:
+        return sum(result.referred for result in self.results.values())
+
     def _is_over(self) -> bool:
         left = len(self.tasks) - len(self.results)
         if self.wanted is None or left == 0:
             return left == 0
-        return self._answers >= self.wanted or self._answers + left < self.wanted
+        return self._answers >= self.wanted or self._answers + self._referrals + left < self.wanted
 
     def _decide(self) -> tuple["Join", Effect]:
         enough = self.wanted is not None and self._answers >= self.wanted
-        hopeless = self.wanted is not None and self._answers + len(self.tasks) - len(self.results) < self.wanted
+        left = len(self.tasks) - len(self.results)
+        hopeless = self.wanted is not None and self._answers + self._referrals + left < self.wanted
         over = self._verdict(enough) if enough or hopeless else None
         results = {
             task.name: self.results.get(task.name)
@@ -151,6 +158,9 @@ class Join:
             status = self._status(results)
         elif sum(result.status in _ANSWERED for result in results.values()) >= self.wanted:
             status = Status.COMPLETED
+        elif self._referrals and self._answers + self._referrals >= self.wanted:
+            # With the referred ones there would have been enough: what is missing is a person's word.
+            status = Status.PARTIAL
         else:
             status = Status.EXPIRED if any(map(_is_late, results.values())) else Status.FAILED
             came = sum(result.status in _ANSWERED for result in results.values())
@@ -170,7 +180,7 @@ class Join:
             if result.status is TaskStatus.OK or (result.status is TaskStatus.SKIPPED and result.problem is None):
                 # Skipped without a problem: its own condition said so.
                 continue
-            if task.need == "required" and result.status is not TaskStatus.DEFAULTED:
+            if task.need == "required" and result.status is not TaskStatus.DEFAULTED and not result.referred:
                 # The deadline's own verdict yields to a failure that has a cause.
                 status = Status.EXPIRED if _is_late(result) and status is not Status.FAILED else Status.FAILED
             elif status is Status.COMPLETED:
@@ -179,8 +189,11 @@ class Join:
 
 
 def _defaulted(task: JoinTask, result: TaskResult) -> TaskResult:
-    """The result, or the task's fixed answer where it has one and there is none."""
-    if task.need != "default" or result.status is TaskStatus.OK or result.problem is None:
+    """The result, or the task's fixed answer where it has one and there is none.
+
+    A fixed answer stands for a model that failed, not for the person who must decide.
+    """
+    if result.referred or task.need != "default" or result.status is TaskStatus.OK or result.problem is None:
         return result
     return replace(result, status=TaskStatus.DEFAULTED, output=task.default)
 

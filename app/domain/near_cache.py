@@ -34,29 +34,34 @@ _Floor = Mapping[str, int] | None
 
 
 class Entry:
-    """A row as it was read at ``fetched_ms``.
+    """A row as it was read at ``fetched_ms``; ``oldest_ms`` is the earliest of its event times.
 
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "size", "values")
+    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms", "size",
+                 "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
         self.values = values
         self.fetched_ms = fetched_ms
         self.negative = is_negative(values)
+        self.oldest_ms = min((each.event_time_ms for each in values if each.event_time_ms is not None), default=None)
         self.size = size_of(values)
         self.marked = False
         self.newer: Entry | None = None
         self.older: Entry | None = None
         self._served: dict[tuple[str, str], Fetched] | None = None
 
-    def fresh(self, spec: CacheSpec, now_ms: int) -> bool:
-        """Whether the row may be used without asking the store."""
+    def fresh(self, spec: CacheSpec, now_ms: int, max_age_ms: int | None = None) -> bool:
+        """Whether the row may be used without asking the store: not where it has become too old for who asks, for the
+        store may have a newer one."""
         lifetime_ms = spec.negative_ttl if self.negative else spec.ttl
         # A clock that was set back says nothing of an age.
-        return lifetime_ms is not None and 0 <= now_ms - self.fetched_ms <= lifetime_ms
+        if lifetime_ms is None or not 0 <= now_ms - self.fetched_ms <= lifetime_ms:
+            return False
+        return max_age_ms is None or self.oldest_ms is None or now_ms - self.oldest_ms <= max_age_ms
 
     def served(self) -> Mapping[tuple[str, str], Fetched]:
         """The values as a hit gives them."""
@@ -79,7 +84,7 @@ class Entry:
         )
 
 
-_KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL})
+_KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.STALE})
 
 
 def is_negative(values: Sequence[Fetched]) -> bool:

@@ -26,7 +26,8 @@ from app.domain.documents import (
     Route,
 )
 from app.domain.errors import DocumentsRefused, Fault
-from app.domain.features import ViewWant, wants_of
+from app.domain.features import FeatureRef, ViewWant, wants_of
+from app.domain.on_demand import Computation, Computations, closure, compile_views
 from app.domain.paths import PathTree
 from app.domain.registry_checks import (
     FieldFault,
@@ -82,18 +83,41 @@ class Revision:
     expires_ms: Mapping[tuple[str, str], int]
     """Until when versions may be used, of those that end: the first moment after."""
     paths: PathTree[CompiledRoute] = field(repr=False, compare=False)
-    _wants: dict[tuple[tuple[str, str], ...], tuple[ViewWant, ...]] = field(
+    computations: Computations = field(default_factory=dict, repr=False, compare=False)
+    _wants: dict[tuple[tuple[str, str], ...], tuple[tuple[ViewWant, ...], tuple[Computation, ...]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
     def wants(self, versions: Iterable[ModelVersionSpec]) -> tuple[ViewWant, ...]:
         """What ``versions`` together want of stored features; worked out once for each set that meets."""
+        return self._wanted(versions)[0]
+
+    def computed(self, versions: Iterable[ModelVersionSpec]) -> tuple[Computation, ...]:
+        """What is computed on demand for ``versions``, each after its ingredients."""
+        return self._wanted(versions)[1] if self.computations else ()
+
+    def _wanted(self, versions: Iterable[ModelVersionSpec]) -> tuple[tuple[ViewWant, ...], tuple[Computation, ...]]:
         chosen = tuple(versions)
         key = tuple((version.model, version.version) for version in chosen)
-        wants = self._wants.get(key)
-        if wants is None:
-            wants = self._wants[key] = wants_of((c for version in chosen for c in version.features), self.views)
-        return wants
+        wanted = self._wants.get(key)
+        if wanted is None:
+            contracts = [contract for version in chosen for contract in version.features]
+            ages: dict[FeatureRef, int | None] = {}
+            for contract in contracts:
+                ref = (contract.source, contract.feature)
+                ages[ref] = _strictest(ages.get(ref), contract.max_age)
+            made = closure(ages, self.computations)
+            for computation in reversed(made):
+                # What is computed is as old as its ingredients, so none of them may be older.
+                for each in computation.ingredients:
+                    ages[each.ref] = _strictest(ages.get(each.ref), ages.get(computation.ref))
+            ingredients = {each.ref: ages[each.ref] for computation in made for each in computation.ingredients}
+            wanted = self._wants[key] = wants_of(contracts, self.views, ingredients), made
+        return wanted
+
+
+def _strictest(one: int | None, other: int | None) -> int | None:
+    return min((age for age in (one, other) if age is not None), default=None)
 
 
 def read_revision(sources: Iterable[Source], *, today: datetime.date | None = None) -> Revision:
@@ -194,6 +218,8 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
         if route is not None:
             in_parts.append((part.origin, route))
     faults += same_path_faults([*routes, *in_parts])
+    computations, broken = _computations(known, shapes)
+    faults += broken
     content = canonical(documents)
     if len(content) > REVISION_BYTES_MAX:
         said = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
@@ -207,7 +233,28 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
         for identity, spec in known.versions.items()
         if spec.governance is not None and spec.governance.last_day is not None
     }
-    return Revision(revision_id(content), documents, ordered, known.models, known.versions, known.views, expires, tree)
+    return Revision(
+        revision_id(content),
+        documents,
+        ordered,
+        known.models,
+        known.versions,
+        known.views,
+        expires,
+        tree,
+        computations,
+    )
+
+
+def _computations(known: Known, shapes: Shapes) -> tuple[Computations, list[Fault]]:
+    """What views compute on demand; nothing where one could not be read, for others may be made of it."""
+    if any(kind == "FeatureView" for kind, _ in shapes.unread):
+        return {}, []
+    computations, broken = compile_views(known.views)
+    origins = {each.metadata.name: origin for origin, each in shapes.documents if isinstance(each, FeatureView)}
+    return computations, [
+        Fault(origins[each.view], f"FeatureView {each.view}", f"spec.{each.field}", each.message) for each in broken
+    ]
 
 
 def _checked(

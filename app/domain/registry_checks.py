@@ -25,6 +25,7 @@ from app.domain.documents import (
     TaskSpec,
 )
 from app.domain.errors import Fault
+from app.domain.feature_checks import input_faults, source_faults
 from app.domain.feature_views import aggregate_faults
 from app.domain.features import REQUEST_SOURCES, coerce
 from app.domain.registry_parts import is_unread
@@ -146,6 +147,8 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
     if document.metadata.name in REQUEST_SOURCES:
         yield "metadata.name", "means the request's own values in a ref; rename the view"
     yield from aggregate_faults(document.spec)
+    for field, message in source_faults(document.spec):
+        yield f"spec.{field}", message
 
 
 def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:
@@ -157,7 +160,7 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
     if today is not None and ended is not None and ended < today:
         yield "spec.governance.validUntil", f"ended on {ended}; have it validated again"
     if isinstance(spec.backend, KafkaBackend):
-        for field in ("retries", "concurrency"):
+        for field in ("retries", "concurrency", "outlier", "batch"):
             if field in spec.policy.model_fields_set:
                 yield f"spec.policy.{field}", _NOT_QUEUED
     columns = (contract.name or contract.ref.partition(".")[2] for contract in spec.features)
@@ -167,6 +170,8 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
         fault = _contract_fault(known, contract)
         if fault is not None:
             yield f"spec.features[{contract.ref}].{fault[0]}", fault[1]
+    for field, message in input_faults(spec, known.feature_types):
+        yield f"spec.{field}", message
     for output in spec.outputs:
         if output.datatype in ("BOOL", "BYTES") and (output.min is not None or output.max is not None):
             bound = "min" if output.min is not None else "max"

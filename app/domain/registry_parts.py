@@ -68,9 +68,10 @@ def path_of(content: object, location: Sequence[str | int]) -> Path:
             path.append(part)
             continue
         members = here if isinstance(here, dict) else {}
-        tried = part in SCALAR_TYPES and not members
+        tried = (part in SCALAR_TYPES or part.startswith("tuple[")) and part not in members
         tagged = part not in members and members.get("type") == part
-        if part != "[key]" and not tried and not tagged:
+        # pydantic's own words, as of a mapping's key, and the tags of our unions are written in brackets.
+        if not part.startswith("[") and not tried and not tagged:
             here = members.get(part)
             path.append(part)
     return tuple(path)

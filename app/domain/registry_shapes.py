@@ -158,7 +158,7 @@ def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: An
             message = "unknown field; remove it or correct its name"
     elif kind in ("literal_error", "union_tag_invalid") and str(given) in VALUES_NOT_SUPPORTED_YET:
         message = f"{given} is not supported yet"
-    elif last in SCALAR_TYPES:
+    elif last in SCALAR_TYPES or last.startswith("tuple["):
         message = f"{shown(given)} is not text, a number, true, false or null"
     elif kind == "missing":
         message = "is missing"

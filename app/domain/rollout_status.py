@@ -2,7 +2,9 @@
 
 Documents that people write say what is rolled out and how; how far it is belongs to the broker and lives in the
 revision, as ``Route.status``. Whoever publishes documents takes the status over from the current revision: a rollout
-that still is the same goes on where it is, a new or changed one begins, and one that is gone is forgotten.
+that still is the same goes on where it is, a new or changed one begins, and one that is gone is forgotten. Where an
+alias was moved from which a rollout leads, its steps so far were held against another version: it begins anew, or waits
+at its first step if it was paused. What has ended stays ended, for an aborted version is no better by that.
 
 Going back to an old revision must not resume its rollouts half way, on evidence of another day: those that moved then
 are paused, for an operator to look at, and what was aborted since stays aborted.
@@ -10,7 +12,7 @@ are paused, for an operator to look at, and what was aborted since stays aborted
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from app.domain.documents import Document, RolloutStatus, Route, RouteStatus
+from app.domain.documents import Document, Model, RolloutStatus, Route, RouteStatus
 from app.domain.errors import Fault
 from app.domain.registry import Source, rollout_digest
 
@@ -20,15 +22,22 @@ _Progress = Callable[[str, str, str], RolloutStatus | None]
 
 def with_status(documents: Iterable[Document], before: Sequence[Document], now_ms: int) -> tuple[Document, ...]:
     """``documents`` with the status that follows from the revision ``before`` them; their own is not looked at."""
-    known = statuses_of(before)
+    written = tuple(documents)
+    known, bases_then, bases = statuses_of(before), _bases_of(before), _bases_of(written)
 
     def progress(route: str, key: str, digest: str) -> RolloutStatus:
         status = known.get((route, key))
-        if status is not None and status.of == digest:
+        if status is None or status.of != digest:
+            return RolloutStatus(state="progressing", step=0, since=now_ms, of=digest)
+        then, base = bases_then.get((route, key)), bases.get((route, key))
+        if base == then or status.state in ("promoted", "aborted"):
             return status
-        return RolloutStatus(state="progressing", step=0, since=now_ms, of=digest)
+        reason = f"begun anew: it leads from version {base}, and no longer from {then}"
+        # A clock that went back must not give two steps one name.
+        since = max(now_ms, status.since + 1)
+        return status.model_copy(update={"step": 0, "since": since, "reason": reason})
 
-    return tuple(_with_progress(documents, progress))
+    return tuple(_with_progress(written, progress))
 
 
 def restored(
@@ -70,6 +79,22 @@ def statuses_of(documents: Iterable[Document]) -> Mapping[tuple[str, str], Rollo
         for document in documents
         if isinstance(document, Route) and document.status is not None
         for key, status in document.status.rollouts.items()
+    }
+
+
+def _bases_of(documents: Iterable[Document]) -> Mapping[tuple[str, str], str | None]:
+    """The version that each rollout leads from, by its route's name and its ``RULE/TASK``; None where there is none."""
+    read = tuple(documents)
+    aliases = {each.metadata.name: each.spec.aliases for each in read if isinstance(each, Model)}
+    return {
+        (document.metadata.name, f"{rule.name}/{task.name}"): (
+            task.select.version if task.select.alias is None else aliases.get(task.model, {}).get(task.select.alias)
+        )
+        for document in read
+        if isinstance(document, Route)
+        for rule in document.spec.rules
+        for task in rule.tasks
+        if task.rollout is not None
     }
 
 

@@ -50,7 +50,8 @@ class JoinTable(Protocol):
         """Write an entry (None deletes it); returns when Kafka has acknowledged it.
 
         Raises:
-            NotOwner: the partition is another worker's; nothing was written.
+            NotOwner: the partition is another worker's; what Kafka may have of the entry, its owner may not have read,
+                and it is to be told to nobody.
             RecordTooLarge, PublishFailed: as ``Publisher.publish``.
         """
         ...

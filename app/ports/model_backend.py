@@ -19,8 +19,23 @@ class ModelBackend(Protocol):
         """
         ...
 
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """What to take for the version's answer where calling it would most likely fail; None where it would not.
+
+        Whoever has something better than a failure looks here first; ``infer`` calls all the same.
+        """
+        ...
+
     async def close(self) -> None:
         """Release connections."""
+        ...
+
+
+class RowBackend(ModelBackend, Protocol):
+    """An inline backend whose calls rows may share (``adapters.row_sharing``)."""
+
+    def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
+        """What would be sent for ``row`` alone; empty where it cannot be sent."""
         ...
 
 

@@ -14,9 +14,29 @@ from tests.support.memory_feature_store import MemoryFeatureStore
 from tests.support.redis_servers import RedisCluster, redis_cluster
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
-NAMES = ("text", "raw", "small", "large", "wide", "narrow", "flag", "moment")
-TYPES: tuple[ValueType, ...] = ("STRING", "BYTES", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL", "UNIX_TIMESTAMP")
-VALUES: tuple[Value, ...] = ("ż", b"\x00\xff", -7, 2**62, 0.1, 0.5, False, 1_700_000_000)
+SCALARS: dict[ValueType, Value] = {
+    "STRING": "ż",
+    "BYTES": b"\x00\xff",
+    "INT32": -7,
+    "INT64": 2**62,
+    "DOUBLE": 0.1,
+    "FLOAT": 0.5,
+    "BOOL": False,
+    "UNIX_TIMESTAMP": 1_700_000_000,
+}
+LISTS: dict[ValueType, Value] = {
+    "STRING_LIST": ("ż", ""),
+    "BYTES_LIST": (b"\x00\xff", b""),
+    "INT32_LIST": (-7, 0),
+    "INT64_LIST": (2**62, -1),
+    "DOUBLE_LIST": (0.1, None),
+    "FLOAT_LIST": (),
+    "BOOL_LIST": (True, False),
+    "UNIX_TIMESTAMP_LIST": (None, 5),
+}
+TYPES = (*SCALARS, *LISTS)
+NAMES = tuple(type_.lower() for type_ in TYPES)
+VALUES = (*SCALARS.values(), *LISTS.values())
 Store = MemoryFeatureStore | RedisFeatureStore
 
 
@@ -62,7 +82,7 @@ async def read(store: Store, key: EntityKey, view: str = "v") -> tuple[Fetched, 
 
 
 async def test_every_type_comes_back(store: Store, key: EntityKey) -> None:
-    """Values of all scalar types are read as they were written, with their event time to the millisecond."""
+    """Values of all types, lists too, are read as they were written, with their event time to the millisecond."""
     assert await store.write([FeatureRow("v", key, NAMES, VALUES, TYPES, 1_700_000_000_123)]) == 1
     found = await store.fetch([ViewNeed("v", key, NAMES, TYPES)], 5_000)
     assert found == {

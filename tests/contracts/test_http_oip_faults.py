@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from app.adapters.http_oip import HttpOipBackend
 from app.domain.dispatch import Answer, Row, judge
@@ -390,3 +391,102 @@ async def test_a_changed_spec_is_followed(backend: HttpOipBackend) -> None:
         await ask(backend, version_of(new.url))
         await ask(backend, version_of(new.url))
     assert (len(old.calls), len(new.calls)) == (1, 2)
+
+
+# --- ejection ---------------------------------------------------------------------------------------------------------
+
+OUTLIER = {"timeout": "2s", "retries": 0, "outlier": {"consecutiveFailures": 3, "baseEjection": "5s"}}
+
+
+def _ejections() -> float:
+    return REGISTRY.get_sample_value("broker_endpoint_ejections_total", {"model": "m", "version": "3"}) or 0.0
+
+
+def _ejected_now() -> float | None:
+    return REGISTRY.get_sample_value("broker_endpoints_ejected", {"model": "m", "version": "3"})
+
+
+async def test_an_endpoint_that_keeps_failing_is_left_out() -> None:
+    """After three failures in a row the turn skips it; after its time it is asked again, and is out for longer."""
+    clock = MovableClock()
+    backend = HttpOipBackend(clock)
+    before = _ejections()
+    async with serving(always(b"no", 503)) as bad, serving(always(OK)) as good:
+        version = version_of(bad.url, good.url, policy=OUTLIER)
+        codes = [code_of(await ask(backend, version)) for _ in range(6)]
+        assert codes == [Code.MODEL_ERROR, None] * 3
+        assert (_ejections() - before, _ejected_now()) == (1, 1)
+        assert [code_of(await ask(backend, version)) for _ in range(6)] == [None] * 6
+        assert len(bad.calls) == 3
+        assert backend.refusal(version) is None
+        clock.offset_ms += 5_000
+        assert _ejected_now() == 0
+        assert [code_of(await ask(backend, version)) for _ in range(6)].count(Code.MODEL_ERROR) == 3
+        clock.offset_ms += 5_000
+        # Twice by now: twice the time.
+        assert (_ejections() - before, _ejected_now()) == (2, 1)
+        clock.offset_ms += 5_000
+        assert _ejected_now() == 0
+    await backend.close()
+
+
+async def test_a_version_without_an_endpoint_left_is_refused_and_still_called() -> None:
+    """Whoever asks hears that it is ejected, by which endpoints and for how long; a call is made all the same."""
+    clock = MovableClock()
+    backend = HttpOipBackend(clock)
+    async with serving(always(b"no", 500)) as one, serving(always(b"no", 500)) as two:
+        version = version_of(one.url, two.url, policy=OUTLIER | {"retries": 1})
+        assert backend.refusal(version) is None
+        for _ in range(3):
+            await ask(backend, version)
+        refused = backend.refusal(version)
+        assert refused is not None
+        assert code_of(refused) is Code.MODEL_EJECTED
+        assert refused.problem is not None
+        assert "m 3 was not called: each of its endpoints failed 3 times in a row" in refused.problem.message
+        assert one.url not in refused.problem.message
+        assert [(each.endpoint, each.outcome) for each in refused.attempts] == [
+            (one.url, "ejected"),
+            (two.url, "ejected"),
+        ]
+        assert code_of(await ask(backend, version)) is Code.MODEL_ERROR
+        assert (len(one.calls), len(two.calls)) == (4, 4)
+        # Another version of the same model is another matter.
+        assert backend.refusal(version_of(one.url, policy=OUTLIER)) is None
+        clock.offset_ms += 5_000
+        assert backend.refusal(version) is None
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(400, b"no"), (404, b"no"), (429, b"no"), (200, b"nonsense")], ids=["400", "404", "429", "200"]
+)
+async def test_a_server_that_answers_is_not_ejected(backend: HttpOipBackend, status: int, body: bytes) -> None:
+    """What it refuses, or answers unsoundly, is no sign that it is gone."""
+    async with serving(always(body, status)) as server:
+        version = version_of(server.url, policy=OUTLIER)
+        for _ in range(5):
+            assert code_of(await ask(backend, version)) is not None
+        assert backend.refusal(version) is None
+        assert len(server.calls) == 5
+
+
+async def test_silence_and_absence_eject(backend: HttpOipBackend) -> None:
+    """A timeout of the policy counts, and so does a port where nobody listens; a nearer deadline does not."""
+
+    async def hang(_: web.BaseRequest, __: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(1)
+        return respond(OK)
+
+    async with serving(hang) as server:
+        version = version_of(server.url, policy=OUTLIER | {"timeout": "30ms"})
+        for _ in range(4):
+            await ask(backend, version, row_of(within_ms=15))
+        assert backend.refusal(version) is None
+        for _ in range(3):
+            assert code_of(await ask(backend, version)) is Code.MODEL_TIMEOUT
+        assert backend.refusal(version) is not None
+    absent = version_of("http://127.0.0.1:1", policy=OUTLIER)
+    for _ in range(3):
+        assert code_of(await ask(backend, absent)) is Code.MODEL_UNAVAILABLE
+    assert backend.refusal(absent) is not None

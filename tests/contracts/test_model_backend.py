@@ -1,4 +1,4 @@
-"""What every model backend promises, on the in-memory one and over HTTP against a real server."""
+"""What every model backend promises: in memory, over HTTP against a real server, and each where rows share calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ import pytest
 from aiohttp import web
 
 from app.adapters.http_oip import HttpOipBackend
+from app.adapters.row_sharing import RowSharing
 from app.domain.dispatch import Row
+from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code
 from app.ports.model_backend import ModelBackend
 from tests.support.memory_backend import InMemoryBackend
@@ -28,19 +30,35 @@ class Rig:
     endpoint: str
     behave: Callable[[Behaviour | None], None]
     calls: Callable[[], int]
+    shared: bool
+
+    def version(self, policy: Mapping[str, Any] | None = None) -> ModelVersionSpec:
+        """A version served here, with a batch policy where rows share calls."""
+        return version_of(
+            self.endpoint, policy={**({"batch": {"maxSize": 8}} if self.shared else {}), **(policy or {})}
+        )
 
 
-@pytest.fixture(params=["memory", "http"])
+@pytest.fixture(params=["memory", "http", "memory, shared", "http, shared"])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     clock = MovableClock()
-    if request.param == "memory":
-        built = _memory(clock)
+    shared = request.param.endswith("shared")
+    if request.param.startswith("memory"):
+        built = _memory(clock, shared=shared)
         yield built
         await built.backend.close()
         return
     async with serving() as server:
-        backend = HttpOipBackend(clock)
-        yield Rig(backend, clock, server.url, lambda behaviour: _behave(server, behaviour), lambda: len(server.calls))
+        http = HttpOipBackend(clock)
+        backend = RowSharing(http, clock) if shared else http
+        yield Rig(
+            backend,
+            clock,
+            server.url,
+            lambda behaviour: _behave(server, behaviour),
+            lambda: len(server.calls),
+            shared,
+        )
         await backend.close()
 
 
@@ -56,7 +74,7 @@ def _behave(server: ModelServer, behaviour: Behaviour | None) -> None:
     server.handler = handler
 
 
-def _memory(clock: MovableClock) -> Rig:
+def _memory(clock: MovableClock, *, shared: bool) -> Rig:
     current: list[Behaviour | None] = [None]
     called = 0
 
@@ -71,7 +89,9 @@ def _memory(clock: MovableClock) -> Rig:
     def behave(behaviour: Behaviour | None) -> None:
         current[0] = behaviour
 
-    return Rig(InMemoryBackend(clock, model), clock, "http://127.0.0.1:1", behave, lambda: called)
+    memory = InMemoryBackend(clock, model)
+    backend = RowSharing(memory, clock) if shared else memory
+    return Rig(backend, clock, "http://127.0.0.1:1", behave, lambda: called, shared)
 
 
 def _always(verdict: str) -> Behaviour:
@@ -89,7 +109,7 @@ async def _hang() -> str:
 async def test_answers_in_order(rig: Rig) -> None:
     """Each row of one call gets its own answer, in the rows' order."""
     rows = [row_of({"x": value}, request_id=f"r-{value}") for value in (1, 2, 3)]
-    answers = await rig.backend.infer(version_of(rig.endpoint), rows)
+    answers = await rig.backend.infer(rig.version(), rows)
     assert [answer.outputs for answer in answers] == [{"y": 2}, {"y": 4}, {"y": 6}]
     assert all(answer.problem is None and answer.attempts[-1].outcome == "ok" for answer in answers)
     assert rig.calls() == 1
@@ -97,14 +117,14 @@ async def test_answers_in_order(rig: Rig) -> None:
 
 async def test_no_rows_no_call(rig: Rig) -> None:
     """Nothing asked is nothing called."""
-    assert tuple(await rig.backend.infer(version_of(rig.endpoint), ())) == ()
+    assert tuple(await rig.backend.infer(rig.version(), ())) == ()
     assert rig.calls() == 0
 
 
 async def test_expired_is_not_called(rig: Rig) -> None:
     """After the earliest deadline of the rows nothing is called, and the problem says so."""
     rows = [row_of(), row_of(within_ms=-1)]
-    answers = await rig.backend.infer(version_of(rig.endpoint), rows)
+    answers = await rig.backend.infer(rig.version(), rows)
     assert [answer.problem and answer.problem.code for answer in answers] == [Code.DEADLINE_EXCEEDED] * 2
     assert rig.calls() == 0
     assert answers[0].attempts == ()
@@ -113,7 +133,7 @@ async def test_expired_is_not_called(rig: Rig) -> None:
 async def test_refusal_is_a_problem(rig: Rig) -> None:
     """A model that refuses its inputs is a problem with its own words, not an exception."""
     rig.behave(_always("error"))
-    (answer,) = await rig.backend.infer(version_of(rig.endpoint), (row_of(),))
+    (answer,) = await rig.backend.infer(rig.version(), (row_of(),))
     assert answer.outputs is None
     assert answer.problem is not None
     assert answer.problem.code is Code.MODEL_ERROR
@@ -123,14 +143,14 @@ async def test_refusal_is_a_problem(rig: Rig) -> None:
 async def test_too_few_answers(rig: Rig) -> None:
     """Fewer answers than rows are an unsound output for every row: none can be told whose it is."""
     rig.behave(_always("short"))
-    answers = await rig.backend.infer(version_of(rig.endpoint), (row_of(), row_of()))
+    answers = await rig.backend.infer(rig.version(), (row_of(), row_of()))
     assert [answer.problem and answer.problem.code for answer in answers] == [Code.MODEL_OUTPUT_INVALID] * 2
 
 
 async def test_hanging_model_is_a_timeout(rig: Rig) -> None:
     """A model that does not answer costs its policy's timeout."""
     rig.behave(_hang)
-    version = version_of(rig.endpoint, policy={"timeout": "50ms", "retries": 0})
+    version = rig.version({"timeout": "50ms", "retries": 0})
     async with asyncio.timeout(5):
         (answer,) = await rig.backend.infer(version, (row_of(),))
     assert answer.problem is not None
@@ -140,7 +160,7 @@ async def test_hanging_model_is_a_timeout(rig: Rig) -> None:
 async def test_deadline_bounds_a_call(rig: Rig) -> None:
     """A deadline nearer than the policy's timeout ends the call, and the problem names the deadline."""
     rig.behave(_hang)
-    version = version_of(rig.endpoint, policy={"timeout": "60000ms"})
+    version = rig.version({"timeout": "60000ms"})
     async with asyncio.timeout(5):
         (answer,) = await rig.backend.infer(version, (row_of(within_ms=80),))
     assert answer.problem is not None
@@ -163,7 +183,7 @@ async def test_concurrency_is_bounded(rig: Rig) -> None:
         return "ok"
 
     rig.behave(behaviour)
-    version = version_of(rig.endpoint, policy={"concurrency": 2, "timeout": "5000ms"})
+    version = rig.version({"concurrency": 2, "timeout": "5000ms"})
     patient = [asyncio.create_task(_one(rig, version, row_of())) for _ in range(6)]
     async with asyncio.timeout(5):
         await full.wait()
@@ -183,6 +203,6 @@ async def _one(rig: Rig, version: Any, row: Row) -> Code | None:
 async def test_closed_backend_is_unavailable(rig: Rig) -> None:
     """A call after closing is a problem, not an exception."""
     await rig.backend.close()
-    (answer,) = await rig.backend.infer(version_of(rig.endpoint), (row_of(),))
+    (answer,) = await rig.backend.infer(rig.version(), (row_of(),))
     assert answer.problem is not None
     assert answer.problem.code is Code.MODEL_UNAVAILABLE

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from typing import Any
 
 import orjson
 
 from tests.support.caller import Caller, request
 from tests.support.cluster import Cluster
-from tests.support.cluster_documents import expected
+from tests.support.cluster_documents import HASTY_TIMEOUT_MS, expected
 
 
 async def test_duplicates_are_answered_from_the_recovered_table(cluster: Cluster) -> None:
@@ -95,3 +96,33 @@ async def test_a_result_that_came_in_time_and_was_read_late_is_late(cluster: Clu
         members = orjson.loads((await caller.reply(headers)).value)
     assert members["status"] == "expired"
     assert [error["code"] for error in members["errors"]] == ["deadline_exceeded"]
+
+
+async def test_a_silent_pool_is_given_up_long_before_the_deadline(cluster: Cluster) -> None:
+    """Of 60 s it has one: then the version over HTTP answers, also where another worker found the join in the table."""
+    async with Caller(cluster) as caller:
+        await asyncio.to_thread(cluster["pool-0"].kill)
+        body = request("/hasty", 600.0)
+        members = orjson.loads((await caller.ask(body)).value)
+        _answered_over_http(members, 600.0)
+        assert HASTY_TIMEOUT_MS <= members["latency_ms"] < 10 * HASTY_TIMEOUT_MS
+        orphaned = caller.spring()
+        await caller.send(request("/hasty", 601.0), orphaned)
+        await caller.until_acknowledged()
+        await asyncio.to_thread(cluster["decide-0"].kill)
+        await asyncio.to_thread(cluster.start, "decide-1")
+        # Not sooner: what the pool says while nobody listens is its answer.
+        _answered_over_http(orjson.loads((await caller.reply(orphaned)).value), 601.0)
+        await asyncio.to_thread(cluster.start, "pool-0")
+        await asyncio.to_thread(cluster["pool-0"].await_logged, "task")
+        # Its late words are read and passed over.
+        again = orjson.loads((await caller.ask(body)).value)
+        assert again == members
+        assert len(await caller.replies(3)) == 3
+
+
+def _answered_over_http(members: dict[str, Any], x: float) -> None:
+    assert members["status"] == "completed"
+    assert members["outputs"]["first"]["version"] == "1-http"
+    assert members["result"]["y"] == expected(x, "subject-7")
+    assert members["errors"] == []

@@ -102,6 +102,7 @@ def test_from_nothing_to_an_explained_request(settings: Settings, tmp_path: Path
     assert text.exit_code == 0
     assert "fetch     applicant of applicant_id=17" in text.stdout
     assert "timeout 80ms, retries 1, concurrency 64" in text.stdout
+    assert text.stdout.count("an endpoint is ejected after 5 failures in a row, for 5s to 1m") == 1
     assert "timeout 80ms\n" in text.stdout, "a queued version has no more"
     assert run_json("explain", "/other", code=1)["rejected"]["code"] == "path_unknown"
     assert "entity_missing" in run("explain", "/credit/card").stdout

@@ -1,6 +1,7 @@
 """Feast's bytes for any value and any bytes."""
 
 import struct
+from typing import Any, cast
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from app.domain.features import FeatureStatus
 # How fast examples come says nothing here, on a machine that others use.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-TYPES: dict[ValueType, st.SearchStrategy[bytes | str | int | float | bool]] = {
+SCALARS: dict[ValueType, st.SearchStrategy[Any]] = {
     "BYTES": st.binary(max_size=300),
     "STRING": st.text(max_size=300),
     "INT32": st.integers(-(2**31), 2**31 - 1),
@@ -22,11 +23,18 @@ TYPES: dict[ValueType, st.SearchStrategy[bytes | str | int | float | bool]] = {
     "BOOL": st.booleans(),
     "UNIX_TIMESTAMP": st.integers(INT64_MIN + 1, 2**63 - 1),
 }
+LISTS: dict[ValueType, st.SearchStrategy[Any]] = {
+    cast("ValueType", f"{type_}_LIST"): st.lists(
+        values | st.none() if type_ in ("DOUBLE", "FLOAT", "UNIX_TIMESTAMP") else values, max_size=40
+    ).map(tuple)
+    for type_, values in SCALARS.items()
+}
+TYPES = SCALARS | LISTS
 
 
 @unhurried
 @given(st.sampled_from(sorted(TYPES)).flatmap(lambda type_: st.tuples(st.just(type_), TYPES[type_])))
-def test_every_value_comes_back(typed: tuple[ValueType, bytes | str | int | float | bool]) -> None:
+def test_every_value_comes_back(typed: tuple[ValueType, Any]) -> None:
     """What is written is read: same type, same value."""
     type_, value = typed
     found = decode_value(encode_value(value, type_), type_)

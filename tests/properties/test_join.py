@@ -53,6 +53,29 @@ def play(join: Join, events: list[TaskResult | int]) -> tuple[Join, list[Outcome
     return join, outcomes
 
 
+@given(joins, st.lists(st.sampled_from(NAMES), unique=True), st.sampled_from([None, 1, 2, 3]), st.data())
+def test_a_referral_stands_in_nobodys_way(
+    join: Join, referred: list[str], wanted: int | None, data: st.DataObject
+) -> None:
+    """In any order: partial with the others' answers, never failed for the referred ones, nor completed by them."""
+    join = replace(join, wanted=None if wanted is None else min(wanted, len(join.tasks)))
+    names = [task.name for task in join.tasks]
+    events: list[TaskResult | int] = [
+        replace(result(name, TaskStatus.SKIPPED), referred=True) if name in referred else result(name, TaskStatus.OK)
+        for name in data.draw(st.permutations(names))
+    ]
+    _, outcomes = play(join, events)
+    (outcome,) = outcomes
+    answers = [name for name in names if name not in referred]
+    enough = len(answers) == len(names) if join.wanted is None else len(answers) >= join.wanted
+    assert outcome.status is (Status.COMPLETED if enough else Status.PARTIAL)
+    if not enough:
+        # A fixed answer is no person's either.
+        assert {name for name, each in outcome.results.items() if each.status is TaskStatus.SKIPPED} == (
+            set(names) - set(answers)
+        )
+
+
 @given(joins, inputs)
 def test_exactly_one_decision(join: Join, events: list[TaskResult | int]) -> None:
     """Whatever comes, however often: at most one decision; and once the deadline's timer has come, exactly one."""

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +26,49 @@ JSON = st.recursive(
 ASKED = ({"name": "y%b"},)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), TEXT),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_the_template_writes_the_encoders_bytes_for_several_rows(
+    given_rows: list[tuple[int, bool, float, str]],
+) -> None:
+    """A template filled with rows writes what the encoder does for all of them, and for each."""
+    rows = [
+        row_of({"a": number % 2**63, "b": flag, "c%b": real, "d": text}, request_id=f"r-{place}")
+        for place, (number, flag, real, text) in enumerate(given_rows)
+    ]
+    filled = RequestTemplate(rows[0], ASKED).fill_shared(rows)
+    own = tuple(encode_request((row,), ColumnsInput(), ASKED, row.request_id) for row in rows)
+    assert filled == (encode_request(rows, ColumnsInput(), ASKED, None), own)
+    assert RequestTemplate(rows[0], ASKED).fill_shared([*rows, row_of({"a": 1})]) is None
+
+
 @given(st.dictionaries(TEXT, SENDABLE, max_size=8), TEXT)
 def test_the_template_writes_the_encoders_bytes(values: dict[str, Value], request_id: str) -> None:
     """A template filled with a row is byte for byte what the encoder writes."""
     row = row_of(values, request_id=request_id)
     assert RequestTemplate(row, ASKED).fill(row) == encode_request((row,), ColumnsInput(), ASKED, request_id)
+
+
+@given(st.lists(st.lists(SENDABLE, max_size=5).map(tuple), min_size=1, max_size=4))
+def test_lists_are_rows_of_one_tensor(lists: list[tuple[Any, ...]]) -> None:
+    """A tensor has a row for each list, flat; lists of different lengths are refused, and so is a null."""
+    rows = [row_of({"x": each}, types={"x": "STRING_LIST"}) for each in lists]
+    assert RequestTemplate(rows[0], ASKED).fill(rows[0]) is None
+    if len({len(each) for each in lists}) > 1:
+        with pytest.raises(ValueError, match="input x has lists of"):
+            encode_request(rows, ColumnsInput(), ASKED, "r")
+        return
+    (tensor,) = orjson.loads(encode_request(rows, ColumnsInput(), ASKED, "r"))["inputs"]
+    assert tensor["shape"] == [len(lists), len(lists[0])]
+    assert tensor["data"] == [element for each in lists for element in each]
+    rows[0] = row_of({"x": None}, types={"x": "STRING_LIST"})
+    with pytest.raises(ValueError, match="input x is null"):
+        encode_request(rows, ColumnsInput(), ASKED, "r")
 
 
 @given(SENDABLE, st.sampled_from([None, math.nan, math.inf, b"x", 2**70, "\ud800"]))

@@ -31,7 +31,13 @@ scalars: st.SearchStrategy[Any] = st.none() | st.booleans() | whole | numbers | 
 optional_text = st.none() | text
 problems = st.builds(Problem, st.sampled_from(Code), text, optional_text, optional_text)
 features = st.builds(
-    FeatureValue, text, st.sampled_from(FeatureStatus), scalars | binary, st.none() | whole, text, optional_text
+    FeatureValue,
+    text,
+    st.sampled_from(FeatureStatus),
+    scalars | binary | st.lists(scalars | binary, max_size=4).map(tuple),
+    st.none() | whole,
+    text,
+    optional_text,
 )
 attempts = st.builds(Attempt, text, times, numbers, text)
 outputs = st.none() | st.dictionaries(text, scalars, max_size=3)

@@ -2,7 +2,8 @@
 
 Each model answers ``2 * x + score``: ``x`` is the request's, ``score`` the feature store's. Routes differ in how their
 tasks run: ``/inline`` over HTTP, ``/queued`` in a pool, ``/mixed`` both, ``/hanging`` one more that a test may
-hang. ``/soft`` has a default for the feature, the others require it; ``/brief`` is queued and has 3 s.
+hang. ``/soft`` has a default for the feature, the others require it; ``/brief`` is queued and has 3 s. ``/hasty`` waits
+1 s for the pool, and then asks over HTTP.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ SUBJECTS: Final = 50
 SCORE_DEFAULT: Final = 1_000_000.0
 DEADLINE: Final = "60s"
 HANGING_TIMEOUT_MS: Final = 300
+HASTY_TIMEOUT_MS: Final = 1_000
 
 Document = Mapping[str, Any]
 
@@ -74,7 +76,7 @@ def _version(model: str, version: str, backend: Mapping[str, Any], *, soft: bool
         {
             "model": model,
             "version": version,
-            "digest": "sha256:" + version.rjust(64, "0"),
+            "digest": "sha256:" + version.partition("-")[0].rjust(64, "0"),
             "backend": backend,
             "features": [{"ref": "inputs.x", "type": "DOUBLE", "required": True}, score],
             "outputs": [{"name": "y", "datatype": "FP64"}],
@@ -83,7 +85,15 @@ def _version(model: str, version: str, backend: Mapping[str, Any], *, soft: bool
     )
 
 
-def _route(name: str, path: str, tasks: Mapping[str, str], *, version: str, need: str = "required") -> Document:
+def _route(
+    name: str,
+    path: str,
+    tasks: Mapping[str, str],
+    *,
+    version: str,
+    need: str = "required",
+    fallback: str | None = None,
+) -> Document:
     needs = {task: need if task == "hanging" else "required" for task in tasks}
     return document(
         "Route",
@@ -95,7 +105,13 @@ def _route(name: str, path: str, tasks: Mapping[str, str], *, version: str, need
                 {
                     "name": f"rule-{version}",
                     "tasks": [
-                        {"name": task, "model": model, "select": {"version": version}, "need": needs[task]}
+                        {
+                            "name": task,
+                            "model": model,
+                            "select": {"version": version},
+                            "need": needs[task],
+                            "fallback": [{"version": fallback}] if fallback else [],
+                        }
                         for task, model in tasks.items()
                     ],
                     "result": {"y": f"outputs.{next(iter(tasks))}.y", "rule_version": f'"{version}"'},
@@ -109,7 +125,7 @@ def registry_documents(url: str, *, prefix: str, version: str = "1") -> Sequence
     """The whole registry; in one of another ``version`` every rule, model version and result differs."""
     http: dict[str, Any] = {"type": "http", "endpoints": [url]}
     pool: dict[str, Any] = {"type": "kafka", "pool": POOL}
-    models = ["inline", "soft", "hanging", "pooled"]
+    models = ["inline", "soft", "hanging", "pooled", "hasty"]
     hanging_timeout = f"{HANGING_TIMEOUT_MS}ms"
     return [
         document(
@@ -125,10 +141,14 @@ def registry_documents(url: str, *, prefix: str, version: str = "1") -> Sequence
         _version("inline", version, http, soft=False),
         _version("soft", version, http, soft=True),
         _version("hanging", version, http, soft=True, timeout=hanging_timeout),
+        # As long as the request: no outage of what is between may count as the pool's silence.
         _version("pooled", version, pool, soft=False, timeout=DEADLINE),
+        _version("hasty", version, pool, soft=False, timeout=f"{HASTY_TIMEOUT_MS}ms"),
+        _version("hasty", f"{version}-http", http, soft=False),
         _route("inline", "/inline", {"first": "inline"}, version=version),
         _route("soft", "/soft", {"first": "soft"}, version=version),
         _route("queued", "/queued", {"first": "pooled"}, version=version),
+        _route("hasty", "/hasty", {"first": "hasty"}, version=version, fallback=f"{version}-http"),
         _route("brief", "/brief", {"first": "pooled"}, version=version),
         _route("mixed", "/mixed", {"first": "inline", "second": "pooled"}, version=version),
         _route("hanging", "/hanging", {"first": "inline", "hanging": "hanging"}, version=version, need="optional"),

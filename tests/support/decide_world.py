@@ -23,11 +23,13 @@ from app.agents.ledger import Ledger
 from app.agents.shadows import Shadows
 from app.agents.skew import SkewGuard
 from app.agents.tasks import Tasks
+from app.agents.timers import Timers
 from app.domain.acks import OrderedAcks
-from app.domain.decisions import DecisionRecord, Kind
-from app.domain.dispatch import Answer, Attempt, Row
+from app.domain.decisions import DecisionRecord, Kind, TaskRecord
+from app.domain.dispatch import Answer, Attempt, Row, TaskStatus
 from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, NotOwner, Problem
+from app.domain.on_demand import FeatureFunction
 from app.domain.registry import Revision
 from app.domain.requests import Headers, InboundRecord
 from app.ports.clock import Clock
@@ -47,17 +49,21 @@ REPLIES: Final = "my.replies"
 DEAD: Final = "inference.requests-dlt"
 TOPICS: Final = (REQUESTS, RESULTS, TASKS, AUDIT, JOINS, REPLIES, DEAD, "secrets")
 COMMIT_EVERY_S: Final = 0.05
+SILENT: Final = ("silent", "patient", "unheard", "lonely", "remembered", "crossed", "both", "follow")
+"""Routes whose pools have less time than the 5 s of their requests: 80 ms, 60 ms, or 3 s."""
 
 
 def documents() -> list[dict[str, Any]]:
     """Routes of every shape: inline, queued, both; required, optional and defaulted; a view, a pool without a topic.
 
     And of every order and end: tasks after tasks, versions that stand in, quorums, shadows. Versions 1, 4 are inline,
-    2 is queued, 3 is in a pool without a topic, 5 is inline and expired.
+    2 is queued, 3 is in a pool without a topic, 5 is inline and expired; 6 and 7 are queued and have little
+    time, 8 has much.
     """
     here: dict[str, Any] = {"select": {"version": "1"}}
     there: dict[str, Any] = {"select": {"version": "2"}}
     nowhere: dict[str, Any] = {"select": {"version": "3"}}
+    hurried: dict[str, Any] = {"version": "6"}
     doubtful = {"when": "outputs.pd.probability > 0.1"}
     sure = {"when": "outputs.pd.probability > 1.0"}
     rule: dict[str, dict[str, Any]] = {
@@ -119,6 +125,20 @@ def documents() -> list[dict[str, Any]]:
         "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
         "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
+        "silent": ([task(select=hurried, fallback=[{"version": "4"}])], {"probability": "outputs.pd.probability"}),
+        "patient": (
+            [task(select=hurried, fallback=[{"version": "7"}, {"version": "4"}]), task(name="b", **here)],
+            {"probability": "outputs.pd.probability"},
+        ),
+        "unheard": ([task(select=hurried, need="default", default={"probability": 0.5})], {}),
+        "lonely": ([task(select=hurried)], {}),
+        "remembered": ([task(select={"version": "8"}, fallback=[{"version": "4"}])], {}),
+        "crossed": ([task(**here), task(name="b", select=hurried, fallback=[{"version": "4"}])], {}),
+        "both": (
+            [task(fallback=[{"version": "6"}, {"version": "4"}], **here), task(name="b", select=hurried)],
+            {"probability": "outputs.pd.probability"},
+        ),
+        "follow": ([task(select=hurried, need="optional"), task(name="b", after=["pd"], when="true", **here)], {}),
         "shadowed": (
             [task(shadow=[{"version": "4", "segment": 'inputs.amount > 1000.0 ? "large" : "small"'}], **here)],
             {"high": "outputs.pd.probability > 0.4"},
@@ -127,10 +147,13 @@ def documents() -> list[dict[str, Any]]:
     return [
         document("Model", "credit-pd", {"owner": "risk", "aliases": {"champion": "1"}}),
         model_version("1"),
-        model_version("2", backend={"type": "kafka", "pool": "default"}),
+        model_version("2", backend={"type": "kafka", "pool": "default"}, policy={"timeout": "1s"}),
         model_version("3", backend={"type": "kafka", "pool": "nobody"}),
         model_version("4"),
         model_version("5", governance={"approvedBy": "model-risk", "validUntil": "2025-01-01"}),
+        model_version("6", backend={"type": "kafka", "pool": "default"}, policy={"timeout": "80ms"}),
+        model_version("7", backend={"type": "kafka", "pool": "default"}, policy={"timeout": "60ms"}),
+        model_version("8", backend={"type": "kafka", "pool": "default"}, policy={"timeout": "3s"}),
         document(
             "FeatureView",
             "applicant",
@@ -144,7 +167,7 @@ def documents() -> list[dict[str, Any]]:
             route(
                 name,
                 f"/{name}",
-                deadline="400ms",
+                deadline="5s" if name in SILENT else "400ms",
                 rules=[{"name": "default", "tasks": tasks, "result": result, **rule.get(name, {})}],
             )
             for name, (tasks, result) in shapes.items()
@@ -179,6 +202,7 @@ class ScriptedModel:
         self._clock = clock
         self._numbers = numbers
         self.calls: list[tuple[str, str]] = []
+        self.ejected: set[str] = set()
 
     async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
         """See ``ModelBackend``."""
@@ -186,13 +210,20 @@ class ScriptedModel:
         self.calls.append((row.request_id, row.task))
         amount = row.values["amount"]
         assert isinstance(amount, float)
-        attempt = Attempt("scripted", self._clock.now_ms(), 0.0, "ok")
+        attempt = Attempt(f"scripted {version.version}", self._clock.now_ms(), 0.0, "ok")
         if amount < 0:
             return (Answer(None, Problem(Code.MODEL_ERROR, "negative"), (attempt,), b""),)
         if amount > 10_000:
             await asyncio.get_running_loop().create_future()
         await asyncio.sleep(amount / 1000)
         return (Answer({"probability": probability(next(self._numbers))}, None, (attempt,), b"row"),)
+
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        if version.version not in self.ejected:
+            return None
+        attempt = Attempt(f"scripted {version.version}", self._clock.now_ms(), 0.0, "ejected")
+        return Answer(None, Problem(Code.MODEL_EJECTED, "out"), (attempt,), b"")
 
     async def close(self) -> None:
         """See ``ModelBackend``."""
@@ -206,7 +237,13 @@ def probability(number: int) -> float:
 class World:
     """What outlives processes, and the processes."""
 
-    def __init__(self, registry: Revision | None, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Revision | None,
+        settings: Mapping[str, Any] | None = None,
+        functions: Mapping[str, FeatureFunction] | None = None,
+    ) -> None:
+        self.functions = functions or {}
         self.loop = asyncio.get_running_loop()
         self.clock = VirtualClock(self.loop)
         self.log = MemoryLog(self.clock, TOPICS)
@@ -291,7 +328,7 @@ class World:
         """A pool worker's answer to a task: ``score``, or the next number's."""
         given = probability(next(self.numbers)) if score is None else score
         outputs = None if problem is not None else {"probability": given}
-        answer = Answer(outputs, problem, (Attempt("pool", self.clock.now_ms(), 1.0, "ok"),), b"")
+        answer = Answer(outputs, problem, (Attempt(f"pool {queued.version}", self.clock.now_ms(), 1.0, "ok"),), b"")
         value = encode_result(
             queued.row.request_id,
             task or queued.row.task,
@@ -346,7 +383,7 @@ class World:
             if held.execution_id != result.execution_id:
                 return
             asked = (result.task, result.version)
-            if any((task.name, task.version) == asked and task.result is None for task in held.tasks):
+            if any((task.name, task.version) == asked and is_out(task) for task in held.tasks):
                 self.faults.append(f"{record.position} was acknowledged, and its join does not hold it")
 
     def _entry(self, partition: int, request_id: str) -> bytes | None:
@@ -365,6 +402,11 @@ class World:
                     return True
         audits = (recorded_in(stored.record.value or b"") for stored in self.log.topics[AUDIT][record.partition])
         return any(audit.source.offset == record.offset for audit in audits if audit.kind is Kind.REFUSAL)
+
+
+def is_out(task: TaskRecord) -> bool:
+    """Whether a task of a pending join is still to be answered."""
+    return task.result is None or task.result.status is TaskStatus.PENDING
 
 
 @functools.lru_cache(maxsize=256)
@@ -406,6 +448,7 @@ class DecideProcess:
         ledger = Ledger(
             table=self.table, replies=self.publisher, settings=world.settings, clock=world.clock, group="decide"
         )
+        timers = Timers(world.clock)
         self.decider = Decider(
             admission=Admission(RequestDecoder(), self.publisher, world.settings),
             ledger=ledger,
@@ -415,8 +458,10 @@ class DecideProcess:
                 features=world.features,
                 backend=world.model,
                 replies=self.publisher,
+                timers=timers,
                 clock=world.clock,
                 settings=world.settings,
+                functions=world.functions,
                 skew=world.skew,
             ),
             shadows=Shadows(
@@ -427,13 +472,14 @@ class DecideProcess:
                 settings=world.settings,
                 skew=world.skew,
             ),
+            timers=timers,
             clock=world.clock,
             new_id=world.new_id,
             settings=world.settings,
             instance=name,
             on_crash=self._on_crash,
         )
-        self._spawn(self.decider.timers.run())
+        self._spawn(self.decider.run_timers())
         self._spawn(self._commit_now_and_then())
         world.log.listeners.append(self._take)
 

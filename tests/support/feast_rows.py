@@ -34,10 +34,13 @@ def feast_rows() -> list[FeastRow]:
             tuple(value for _, (_, value) in entities),
             tuple(type_ for _, (type_, _) in entities),
         )
-        values = {
-            name: (type_, bytes.fromhex(value["hex"]) if isinstance(value, dict) else value)
-            for name, (type_, value) in row["values"].items()
-        }
+        values = {name: (type_, _value(value)) for name, (type_, value) in row["values"].items()}
         stored = {bytes.fromhex(field): bytes.fromhex(value) for field, value in row["hash"].items()}
         rows.append(FeastRow(row["view"], key, values, row["event_time_ms"], bytes.fromhex(row["key"]), stored))
     return rows
+
+
+def _value(value: Any) -> Value:
+    if isinstance(value, list):
+        return tuple(_value(each) for each in value)  # type: ignore[misc]  # lists hold no lists
+    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else value

@@ -42,11 +42,27 @@ class InMemoryBackend:
         except OSError as error:
             return _all(rows, Code.MODEL_UNAVAILABLE, str(error))
         except ValueError as error:
-            return _all(rows, Code.MODEL_ERROR, str(error))
+            return self._failed(rows, Code.MODEL_ERROR, str(error))
         if len(outputs) != len(rows):
-            return _all(rows, Code.MODEL_OUTPUT_INVALID, f"{len(outputs)} answers for {len(rows)} rows")
-        attempt = Attempt("memory", self._clock.now_ms(), 0.0, "ok")
-        return tuple(Answer(output, None, (attempt,), b"memory") for output in outputs)
+            said = f"{len(outputs)} answers for {len(rows)} rows"
+            return self._failed(rows, Code.MODEL_OUTPUT_INVALID, said)
+        attempt = Attempt("memory", self._clock.now_ms(), 0.0, "ok", len(rows))
+        return tuple(
+            Answer(output, None, (attempt,), self.request_of(version, row))
+            for output, row in zip(outputs, rows, strict=True)
+        )
+
+    def _failed(self, rows: Sequence[Row], code: Code, message: str) -> Sequence[Answer]:
+        attempt = Attempt("memory", self._clock.now_ms(), 0.0, message, len(rows))
+        return (Answer(None, Problem(code, message), (attempt,), b"memory"),) * len(rows)
+
+    def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
+        """See ``RowBackend.request_of``."""
+        return f"{version.model} {row.request_id} {dict(row.values)}".encode()
+
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        return None
 
     async def close(self) -> None:
         """Answer nothing from now on."""

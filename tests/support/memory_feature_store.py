@@ -1,5 +1,6 @@
 """The feature store in memory: what the contract suite holds beside Redis, and other tests use in its place."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,14 +16,19 @@ class _StoredView:
 
 
 class MemoryFeatureStore:
-    """A FeatureStore and FeatureWriter. ``available`` False makes every call raise, as a dead Redis does."""
+    """A FeatureStore and FeatureWriter. ``available`` False makes every call raise, as a dead Redis does.
+
+    ``slow_s``: so long each fetch takes.
+    """
 
     def __init__(self) -> None:
         self.available = True
+        self.slow_s = 0.0
         self._views: dict[tuple[EntityKey, str], _StoredView] = {}
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
         """See FeatureStore."""
+        await asyncio.sleep(self.slow_s)
         await self.ping()
         return {
             (need.view, feature): self._one(need, feature, type_)

@@ -19,6 +19,7 @@ from app.ports.clock import Clock
 from app.ports.log import OutboundRecord
 
 ACKNOWLEDGED_AFTER_S: Final = 0.002
+HELD_FOR_S: Final = 0.2
 
 
 class Fate(Enum):
@@ -27,6 +28,8 @@ class Fate(Enum):
     WRITTEN = "written"
     SLOW = "slow"
     """Written, and acknowledged long after."""
+    HELD = "held"
+    """Held in the producer while the process stands still: written long after, whoever owns the partition by then."""
     LOST = "lost"
     """Not written; the producer gives up."""
     UNACKNOWLEDGED = "unacknowledged"
@@ -110,6 +113,11 @@ class MemoryPublisher:
                 failed = f"no topic {record.topic}"
             elif fate is Fate.LOST:
                 failed = "lost"
+            elif fate is Fate.HELD:
+                await asyncio.sleep(HELD_FOR_S)
+                if self.dead:
+                    await asyncio.get_running_loop().create_future()
+                offsets.append(self._log.append(record).offset)
             else:
                 offsets.append(self._log.append(record).offset)
             if fate is Fate.KILLED_AFTER:
@@ -190,5 +198,5 @@ class MemoryTable:
         await self.settled(partition)
         record = OutboundRecord(self._changelog, entry, request_id.encode(), partition)
         (offset,) = await self._publisher.publish([record])
-        if partition in self._owned:
-            self._apply(partition, request_id, offset, entry)
+        await self.settled(partition)
+        self._apply(partition, request_id, offset, entry)

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from app.adapters.record_codec import decode_record, encode_record
-from app.agents.rollouts import Judge, Windows
+from app.agents.rollouts import Judge
+from app.agents.windows import Windows
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.documents import Document

@@ -121,6 +121,10 @@ class PageModels:
         certain, _ = cls.RISES[version.model, version.version]
         return round(min(1.0, amount / certain), 4)
 
+    def refusal(self, version: ModelVersionSpec) -> Answer | None:
+        """See ``ModelBackend``."""
+        return None
+
     async def close(self) -> None:
         """See ``ModelBackend``."""
 

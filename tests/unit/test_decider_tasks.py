@@ -5,10 +5,13 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 
+from app.agents.decider import CATCH_UP_MS
 from app.domain.decisions import DecisionRecord, Kind
+from app.domain.dispatch import TaskStatus
 from app.domain.errors import Code, Problem
-from tests.support.decide_world import AUDIT, World, every_route
+from tests.support.decide_world import AUDIT, TASKS, World, every_route
 from tests.support.memory_log import Fate
 from tests.support.virtual_time import in_virtual_time
 
@@ -138,6 +141,252 @@ def reasons(made: World, request_id: str = "r") -> dict[str, str]:
     (record,) = (each for each in made.audits() if each.request_id == request_id and each.kind == "decision")
     results = (task.result for task in record.tasks)
     return {result.task: result.reason for result in results if result is not None and result.reason is not None}
+
+
+# --- ejected versions -------------------------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_an_ejected_version_gives_way_without_a_call() -> None:
+    """Its fallback answers at once; the record says that it was ejected, and by which endpoints."""
+    made = await world()
+    made.model.ejected = {"1"}
+    made.send("r", "/standby")
+    await answered(made)
+    await settled(made)
+    pd, _ = decision(made).tasks
+    assert (made.reply()["status"], pd.version) == ("completed", "2")
+    assert made.model.calls == []
+    (earlier,) = pd.earlier
+    assert earlier.result is not None
+    assert earlier.result.problem is not None
+    assert (earlier.result.status, earlier.result.problem.code) == (TaskStatus.ERROR, Code.MODEL_EJECTED)
+    assert [attempt.outcome for attempt in earlier.result.attempts] == ["ejected"]
+
+
+@in_virtual_time
+async def test_a_default_is_better_than_an_ejected_version() -> None:
+    """All that could be called are ejected: the fixed answer serves, and the reply says why."""
+    made = await world()
+    made.model.ejected = {"1", "4"}
+    made.send("r", "/fixed")
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], statuses(reply)) == ("partial", {"pd": "defaulted"})
+    assert [error["code"] for error in reply["errors"]] == ["model_ejected"]
+    assert made.model.calls == []
+
+
+@in_virtual_time
+async def test_an_ejected_version_is_called_where_nothing_else_is_left() -> None:
+    """A try is better than a certain failure: for a task alone, and for the last that stands in."""
+    made = await world()
+    made.model.ejected = {"1", "4"}
+    made.send("r", "/inline")
+    made.send("s", "/repeated", correlation="s")
+    await settled(made)
+    assert made.reply()["status"] == "completed"
+    assert made.reply("s")["outputs"]["pd"]["version"] == "4"
+    assert made.model.calls == [("r", "pd"), ("s", "pd")]
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+def fates() -> dict[str, float]:
+    """Queued results so far, by fate."""
+    names = ("joined", "late", "repeated", "unknown")
+    return {name: REGISTRY.get_sample_value("broker_results_total", {"fate": name}) or 0.0 for name in names}
+
+
+@in_virtual_time
+async def test_a_silent_pool_is_given_up_after_its_policys_time() -> None:
+    """Its fallback answers long before the deadline; the record tells when the pool was asked, and for how long."""
+    made = await world()
+    stored = made.send("r", "/silent")
+    await settled(made)
+    reply, (pd,) = made.reply(), decision(made).tasks
+    assert (reply["status"], reply["errors"], reply["outputs"]["pd"]["version"]) == ("completed", [], "4")
+    assert 80 <= reply["latency_ms"] < 120
+    (earlier,) = pd.earlier
+    assert earlier.result is not None
+    assert (earlier.version, earlier.result.status) == ("6", TaskStatus.TIMEOUT)
+    assert earlier.result.problem == Problem(Code.MODEL_TIMEOUT, "credit-pd 6 did not answer within its 80 ms", "pd")
+    (attempt,) = earlier.result.attempts
+    assert (attempt.endpoint, attempt.outcome, attempt.latency_ms) == (TASKS, "timeout", 80.0)
+    assert 0 <= attempt.started_ms - stored.time_ms < 20
+    # The pool was told the same.
+    (asked,) = made.tasks()
+    assert asked.row.deadline_ms == attempt.started_ms + 80
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "tasks", "codes"),
+    [
+        ("/patient", "completed", {"pd": "ok", "b": "ok"}, []),
+        ("/unheard", "partial", {"pd": "defaulted"}, ["model_timeout"]),
+        ("/lonely", "failed", {"pd": "timeout"}, ["model_timeout"]),
+        ("/follow", "partial", {"pd": "timeout", "b": "ok"}, ["model_timeout"]),
+        ("/both", "failed", {"pd": "error", "b": "timeout"}, ["model_error", "model_timeout"]),
+    ],
+)
+def test_silence_is_a_timeout_as_any_other(path: str, status: str, tasks: dict[str, str], codes: list[str]) -> None:
+    """The next fallback, the default, or what `need` says; what came after the task goes on."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", path, amount=-1.0 if path == "/both" else 5.0)
+        await settled(made)
+        reply = made.reply()
+        assert (reply["status"], statuses(reply)) == (status, tasks)
+        assert [error["code"] for error in reply["errors"]] == codes
+        assert reply["latency_ms"] < 250
+
+    run()
+
+
+@in_virtual_time
+async def test_silence_after_silence() -> None:
+    """What stands in for a silent pool may be one too: each has its own time."""
+    made = await world()
+    made.send("r", "/patient")
+    await settled(made)
+    pd, _ = decision(made).tasks
+    assert [each.version for each in pd.earlier] == ["6", "7"]
+    latencies = [each.result.latency_ms for each in pd.earlier if each.result is not None]
+    assert latencies == [80.0, 60.0]
+    assert pd.version == "4"
+
+
+@in_virtual_time
+async def test_an_answer_in_time_leaves_nothing_for_the_timer() -> None:
+    """The pool answers within its time: no fallback, and one decision, whatever timers fire later."""
+    made = await world()
+    made.send("r", "/silent")
+    await answered(made)
+    await settled(made)
+    (pd,) = decision(made).tasks
+    assert (pd.version, pd.earlier) == ("6", ())
+    assert made.model.calls == []
+    assert len(made.replies()) == 1
+
+
+@in_virtual_time
+async def test_an_answer_after_the_silence_is_passed_over() -> None:
+    """While its fallback runs it is `repeated`, and after the decision `late`; either way it changes nothing."""
+    made, before = await world(), fates()
+    made.send("r", "/silent", amount=100.0)
+    await asyncio.sleep(0.13)
+    (asked,) = made.tasks()
+    made.answer(asked)
+    await asyncio.sleep(0.02)
+    assert made.replies() == []
+    assert fates() == before | {"repeated": before["repeated"] + 1}
+    await asyncio.sleep(0.5)
+    made.answer(asked)
+    await settled(made)
+    assert fates()["late"] == before["late"] + 1
+    (pd,) = decision(made).tasks
+    assert (pd.version, [each.version for each in pd.earlier]) == ("4", ["6"])
+    assert len(made.replies()) == 1
+
+
+@in_virtual_time
+async def test_a_silence_while_an_inline_task_runs() -> None:
+    """The join need not be durable yet: the fallback runs beside the inline task."""
+    made = await world()
+    made.send("r", "/crossed", amount=300.0)
+    await asyncio.sleep(0.2)
+    assert made.entries("r") == []
+    assert made.model.calls == [("r", "pd"), ("r", "b")]
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], reply["outputs"]["b"]["version"]) == ("completed", "4")
+    assert 380 <= reply["latency_ms"] < 450
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_silence_that_the_next_worker_finds(answers: bool) -> None:
+    """What the pool answered while nobody listened is joined; only after that it counts as silent."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", "/silent")
+        await asyncio.sleep(0.05)
+        made.processes["one"].kill()
+        await made.processes["one"].gone()
+        await asyncio.sleep(0.5)
+        if answers:
+            made.answer(made.tasks()[0])
+        await made.start("two")
+        await asyncio.sleep(CATCH_UP_MS / 1000 - 0.05)
+        assert len(made.replies()) == answers
+        await asyncio.sleep(0.2)
+        assert made.reply()["outputs"]["pd"]["version"] == ("6" if answers else "4")
+        await settled(made)
+        assert len(made.replies()) == 1
+
+    run()
+
+
+@in_virtual_time
+async def test_the_next_worker_knows_when_a_pool_was_asked() -> None:
+    """A version's time goes on across a takeover, and does not begin anew."""
+    made = await world()
+    made.send("r", "/remembered")
+    await asyncio.sleep(0.9)
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    await made.start("two")
+    await asyncio.sleep(2.0)
+    assert made.replies() == []
+    await asyncio.sleep(0.3)
+    reply = made.reply()
+    assert (reply["status"], reply["outputs"]["pd"]["version"]) == ("completed", "4")
+    assert 3_000 <= reply["latency_ms"] < 3_100
+    await settled(made)
+    # Acknowledged before the takeover: nobody asked the pool again.
+    assert len(made.tasks()) == 1
+
+
+@in_virtual_time
+async def test_a_fallback_that_a_worker_did_not_live_to_hear() -> None:
+    """It dies while the fallback of a silent pool runs: the next one finds the pool silent too, and decides."""
+    made = await world()
+    made.send("r", "/silent", amount=200.0)
+    await asyncio.sleep(0.15)
+    assert made.model.calls == [("r", "pd")]
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    await made.start("two")
+    await asyncio.sleep(3)
+    await settled(made)
+    (pd,) = decision(made).tasks
+    assert (pd.version, [each.version for each in pd.earlier]) == ("4", ["6"])
+    assert len(made.replies()) == 1
+
+
+@in_virtual_time
+async def test_a_silence_that_races_with_an_answer() -> None:
+    """The answer comes while what stands in is prepared: it is taken, and nothing stands in."""
+    made = await world()
+    made.send("r", "/silent")
+    await asyncio.sleep(0.05)
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    # The next worker has to fetch the features of what stands in.
+    made.features.slow_s = 0.3
+    await made.start("two")
+    await asyncio.sleep(CATCH_UP_MS / 1000 + 0.1)
+    made.answer(made.tasks()[0])
+    await asyncio.sleep(0.1)
+    assert made.reply()["outputs"]["pd"]["version"] == "6"
+    await settled(made)
+    (pd,) = decision(made).tasks
+    assert (pd.version, pd.earlier) == ("6", ())
+    assert made.model.calls == []
 
 
 # --- quorums ----------------------------------------------------------------------------------------------------------

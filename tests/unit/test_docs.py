@@ -24,7 +24,7 @@ from tests.support.doc_tables import OPERATIONS, replaced, settings_table, topic
 from tests.support.markdown import DOCUMENTS, ROOT, blocks_of
 
 ERRORS = ROOT / "docs" / "errors.md"
-OTHER_VARIABLES = {"BROKER_TEST_STACK"}
+OTHER_VARIABLES = {"BROKER_TEST_STACK", "BROKER_TEST_FEAST_PYTHON"}
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 
 

@@ -1,5 +1,6 @@
 """What a worker's consumer fetches and commits, where Faust's and aiokafka's own ways would lose records."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,3 +100,49 @@ async def test_nothing_is_fetched_for_streams_before_the_seek(app: faust.App, mo
     await consumer.perform_seek()
     consumer.resume_flow()
     assert consumer._get_active_partitions() == {REQUESTS}
+
+
+async def _put(handed: list[str]) -> None:
+    handed.append("here")
+
+
+async def test_a_record_is_handed_over_without_tasks(app: faust.App) -> None:
+    """Where the flow is on and there is room, a record goes to its channel in the same turn of the loop."""
+    app.flow_control.resume()
+    consumer: Any = app.consumer
+    handed: list[str] = []
+    handing = consumer.wait_first(_put(handed), consumer.suspend_flow.wait())
+    with pytest.raises(StopIteration) as ended:
+        handing.send(None)
+    assert handed == ["here"]
+    assert ended.value.value.stopped is False
+
+
+async def test_a_record_that_cannot_be_decoded_is_no_silence(app: faust.App) -> None:
+    """What handing over raises, the consumer learns."""
+    app.flow_control.resume()
+    consumer: Any = app.consumer
+
+    async def fail() -> None:
+        raise ValueError("unreadable")
+
+    with pytest.raises(ValueError, match="unreadable"):
+        await consumer.wait_first(fail(), consumer.suspend_flow.wait())
+
+
+@pytest.mark.parametrize("obstacle", ["flow", "room"])
+async def test_a_rebalance_interrupts_a_record_that_waits(app: faust.App, obstacle: str) -> None:
+    """A record that waits for the flow, or for room in a queue, is left when the flow is suspended."""
+    consumer: Any = app.consumer
+    topic: Any = app.topic("requests")
+    app.topics.add(topic)
+    if obstacle == "room":
+        app.flow_control.resume()
+        while not topic.queue.full():
+            topic.queue.put_nowait(object())
+    waiting = asyncio.ensure_future(consumer.wait_first(asyncio.Event().wait(), consumer.suspend_flow.wait()))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    consumer.suspend_flow.set()
+    async with asyncio.timeout(5):
+        await waiting

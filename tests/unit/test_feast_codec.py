@@ -1,6 +1,7 @@
 """Feast's bytes: the same as its own SDK's, and no stored bytes that could stop a decision."""
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,15 @@ def test_values_and_times_of_the_sdk_are_read(row: FeastRow) -> None:
         if value is None or (type_ == "UNIX_TIMESTAMP" and value == INT64_MIN):
             assert (found.status, found.value) == (FeatureStatus.NULL, None)
         else:
-            expected = struct.unpack("<f", struct.pack("<f", value))[0] if type_ == "FLOAT" else value
+            expected = as_stored(value) if type_.startswith("FLOAT") else value
             assert (found.status, found.value) == (FeatureStatus.PRESENT, expected)
+
+
+def as_stored(value: Any) -> Any:
+    """What 32 bits hold of a number, or of each of a list."""
+    if isinstance(value, tuple):
+        return tuple(as_stored(each) for each in value)
+    return value if value is None else struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 def test_absent_and_empty_differ() -> None:
@@ -86,7 +94,17 @@ def test_another_type_is_coerced_where_nothing_is_lost(
         (encode_value("x", "STRING"), "INT64", "STRING|str"),
         (encode_value(True, "BOOL"), "DOUBLE", "True"),
         (b"\x29" + struct.pack("<d", float("nan")), "DOUBLE", "nan"),
-        (b"\x62\x02\x08\x01", "INT64", "not a scalar"),
+        (b"\x9a\x01\x02\x08\x01", "INT64", "wire type 2|neither a scalar"),
+        (b"\xaa\x01\x02\x08\x01", "INT64", "neither a scalar"),
+        (encode_value((1, 2), "INT64_LIST"), "INT64", "(1, 2)"),
+        (encode_value(1, "INT64"), "INT64_LIST", "1"),
+        (encode_value(("a",), "STRING_LIST"), "INT64_LIST", "'a'"),
+        (b"\x70\x01", "INT64_LIST", "wire type 0"),
+        (b"\x72\x03\x0a\x02\x80", "INT64_LIST", "announced"),
+        (b"\x72\x03\x0a\x01\x80", "INT64_LIST", "does not end"),
+        (b"\x7a\x06\x0a\x04abcd", "DOUBLE_LIST", "4 bytes of numbers of 8"),
+        (b"\x62\x02\x08\x01", "STRING_LIST", "an element in wire type 0"),
+        (encode_value((0.5,), "DOUBLE_LIST")[:-8] + struct.pack("<d", float("inf")), "DOUBLE_LIST", "inf"),
         (b"\x12\x05ab", "STRING", "5 bytes announced"),
         (b"\x12\x02\xff\xfe", "STRING", "utf-8"),
         (b"\x20\xff", "INT64", "does not end"),
@@ -100,6 +118,24 @@ def test_unusable_bytes_are_an_error_with_a_reason(data: bytes, declared: ValueT
     assert (found.status, found.value, found.event_time_ms) == (FeatureStatus.ERROR, None, 9)
     assert found.reason is not None
     assert any(part in found.reason for part in said.split("|"))
+
+
+def test_lists_are_read_however_they_were_written() -> None:
+    """Elements one by one are as good as packed ones, fields of later versions are passed over, parts are joined."""
+    one_by_one = b"\x72\x06\x08\x01\x10\x09\x08\x02"
+    assert decode_value(one_by_one, "INT64_LIST").value == (1, 2)
+    assert decode_value(one_by_one + encode_value((3,), "INT64_LIST"), "INT64_LIST").value == (1, 2, 3)
+    assert decode_value(encode_value((9,), "INT32_LIST") + one_by_one, "INT64_LIST").value == (1, 2)
+    assert decode_value(encode_value((1, 2), "INT64_LIST"), "DOUBLE_LIST").value == (1.0, 2.0)
+
+
+def test_a_null_within_a_list_is_written_where_it_can_be_told_from_a_value() -> None:
+    """As NaN, or as the time that is none; in a list of texts it would become an empty one, and is refused."""
+    types: tuple[ValueType, ...] = ("DOUBLE_LIST", "FLOAT_LIST", "UNIX_TIMESTAMP_LIST")
+    for type_ in types:
+        assert decode_value(encode_value((None, 2), type_), type_).value == (None, 2)
+    with pytest.raises(ValueError, match="null within a list"):
+        encode_value((None, "a"), "STRING_LIST")
 
 
 @pytest.mark.parametrize(("value", "type_"), [("x", "INT64"), (2**31, "INT32"), (1, "BOOL"), (1e39, "FLOAT")])

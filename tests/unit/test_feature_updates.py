@@ -55,6 +55,47 @@ def test_an_update_becomes_a_typed_row() -> None:
     assert read_update(update(), VIEWS, NOW_MS).kept == ("history", "share", "scan", "since", "owner")
 
 
+LISTS = {
+    "series": FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "applicant_id", "type": "INT64"}],
+            "features": [{"name": "scans", "type": "BYTES_LIST"}, {"name": "shares", "type": "FLOAT_LIST"},
+                         {"name": "times", "type": "UNIX_TIMESTAMP_LIST"}, {"name": "names", "type": "STRING_LIST"}],
+            "source": {"type": "redis", "project": "credit"}}"""
+    ),
+    "loan": FeatureViewSpec.model_validate_json(
+        """{"features": [{"name": "x", "type": "DOUBLE"}], "onDemand": {"x": "1.0"}}"""
+    ),
+    "bureau": FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "applicant_id", "type": "INT64"}],
+            "features": [{"name": "x", "type": "DOUBLE"}],
+            "source": {"type": "http", "endpoints": ["http://127.0.0.1:1"]}}"""
+    ),
+}
+
+
+def test_lists_are_typed_element_by_element() -> None:
+    """Bytes are base64, times ISO 8601 text or seconds, here too; what cannot be is refused at its place."""
+    values = {"scans": ["AP8="], "shares": [1, None], "times": ["2026-11-23T00:00:00Z", 5], "names": []}
+    row = read_update(update(view="series", values=values), LISTS, NOW_MS)
+    assert row.values == ((b"\x00\xff",), (1.0, None), (1_795_392_000, 5), ())
+    for bad, said in (
+        ({"shares": [0.5, 1e39]}, r"values.shares\[1\]: "),
+        ({"scans": ["?"]}, r"values.scans\[0\]: not base64"),
+        ({"names": ["a", None]}, "values.names: null within a list"),
+        ({"names": "a"}, "values.names: 'a' .* is not STRING_LIST"),
+    ):
+        with pytest.raises(UpdateRefused, match=said):
+            read_update(update(view="series", values=bad), LISTS, NOW_MS)
+
+
+@pytest.mark.parametrize(("view", "said"), [("loan", "computed on demand"), ("bureau", "asked of a feature server")])
+def test_only_views_in_redis_take_updates(view: str, said: str) -> None:
+    """The registry may change its mind, so it is waited for like a view that is not there yet."""
+    with pytest.raises(UpdateRefused, match=said) as caught:
+        read_update(update(view=view), LISTS, NOW_MS)
+    assert caught.value.unknown
+
+
 def test_join_keys_are_sorted_by_name() -> None:
     """A compound key has Feast's order, whatever the document's and the update's."""
     body = update(view="account", entities={"iban": "DE1", "branch": 3}, values={"balance": 1})

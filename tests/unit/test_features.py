@@ -72,6 +72,11 @@ VIEWS = {"applicant": view()}
         (1_700_000_000, "UNIX_TIMESTAMP", 1_700_000_000),
         ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
         ("2024-01-01T01:00:00+01:00", "UNIX_TIMESTAMP", 1_704_067_200),
+        ([1, 2.0], "INT64_LIST", (1, 2)),
+        ((1, None), "DOUBLE_LIST", (1.0, None)),
+        ([], "STRING_LIST", ()),
+        (None, "STRING_LIST", None),
+        (["2024-01-01", 5], "UNIX_TIMESTAMP_LIST", (1_704_067_200, 5)),
     ],
 )
 def test_values_become_their_declared_type(value: object, type_: str, expected: object) -> None:
@@ -99,6 +104,11 @@ def test_values_become_their_declared_type(value: object, type_: str, expected: 
         (float("inf"), "INT64"),
         ("yesterday", "UNIX_TIMESTAMP"),
         ([1], "INT64"),
+        (1, "INT64_LIST"),
+        ("ab", "STRING_LIST"),
+        ([1, "a"], "INT64_LIST"),
+        ([[1]], "INT64_LIST"),
+        ([[1]], "INT64_LIST_LIST"),
         ({}, "STRING"),
         ("x", "NO_SUCH_TYPE"),
     ],
@@ -109,9 +119,27 @@ def test_what_would_be_a_guess_is_an_error(value: object, type_: str) -> None:
         coerce(value, type_)
 
 
+@pytest.mark.parametrize(("value", "said"), [([None], "null within a list"), ([1] * 10_001, "10000 are allowed")])
+def test_lists_have_bounds(value: object, said: str) -> None:
+    """A null that could not be told from a value, and a list without end, are refused."""
+    with pytest.raises(ValueError, match=said):
+        coerce(value, "INT64_LIST")
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, "BOOL"), (1, "INT64"), (1.5, "DOUBLE"), ("x", "STRING"), (b"x", "BYTES"), (None, "STRING")],
+    [
+        (True, "BOOL"),
+        (1, "INT64"),
+        (1.5, "DOUBLE"),
+        ("x", "STRING"),
+        (b"x", "BYTES"),
+        (None, "STRING"),
+        ([1, None], "INT64_LIST"),
+        ([1, 2.5], "DOUBLE_LIST"),
+        (["a", 1], "STRING_LIST"),
+        ([], "STRING_LIST"),
+    ],
 )
 def test_undeclared_types_are_inferred(value: Any, expected: str) -> None:
     """By the value alone."""
@@ -165,6 +193,44 @@ def one(contract_: FeatureContract, fetched: Fetched | None = None, **sections: 
     inputs = resolve([contract_], VIEWS, request(**sections), found, NOW_MS)
     assert inputs.values == {contract_.column: inputs.features[0].value}
     return inputs.features[0], [problem.code for problem in inputs.problems]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fetched", "status", "reject", "refer"),
+    [
+        ({"onViolation": "reject"}, None, FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "reject"}, "error", FeatureStatus.ERROR, ["feature_invalid"], []),
+        ({"onViolation": "reject", "default": 1}, "stale", FeatureStatus.STALE, ["feature_stale"], []),
+        ({"onViolation": "default", "default": 1}, "stale", FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "refer", "default": 1}, None, FeatureStatus.DEFAULTED, [], []),
+        ({"onViolation": "refer"}, "stale", FeatureStatus.STALE, [], ["feature_stale"]),
+        ({"onViolation": "refer"}, "error", FeatureStatus.ERROR, [], ["feature_invalid"]),
+        ({"onViolation": "refer", "required": True}, "null", FeatureStatus.NULL, [], ["feature_missing"]),
+        ({"onViolation": "reject", "required": True}, None, FeatureStatus.MISSING, ["feature_missing"], []),
+    ],
+)
+def test_what_a_violation_does(
+    changes: dict[str, Any], fetched: str | None, status: FeatureStatus, reject: list[str], refer: list[str]
+) -> None:
+    """A required value that is not there, or any that is stale or an error, rejects, refers, or is defaulted."""
+    stored = {
+        "stale": Fetched(FeatureStatus.PRESENT, 30, NOW_MS - 2 * DAY_MS),
+        "error": Fetched(FeatureStatus.ERROR, None, NOW_MS, "damaged"),
+        "null": Fetched(FeatureStatus.NULL, None, NOW_MS),
+    }
+    found = {("applicant", "age"): stored[fetched]} if fetched else {}
+    inputs = resolve([contract("applicant.age", maxAge="1d", **changes)], VIEWS, request(), found, NOW_MS)
+    assert inputs.features[0].status is status
+    assert [str(each.code) for each in inputs.problems] == reject
+    assert [str(each.code) for each in inputs.referrals] == refer
+    assert (inputs.obstacle is None) == (not reject and not refer)
+
+
+def test_a_source_that_calls_a_value_stale_is_believed() -> None:
+    """Whatever the contract's maxAge."""
+    found = Fetched(FeatureStatus.STALE, 30, NOW_MS, "is older than the feature server allows", "http")
+    value, problems = one(contract("applicant.age", required=True), found)
+    assert (value.status, value.source, problems) == (FeatureStatus.STALE, "http", ["feature_stale"])
 
 
 def present(value: Any, age_ms: int = 0) -> Fetched:
@@ -226,7 +292,8 @@ def test_a_views_value_under_its_contract(
         ({"inputs": {"amount": 5}}, {"type": "DOUBLE"}, FeatureStatus.PRESENT, 5.0, []),
         ({"inputs": {"amount": 5}}, {}, FeatureStatus.PRESENT, 5, []),
         ({"inputs": {"amount": "x"}}, {"type": "DOUBLE", "required": True}, FeatureStatus.ERROR, None, ["invalid"]),
-        ({"inputs": {"amount": [1]}}, {"required": True}, FeatureStatus.ERROR, None, ["invalid"]),
+        ({"inputs": {"amount": [1]}}, {"required": True}, FeatureStatus.PRESENT, (1,), []),
+        ({"inputs": {"amount": {}}}, {"required": True}, FeatureStatus.ERROR, None, ["invalid"]),
         ({"inputs": {"amount": None}}, {"required": True}, FeatureStatus.NULL, None, ["missing"]),
         ({}, {"required": True}, FeatureStatus.MISSING, None, ["missing"]),
         ({}, {"default": 1.5}, FeatureStatus.DEFAULTED, 1.5, []),
@@ -341,3 +408,16 @@ def test_a_value_past_its_views_ttl_is_stale(
     assert (inputs.features[0].status, [problem.code for problem in inputs.problems]) == (status, codes)
     if stored.event_time_ms == NOW_MS - DAY_MS - 1:
         assert "is past its view's ttl" in (inputs.features[0].reason or "")
+
+
+def test_what_another_worker_found_is_as_broken_as_it_was() -> None:
+    """Contracts hold against recorded values too: a worker that takes over runs nothing that the first would not."""
+    contracts = [
+        contract("applicant.age", required=True, maxAge="1d"),
+        contract("applicant.history", onViolation="refer", required=True),
+        contract("applicant.since", default=5),
+    ]
+    old = {("applicant", "age"): Fetched(FeatureStatus.PRESENT, 30, NOW_MS - 2 * DAY_MS)}
+    inputs = resolve(contracts, VIEWS, request(), old, NOW_MS)
+    assert [len(inputs.problems), len(inputs.referrals)] == [1, 1]
+    assert recorded(contracts, VIEWS, inputs.features) == inputs

@@ -134,6 +134,46 @@ async def test_nothing_is_written_past_the_lease(app: faust.App, monkeypatch: py
         await asyncio.wait_for(write, 5)
 
 
+class HeldUp(Offsets):
+    """A publisher whose process stands still before Kafka has what it was given: it is acknowledged at offset 9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = asyncio.Event()
+
+    async def publish(self, records: Sequence[OutboundRecord]) -> Sequence[int]:
+        """See ``ports.log.Publisher``."""
+        await self.goes_on.wait()
+        return [9]
+
+
+async def test_what_kafka_gets_after_the_lease_hides_nothing_from_recovery(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another owner wrote before it is still to be read: recovery begins where reading ended."""
+    clock, publisher = Clock(), HeldUp()
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
+    lease, tp = membership(app), TP(CHANGELOG, 0)
+    monkeypatch.setattr(lease, "_clock", clock)
+    lease.join("m-1")
+    await settle(app, table, monkeypatch)
+    table._store.apply(tp, 3, b"q", b"read")
+    write = asyncio.ensure_future(table.put(0, "r", b"held"))
+    await asyncio.sleep(0)
+    clock.now += lease._lease_s
+    publisher.goes_on.set()
+    await asyncio.sleep(0.1)
+    assert not write.done()
+    assert table._store.persisted_offset(tp) == 3
+    assert table.get(0, "r") is None
+    # Expelled: it comes back as another member, and recovery reads the other's entry, then its own late one.
+    lease.join("m-2")
+    table._store.apply(tp, 8, b"r", b"another's")
+    await settle(app, table, monkeypatch)
+    await asyncio.wait_for(write, 5)
+    assert table._store.persisted_offset(tp) == 9
+
+
 def entry(state: EntryState, decided_ms: int | None, execution: str) -> bytes:
     """An entry of the joins table."""
     source = InboundRecord("inference.requests", 0, 1, 0, None, b"{}", ())

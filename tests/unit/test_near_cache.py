@@ -2,12 +2,13 @@
 
 import tracemalloc
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.domain.documents import CacheSpec, ValueType
+from app.domain.documents import CacheSpec, FeatureViewSpec, ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
 from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, Entry, NearCache, size_of
 
@@ -57,6 +58,22 @@ def test_a_row_is_fresh_for_its_ttl() -> None:
     assert not entry.fresh(SPEC, NOW_MS + 10_001)
     assert not entry.fresh(SPEC, NOW_MS - 1)
     assert not entry.fresh(CacheSpec.model_validate({"ttl": "5s"}), NOW_MS + 6_000)
+
+
+def test_a_row_too_old_for_who_asks_is_not_fresh() -> None:
+    """Inside its ttl, a row whose oldest value is past the strictest maxAge is read again: there may be a newer one."""
+    values = (Fetched(PRESENT, 1, NOW_MS - 60_000), Fetched(PRESENT, 2, NOW_MS), Fetched(MISSING))
+    entry = Entry(need(1, "a", "b", "c"), values, NOW_MS)
+    assert [entry.fresh(SPEC, NOW_MS, max_age_ms) for max_age_ms in (None, 60_000, 59_999)] == [True, True, False]
+    timeless = Entry(need(), (Fetched(PRESENT, 1),), NOW_MS)
+    assert timeless.fresh(SPEC, NOW_MS + 10_000, 10_000)
+
+
+def test_a_view_on_demand_has_no_cache() -> None:
+    """What is computed for each request cannot be kept; the document is refused."""
+    view = {"features": [{"name": "a", "type": "INT64"}], "onDemand": {"a": "1"}, "cache": {"ttl": "1s"}}
+    with pytest.raises(ValidationError, match="computed on demand"):
+        FeatureViewSpec.model_validate_json(orjson.dumps(view))
 
 
 def test_a_row_that_is_not_there_is_fresh_for_its_negative_ttl() -> None:
@@ -231,7 +248,7 @@ def test_bytes_are_about_what_python_takes() -> None:
 
 def test_contents_count() -> None:
     """Text, bytes and lists by their length."""
-    small, text, listed = (size_of([Fetched(PRESENT, value)]) for value in (1, "x" * 10_000, (1.0,) * 1_000))  # type: ignore[arg-type]
+    small, text, listed = (size_of([Fetched(PRESENT, value)]) for value in (1, "x" * 10_000, (1.0,) * 1_000))
     assert text - small > 9_900
     assert listed - small > 30_000
 

@@ -51,6 +51,47 @@ def test_sound_documents_are_a_revision() -> None:
     ("name", "path", "value", "field", "said"),
     [
         # shapes
+        (
+            "credit-pd-1",
+            "spec.features.0.onViolation",
+            "default",
+            "spec.features[inputs.amount]",
+            "required and onViolation: default contradict one another",
+        ),
+        ("credit-pd-1", "spec.features.0.onViolation", "ask", "spec.features[inputs.amount].onViolation", "'refer'"),
+        (
+            "credit-pd-1",
+            "spec.features.1.default",
+            {"a": 1},
+            "spec.features[applicant.age].default",
+            "is not text, a number",
+        ),
+        ("credit-pd-1", "spec.features.1.default", [1], "spec.features[applicant.age].default", "is not INT64"),
+        (
+            "credit",
+            "spec.rules.0.referResult",
+            {"decison": "refer"},
+            RULE,
+            "referResult names decison, and result names decision; name the same",
+        ),
+        ("applicant", "spec.source", ..., "spec", "either source, where its features are, or onDemand"),
+        ("applicant", "spec.onDemand", {"age": "1"}, "spec", "either source, where its features are, or onDemand"),
+        ("applicant", "spec.entities", ..., "spec.entities", "is missing: name the keys"),
+        (
+            "applicant",
+            "spec",
+            {"features": [], "onDemand": {}},
+            "spec.features",
+            "is empty",
+        ),
+        ("applicant", "spec.source", {"type": "http", "endpoints": []}, "spec.source.endpoints", "is empty"),
+        (
+            "applicant",
+            "spec.source",
+            {"type": "http", "endpoints": ["http://127.0.0.1:1"], "writeBack": {"project": "p"}},
+            "spec.source.writeBack.maxAge",
+            "is missing",
+        ),
         ("credit", "spec.colour", "red", "spec.colour", "unknown field"),
         ("credit", "metadata.labels", {}, "metadata.labels", "unknown field"),
         ("credit", "metadata.name", "Not A Name", "metadata.name", "'Not A Name' cannot be read: write lower-case"),
@@ -97,14 +138,9 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit-pd-1", "spec.backend.input", {"tensor": "x"}, "spec.backend.input", "belong to layout: matrix"),
         ("credit-pd-1", "spec.features.0.ref", "amount", "spec.features[amount].ref", "write VIEW.FEATURE"),
         ("credit-pd-1", "spec.features.1.required", True, "spec.features[applicant.age]", "required or has a default"),
-        (
-            "credit-pd-1",
-            "spec.features.1.default",
-            [1],
-            "spec.features[applicant.age].default",
-            "is not text, a number",
-        ),
         ("credit-pd-1", "spec.policy.retries", 2, "spec.policy.retries", "less than or equal to 1"),
+        ("credit-pd-1", "spec.policy.outlier", {"baseEjection": "2h"}, "spec.policy.outlier.baseEjection", "1h"),
+        ("credit-pd-1", "spec.policy.outlier", {"baseEjection": "2m"}, "spec.policy.outlier", "above maxEjection"),
         ("credit-pd-1", "spec.governance.validUntil", "2027-02-30", "spec.governance", "day"),
         ("credit-pd", "spec.aliases", {"Bad Alias": "1"}, "spec.aliases.Bad Alias", "write lower-case"),
         ("applicant", "spec.entities", [], "spec.entities", "is empty: write at least 1"),
@@ -357,9 +393,6 @@ def test_an_output_of_one_arm_only() -> None:
     ("name", "path", "value", "field"),
     [
         ("credit-pd-1", "spec.policy.hedgeAfter", "p95", "spec.policy.hedgeAfter"),
-        ("credit-pd-1", "spec.policy.batch", {"maxSize": 32}, "spec.policy.batch"),
-        ("credit-pd-1", "spec.features.0.onViolation", "reject", "spec.features[inputs.amount].onViolation"),
-        ("applicant", "spec.onDemand", {"share": "1.0"}, "spec.onDemand"),
     ],
 )
 def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:
@@ -692,13 +725,23 @@ def test_a_version_needs_its_model() -> None:
     assert fault.message == "there is no Model credit-lgd"
 
 
-@pytest.mark.parametrize("field", ["retries", "concurrency"])
-def test_a_queued_version_is_not_called_from_here(field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [("retries", 1), ("concurrency", 1), ("outlier", {}), ("batch", {"maxSize": 32})]
+)
+def test_a_queued_version_is_not_called_from_here(field: str, value: object) -> None:
     """A queued version has a timeout; what only direct calls have is refused by name."""
-    (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", 1))
+    (fault,) = refused(changed(sound(), "credit-pd-2", f"spec.policy.{field}", value))
     assert fault.field == f"spec.policy.{field}"
     assert fault.message.startswith("not supported yet for backend type kafka")
     assert revision(changed(sound(), "credit-pd-2", "spec.policy", {"timeout": "1s"}))
+
+
+@pytest.mark.parametrize("size", [1, 257, "32"])
+def test_a_call_is_shared_by_at_least_two(size: object) -> None:
+    """A batch has a size of 2 to 256 rows: one that nothing could share says nothing."""
+    assert revision(changed(sound(), "credit-pd-1", "spec.policy.batch", {"maxSize": 32}))
+    (fault,) = refused(changed(sound(), "credit-pd-1", "spec.policy.batch", {"maxSize": size}))
+    assert fault.field == "spec.policy.batch.maxSize"
 
 
 def test_default_must_name_the_outputs() -> None:
@@ -937,3 +980,69 @@ def test_aggregates_are_features_to_contracts() -> None:
     documents = changed(sound(), "applicant", "spec.aggregate", {"op": "count", "windows": ["24h"]})
     made = read_revision(sources(documents))
     assert made.views["applicant"].types["count_24h"] == "INT64"
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def with_view(**spec: Any) -> list[dict[str, Any]]:
+    """The sound registry and one more view."""
+    return [*sound(), document("FeatureView", "loan", spec)]
+
+
+@pytest.mark.parametrize(
+    ("features", "how", "field", "said"),
+    [
+        ([("x", "DOUBLE")], {"x": "applicant.aeg"}, "spec.onDemand.x", "FeatureView applicant has no feature aeg"),
+        ([("x", "DOUBLE")], {"x": "loan.x"}, "spec.onDemand.x", "is made of itself: loan.x -> loan.x"),
+        ([("x", "DOUBLE")], {"y": "1.0"}, "spec.features[x]", "has nothing under onDemand"),
+        ([("x", "DOUBLE")], {"x": {"function": "f"}}, "spec.onDemand.x.inputs", "is missing"),
+        ([("x", "DOUBLE")], {"x": {"function": "f", "inputs": ["x"]}}, "spec.onDemand.x.inputs[0]", "VIEW.FEATURE"),
+        ([("x", "DOUBLE")], {"x": ""}, "spec.onDemand.x", "at least 1 character"),
+        ([("x", "DOUBLE")], {"x": 1}, "spec.onDemand.x", "should be an object"),
+    ],
+)
+def test_on_demand_views_are_checked(features: list[tuple[str, str]], how: Any, field: str, said: str) -> None:
+    """Like everything else, at the field that is wrong."""
+    spec = {"features": [{"name": name, "type": type_} for name, type_ in features], "onDemand": how}
+    faults = [each for each in refused(with_view(**spec)) if each.field == field]
+    assert [said in each.message for each in faults] == [True], refused(with_view(**spec))
+
+
+def test_a_view_on_demand_has_no_entities_of_its_own() -> None:
+    """What it is made of has them."""
+    spec: dict[str, Any] = {"features": [{"name": "x", "type": "DOUBLE"}], "onDemand": {"x": "1.0"}}
+    assert revision(with_view(**spec)).computations
+    (fault,) = refused(with_view(**spec, entities=[{"name": "a", "type": "INT64"}]))
+    assert (fault.field, "has none of its own" in fault.message) == ("spec.entities", True)
+
+
+def test_views_that_cannot_be_read_hide_no_ingredients() -> None:
+    """What is made of a view with a fault is not a fault of its own."""
+    spec = {"features": [{"name": "x", "type": "DOUBLE"}], "onDemand": {"x": "double(applicant.age)"}}
+    (fault,) = refused(changed(with_view(**spec), "applicant", "spec.source.type", "oracle"))
+    assert fault.document == "FeatureView applicant"
+
+
+def test_what_a_source_or_an_input_cannot_hold_is_refused() -> None:
+    """Bytes have no form in a feature server's JSON, and a list none in a matrix."""
+    http = {"type": "http", "endpoints": ["http://127.0.0.1:1"]}
+    entities = [{"name": "applicant_id", "type": "INT64"}]
+    features = [{"name": "x", "type": "BYTES_LIST"}, {"name": "y", "type": "INT64_LIST"}]
+    documents = with_view(entities=entities, features=features, source=http)
+    documents.append(
+        model_version(
+            "3",
+            backend={
+                "type": "http",
+                "endpoints": ["http://127.0.0.1:1"],
+                "input": {"layout": "matrix", "tensor": "x", "datatype": "FP64"},
+            },
+            features=[{"ref": "loan.y", "default": [1, 2]}, {"ref": "inputs.z", "type": "DOUBLE_LIST"}],
+        )
+    )
+    assert [(each.field, each.message.partition(",")[0]) for each in refused(documents)] == [
+        ("spec.features[x].type", "is BYTES_LIST"),
+        ("spec.features[loan.y]", "is INT64_LIST"),
+        ("spec.features[inputs.z]", "is DOUBLE_LIST"),
+    ]

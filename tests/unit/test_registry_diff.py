@@ -45,7 +45,7 @@ def test_a_new_first_rule_is_one_change() -> None:
 
 def test_rules_that_change_places_are_a_change() -> None:
     """The first rule that matches wins, so order matters."""
-    rules = [{"name": name, "tasks": [task()]} for name in ("a", "b")]
+    rules = [{"name": name, "when": f"inputs.{name} == 1", "tasks": [task()]} for name in ("a", "b")]
     before = changed(sound(), "credit", "spec.rules", rules)
     after = changed(sound(), "credit", "spec.rules", rules[::-1])
     assert between(before, after) == (Change("Route credit", "rules (order)", ["a", "b"], ["b", "a"]),)

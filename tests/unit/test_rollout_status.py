@@ -6,7 +6,7 @@ from app.domain.documents import Document, RolloutStatus, Route
 from app.domain.errors import Fault
 from app.domain.registry import canonical, compile_revision, load_revision
 from app.domain.rollout_status import restored, status_faults, statuses_of, with_status
-from tests.support.registry_documents import changed, revision, sound, sources, task
+from tests.support.registry_documents import changed, model_version, revision, sound, sources, task
 
 THERE = ("credit", "default/pd")
 
@@ -55,6 +55,42 @@ def test_the_same_rollout_goes_on() -> None:
         assert compile_revision(again).id == compile_revision(head).id
         elsewhere = documents_of(changed(rolling(), "credit", "spec.deadline", "1s"))
         assert statuses_of(with_status(elsewhere, head, 3_000)) == statuses_of(head)
+
+
+def by_alias(champion: str) -> tuple[Document, ...]:
+    """A rollout of version 2 from what `champion` names, beside a third version."""
+    documents = changed(rolling(), "credit", "spec.rules.0.tasks.0.select", {"alias": "champion"})
+    documents = changed(documents, "credit-pd", "spec.aliases", {"champion": champion})
+    return documents_of([*documents, model_version("3")])
+
+
+def test_a_rollout_whose_alias_moves_begins_anew() -> None:
+    """What was found of its steps was found beside another version; paused, it waits at its first step."""
+    begun = with_status(by_alias("1"), (), 1_000)
+    for state in ("progressing", "paused"):
+        head = moved(begun, state=state, step=1, since=2_000)
+        after = with_status(by_alias("3"), head, 3_000)
+        status = statuses_of(after)[THERE]
+        assert (status.state, status.step, status.since) == (state, 0, 3_000)
+        assert status.reason == "begun anew: it leads from version 3, and no longer from 1"
+        assert compile_revision(after).routes[0].rules[0].tasks[0].arms == (("3", 95), ("2", 5))
+        # The same files again are the same revision; and the alias of before is another change.
+        assert compile_revision(with_status(by_alias("3"), after, 4_000)).id == compile_revision(after).id
+        assert statuses_of(with_status(by_alias("1"), after, 4_000))[THERE].since == 4_000
+
+
+def test_a_clock_that_goes_back_gives_no_two_steps_one_name() -> None:
+    """A step is named by when it began, so one that begins anew begins later than the one before."""
+    head = with_status(by_alias("1"), (), 5_000)
+    assert statuses_of(with_status(by_alias("3"), head, 4_000))[THERE].since == 5_001
+
+
+def test_what_has_ended_stays_ended_when_its_alias_moves() -> None:
+    """An aborted version is no better beside another one, and a promoted one serves all already."""
+    begun = with_status(by_alias("1"), (), 1_000)
+    for state in ("promoted", "aborted"):
+        head = moved(begun, state=state, step=2, since=2_000)
+        assert statuses_of(with_status(by_alias("3"), head, 3_000)) == statuses_of(head)
 
 
 def test_a_changed_rollout_begins_anew() -> None:

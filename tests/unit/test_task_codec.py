@@ -16,7 +16,7 @@ from app.domain.requests import RequestId
 from tests.support.models import row_of, version_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-VALUES = st.one_of(
+ELEMENTS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
@@ -24,6 +24,7 @@ VALUES = st.one_of(
     TEXT,
     st.binary(max_size=20),
 )
+VALUES = ELEMENTS | st.lists(ELEMENTS, max_size=4).map(tuple)
 ATTEMPTS = (Attempt("pool/a", 1_000, 2.5, "ok"),)
 
 
@@ -37,7 +38,7 @@ def test_a_task_survives(values: dict[str, Any], partition: int) -> None:
     assert all(type(task.row.values[name]) is type(value) for name, value in values.items())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 2**70, "\ud800"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2**70, "\ud800", (0.5, math.nan)])
 def test_inputs_that_cannot_be_sent(value: Any) -> None:
     """NaN, infinity, whole numbers beyond 64 bits and text that is no text are refused, not changed."""
     with pytest.raises(ValueError, match="input"):
@@ -84,7 +85,7 @@ def test_noise_is_refused(noise: bytes) -> None:
         {"values": b"{"},
         {"values": b'{"y": 1}'},
         {"values": b'{"x": {"b64": "?"}}'},
-        {"values": b'{"x": [1]}'},
+        {"values": b'{"x": [[1]]}'},
         {"types": b'{"x": 1}'},
         {"results_partition": -1},
     ],

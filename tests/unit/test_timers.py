@@ -12,8 +12,8 @@ class Fired:
     def __init__(self) -> None:
         self.clock = VirtualClock(asyncio.get_running_loop())
         self.calls: list[tuple[int, int, str]] = []
-        self.timers = Timers(self.clock, self._on_due)
-        self.task = asyncio.create_task(self.timers.run())
+        self.timers = Timers(self.clock)
+        self.task = asyncio.create_task(self.timers.run(self._on_due))
 
     def _on_due(self, partition: int, request_id: str) -> None:
         self.calls.append((self.clock.now_ms() - START_MS, partition, request_id))

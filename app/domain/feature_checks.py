@@ -1,0 +1,38 @@
+"""What is wrong with features' documents beyond their shapes, as field and message: leaves of the registry's check."""
+
+from collections.abc import Iterator, Mapping
+
+from app.domain.documents import FeatureViewSpec, HttpBackend, HttpSource, ModelVersionSpec, RedisSource
+from app.domain.features import REQUEST_SOURCES
+
+
+def source_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:
+    """What a view's source does not fit, and what it cannot give."""
+    if spec.source is not None and not spec.entities:
+        yield "entities", "is missing: name the keys that the source has its rows by"
+    if spec.on_demand is not None and spec.entities:
+        yield "entities", "a view with onDemand has none of its own, its ingredients' views have: remove them"
+    if spec.on_demand is not None and spec.ttl is not None:
+        yield "ttl", "what is computed on demand is as old as its ingredients, whose views have their own: remove it"
+    if spec.aggregate and not isinstance(spec.source, RedisSource):
+        yield "aggregate", "is computed from updates, which views with source type redis have: remove it"
+    if isinstance(spec.source, HttpSource):
+        for feature in spec.features:
+            if feature.type.startswith("BYTES"):
+                said = f"is {feature.type}, and a feature server answers in JSON, which has no bytes: keep it in Redis"
+                yield f"features[{feature.name}].type", said
+
+
+def input_faults(spec: ModelVersionSpec, feature_types: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    """Features that a version's input cannot hold."""
+    if not isinstance(spec.backend, HttpBackend) or spec.backend.input.layout != "matrix":
+        return
+    for contract in spec.features:
+        # What contracts cache for requests is not filled here: tens of thousands are checked in a load.
+        source, _, feature = contract.ref.partition(".")
+        declared = contract.type if source in REQUEST_SOURCES else feature_types.get(source, {}).get(feature)
+        if declared is not None and declared.endswith("_LIST"):
+            yield (
+                f"features[{contract.ref}]",
+                f"is {declared}, and a matrix has one number a feature: use layout columns",
+            )
