@@ -13,8 +13,7 @@ answer delays nobody for long. Every driver's exception ends here, as StoreUnava
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
 import structlog
@@ -58,9 +57,8 @@ _ASKING: Final = pack((b"ASKING",))
 _SLOTS: Final = pack((b"CLUSTER", b"SLOTS"))
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A packed command about one key."""
+class Command(NamedTuple):
+    """A packed command about one key. A tuple, because one is made of each row."""
 
     key: bytes
     packed: bytes

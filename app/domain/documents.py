@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -446,6 +446,18 @@ ComputedHow = Annotated[
 ]
 
 
+PARTS_MAX: Final = 256
+"""A producer whose names come in ever another order must not fill the memory."""
+
+
+class ViewPart(NamedTuple):
+    """Some of a view's features with their types, and the names of the others."""
+
+    names: tuple[str, ...]
+    types: tuple[ValueType, ...]
+    others: tuple[str, ...]
+
+
 class FeatureViewSpec(_Document):
     """Features of one entity from one source, or features that are computed on demand."""
 
@@ -485,6 +497,33 @@ class FeatureViewSpec(_Document):
     def sorted_entities(self) -> tuple[EntitySpec, ...]:
         """The join keys by name: the order in which a row's key holds them."""
         return tuple(sorted(self.entities, key=lambda entity: entity.name))
+
+    @cached_property
+    def entity_names(self) -> tuple[str, ...]:
+        """Of the join keys, in a row key's order."""
+        return tuple(entity.name for entity in self.sorted_entities)
+
+    @cached_property
+    def entity_types(self) -> tuple[str, ...]:
+        """Of the join keys, in a row key's order."""
+        return tuple(entity.type for entity in self.sorted_entities)
+
+    def part(self, names: tuple[str, ...]) -> "ViewPart | None":
+        """What an update of ``names`` is about; None where one of them is not a declared feature.
+
+        Made once for each order of names: what a producer sends all has the same.
+        """
+        known = self._parts.get(names)
+        if known is None and self.declared.keys() >= set(names):
+            if len(self._parts) >= PARTS_MAX:
+                self._parts.clear()
+            others = tuple(name for name in self.types if name not in names)
+            known = self._parts[names] = ViewPart(names, tuple(self.types[name] for name in names), others)
+        return known
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, ...], "ViewPart"]:
+        return {}
 
     @cached_property
     def types(self) -> Mapping[str, ValueType]:

@@ -7,27 +7,29 @@ values look fresh. A feature that is left out keeps its value and its own time; 
 
 import base64
 import binascii
+import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from app.domain.documents import FeatureViewSpec, RedisSource
 from app.domain.errors import BrokerError
 from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, coerce
 
 _MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_time"})
+_INT64_BOUND: Final = 2**63
 EVENT_TIME_MS_MAX: Final = 253_402_300_799_999
 """The end of the year 9999 and of protobuf's Timestamp; microseconds sent as milliseconds lie past it."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureRow:
+class FeatureRow(NamedTuple):
     """New values of one view's features for one entity; ``types`` are Feast value types, in the values' order.
 
     ``kept`` are the view's other features: they keep their values, and their own event times. A tombstone has no
     values; it deletes those ``kept`` that are not newer, and keeps older rows out unless ``guards`` is False.
+
+    A tuple, as ``Fetched`` is: one is made of each update.
     """
 
     view: str
@@ -60,7 +62,7 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], n
         UpdateRefused: a member is missing, unknown or of the wrong type, or the event time has not come yet; the
             message names it.
     """
-    if set(body) != _MEMBERS:
+    if body.keys() != _MEMBERS:
         wrong = sorted(f"{name} is missing" for name in _MEMBERS - set(body))
         wrong += sorted(f"{str(name)[:80]} is unknown" for name in set(body) - _MEMBERS)
         raise UpdateRefused(f"{'; '.join(wrong)[:400]}: an update has {', '.join(sorted(_MEMBERS))}")
@@ -76,28 +78,46 @@ def read_update(body: Mapping[str, Any], views: Mapping[str, FeatureViewSpec], n
             f"project {str(body['project'])[:80]!r}: view {name} belongs to {view.project}", unknown=True
         )
     key = _key_of(_section(body, "entities"), name, view)
-    types = view.types
     if body["values"] is None:
         time_ms = _event_time_ms(body["event_time"], now_ms)
-        return FeatureRow(name, key, (), (), (), time_ms, tuple(types), tombstone=True, ttl_ms=view.ttl)
+        return FeatureRow(name, key, (), (), (), time_ms, tuple(view.types), tombstone=True, ttl_ms=view.ttl)
     values = _section(body, "values")
     if not values:
         raise UpdateRefused("values is empty: send at least one feature, or null to delete them all")
-    computed = sorted(set(values) & (types.keys() - view.declared.keys()))
-    if computed:
-        raise UpdateRefused(f"values.{computed[0]}: is computed from the updates of view {name}; leave it out")
-    strange = sorted(set(values) - set(types))
-    if strange:
-        raise UpdateRefused(f"values.{strange[0][:80]}: view {name} has no such feature", unknown=True)
+    part = view.part(tuple(values))
+    if part is None:
+        raise _not_of(name, view, values)
     return FeatureRow(
         name,
         key,
-        tuple(values),
-        tuple(_typed(given, types[feature], f"values.{feature}") for feature, given in values.items()),
-        tuple(types[feature] for feature in values),
+        part.names,
+        _typed_values(values, part.types),
+        part.types,
         _event_time_ms(body["event_time"], now_ms),
-        tuple(feature for feature in types if feature not in values),
+        part.others,
         ttl_ms=view.ttl,
+    )
+
+
+def _not_of(name: str, view: FeatureViewSpec, values: Mapping[str, Any]) -> UpdateRefused:
+    computed = sorted(set(values) & (view.types.keys() - view.declared.keys()))
+    if computed:
+        return UpdateRefused(f"values.{computed[0]}: is computed from the updates of view {name}; leave it out")
+    strange = min(set(values) - set(view.types))
+    return UpdateRefused(f"values.{strange[:80]}: view {name} has no such feature", unknown=True)
+
+
+def _typed_values(values: Mapping[str, Any], types: tuple[str, ...]) -> tuple[Value, ...]:
+    """Each as its type. What needs no conversion, as nearly all, is told here; ``_typed`` has the rules."""
+    return tuple(
+        [
+            given
+            if (type_ == "DOUBLE" and type(given) is float and math.isfinite(given))
+            or (type_ == "INT64" and type(given) is int and -_INT64_BOUND <= given < _INT64_BOUND)
+            or (type_ == "STRING" and type(given) is str and given.isascii())
+            else _typed(given, type_, f"values.{feature}")
+            for (feature, given), type_ in zip(values.items(), types, strict=True)
+        ]
     )
 
 
@@ -109,24 +129,25 @@ def _section(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _key_of(given: Mapping[str, Any], name: str, view: FeatureViewSpec) -> EntityKey:
-    entities = sorted(view.entities, key=lambda entity: entity.name)
-    expected = [entity.name for entity in entities]
-    if set(given) != set(expected):
+    expected = view.entity_names
+    if given.keys() != set(expected):
         raise UpdateRefused(
             f"entities has {', '.join(sorted(given))[:200] or 'nothing'}: view {name} is of {', '.join(expected)}"
         )
     values: list[str | int] = []
-    for entity in entities:
-        value = given[entity.name]
+    for entity, type_ in zip(expected, view.entity_types, strict=True):
+        value = given[entity]
         # 17.0 may be a rounded id: another applicant's.
-        typed = None if isinstance(value, float) else _typed(value, entity.type, f"entities.{entity.name}")
+        typed = None if isinstance(value, float) else _typed(value, type_, f"entities.{entity}")
         if not isinstance(typed, str | int):
-            raise UpdateRefused(f"entities.{entity.name} is {str(value)[:80]}: send {entity.type}")
+            raise UpdateRefused(f"entities.{entity} is {str(value)[:80]}: send {type_}")
         values.append(typed)
-    return EntityKey(view.project, tuple(expected), tuple(values), tuple(entity.type for entity in entities))
+    return EntityKey(view.project, expected, tuple(values), view.entity_types)
 
 
 def _typed(given: Any, type_: str, where: str) -> Value:
+    if type_ == "INT64" and type(given) is int and -_INT64_BOUND <= given < _INT64_BOUND:
+        return given
     of = type_.removesuffix("_LIST")
     if of != type_ and isinstance(given, list):
         # Each element by itself, for what makes bytes of text and what refuses to write a FLOAT beyond 32 bits.
