@@ -2,9 +2,12 @@
 
 A fetch is what a decide worker does for a request, through the near cache: cold (views without ``cache``) and cached.
 Beside it redis-py's asyncio client with hiredis asks the same server for the same fields. The three take turns of a few
-calls, and a round's figure is the ratio of its medians, of the shape where it is worst. The materializer's batch is
-JSON in, rows in Redis; the bare writer has the same rows' bytes ready and only sends them. The collector is set as a
-worker sets it.
+calls, and a round's figure is the ratio of its medians, of the shape where it is worst.
+
+The materializer is all of a batch, from JSON as it lies in Kafka to the acknowledged rows: decoded, checked against its
+view, encoded, and written only where it is later. The bare writer does none of this: its rows are encoded before the
+clock runs, and it sends the same hashes, ``HSET`` after ``HSET`` in redis-py's pipeline without a transaction, a batch
+at a time. It takes its turns between the materializer's, batch by batch. The collector is set as a worker sets it.
 """
 
 import asyncio
@@ -239,17 +242,16 @@ async def materializing(url: str) -> tuple[list[float], dict[str, float]]:
                 batches.append(records)
                 mappings.append(rows)
             gc.collect()
-            started = time.perf_counter()
-            for records in batches:
+            ours_s = bare_s = 0.0
+            for records, rows in zip(batches, mappings, strict=True):
+                started = time.perf_counter()
                 await updates.handle(0, records)
-            ours_s = time.perf_counter() - started
-            started = time.perf_counter()
-            for rows in mappings:
+                handled = time.perf_counter()
                 async with raw.pipeline(transaction=False) as pipe:
                     for key, mapping in rows:
                         pipe.hset(key, mapping=cast(Any, mapping))
                     await pipe.execute()
-            bare_s = time.perf_counter() - started
+                ours_s, bare_s = ours_s + handled - started, bare_s + time.perf_counter() - handled
             if number:
                 ours.append(BATCH * BATCHES / ours_s)
                 bare.append(BATCH * BATCHES / bare_s)

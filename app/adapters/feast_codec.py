@@ -47,6 +47,8 @@ _WIRE: Final = {1: _LENGTH, 2: _LENGTH, 3: _VARINT, 4: _VARINT, 5: _FIXED64, 6: 
 _U64: Final = (1 << 64) - 1
 _DOUBLE: Final = struct.Struct("<d").unpack_from
 _PACK_DOUBLE: Final = struct.Struct("<d").pack
+_GO_ON: Final = 0x80 + (0x80 << 7) + (0x80 << 14) + (0x80 << 21)
+"""The bits by which four bytes of a number say that another follows."""
 _ONE_INT64: Final = ("INT64",)
 _PACK_INT64: Final = struct.Struct("<IIq").pack
 """A key's only value with its type and size before it: what nearly all keys have."""
@@ -401,13 +403,11 @@ def decode_time(data: bytes | None) -> int | None:
     """
     if data is None:
         return None
-    if data[:1] == b"\x08" and 1 < len(data) < 8 and data[-1] < 0x80:
-        # Whole seconds, which is what Feast writes; every byte but the last goes on.
-        whole = 0
-        for byte in data[:0:-1]:
-            whole = whole << 7 | byte & 0x7F
-        if min(data[1:-1], default=0x80) >= 0x80:
-            return whole * 1_000
+    if len(data) == 6 and data[0] == 0x08:
+        # Whole seconds, which is what Feast writes, from 1978 on: of five bytes all but the last go on.
+        _, a, b, c, d, e = data
+        if a & b & c & d >= 0x80 > e:
+            return (a + (b << 7) + (c << 14) + (d << 21) + (e << 28) - _GO_ON) * 1_000
     seconds = nanos = 0
     at, end = 0, len(data)
     try:

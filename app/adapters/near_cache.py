@@ -99,10 +99,9 @@ class CachedFeatureStore:
         if negatives:
             _NEGATIVE.inc(negatives)
         if not cached:
-            if ask:
-                # Nothing to keep and nobody to share with.
-                found.update(await self._store.fetch(ask, timeout_ms))
-            return found
+            # Nothing to keep and nobody to share with.
+            answer = await self._store.fetch(ask, timeout_ms) if ask else {}
+            return {**found, **answer} if found else answer
         if waiting:
             _SHARED.inc(len(waiting))
         if missed := len(cached) - len(waiting):

@@ -16,8 +16,7 @@ keep it for good.
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -34,7 +33,7 @@ from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
 from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
+from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
 
 CONNECTIONS_MAX: Final = 32
 """To each server. A fetch takes one for a millisecond, so these carry more than a worker's CPU can ask for."""
@@ -55,14 +54,33 @@ local EXPIRES, TOMBSTONE, GUARDS, KEPT = ARGV[7], ARGV[8] ~= '0', ARGV[8] == '1'
 local held = redis.call('HMGET', KEY, TS, AT)
 local stored, list = held[1], held[2]
 
--- Nearly all there is: a whole row, without an end, over one of an earlier second whose features have one time. It is
--- told by the seconds of today's five bytes alone; whatever else there may be is the business of what follows.
-if KEPT == 0 and not TOMBSTONE and EXPIRES == '' and stored and not list then
-  local tag, a, b, c, d, e = string.byte(stored, 1, 6)
-  if tag == 8 and e and a > 127 and b > 127 and c > 127 and d > 127 and e < 128 and
-      SECONDS > a - 128 + (b - 128) * 128 + (c - 128) * 16384 + (d - 128) * 2097152 + e * 268435456 then
+local before = redis.call('PTTL', KEY)
+
+-- The row ends with the last of its views: a longer life stays, and one without end ends only if it was ours alone.
+local function end_with_the_last(alone)
+  if EXPIRES == '' then
+    if before >= 0 then redis.call('PERSIST', KEY) end
+    return
+  end
+  local now = redis.call('TIME')
+  local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  if before == -2 or alone or (before >= 0 and tonumber(EXPIRES) > now_ms + before) then
+    redis.call('PEXPIREAT', KEY, EXPIRES)
+  end
+end
+
+-- Nearly all there is: a whole row over none, or over one of an earlier second whose features have one time. It is told
+-- by seconds in the five bytes that they have today; all else is the business of what follows.
+if KEPT == 0 and not TOMBSTONE and not list and (EXPIRES == '' or before ~= -1) then
+  local later = not stored
+  if stored then
+    local tag, a, b, c, d, e = string.byte(stored, 1, 6)
+    later = tag == 8 and e and a > 127 and b > 127 and c > 127 and d > 127 and e < 128 and
+      SECONDS > a - 128 + (b - 128) * 128 + (c - 128) * 16384 + (d - 128) * 2097152 + e * 268435456
+  end
+  if later then
     redis.call('HSET', KEY, TS, TIME, unpack(ARGV, 10))
-    if redis.call('PTTL', KEY) >= 0 then redis.call('PERSIST', KEY) end
+    end_with_the_last(false)
     return 1
   end
 end
@@ -125,7 +143,6 @@ local function keep_times(time, times)
   end
 end
 
-local before = redis.call('PTTL', KEY)
 local alone = false
 if EXPIRES ~= '' and before == -1 then
   local own = (stored and 1 or 0) + (list and 1 or 0) + (deleted and 1 or 0)
@@ -181,16 +198,7 @@ else
   if stored then keep_times(stored, times) end
 end
 
--- The row ends with the last of its views: a longer life stays, and one without end ends only if it was ours alone.
-if EXPIRES == '' then
-  if before >= 0 then redis.call('PERSIST', KEY) end
-else
-  local now = redis.call('TIME')
-  local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-  if before == -2 or alone or (before >= 0 and tonumber(EXPIRES) > now_ms + before) then
-    redis.call('PEXPIREAT', KEY, EXPIRES)
-  end
-end
+end_with_the_last(alone)
 return 1
 """
 
@@ -223,32 +231,36 @@ class RedisFeatureStore:
         """See FeatureStore."""
         if not needs:
             return {}
-        by_row: dict[bytes, list[ViewNeed]] = {}
-        key, row = needs[0].key, row_key(needs[0].key)
+        by_row: dict[bytes, list[tuple[ViewNeed, _Reading]]] = {}
+        key: EntityKey | None = None
         for need in needs:
-            if need.key != key:
-                key, row = need.key, row_key(need.key)
-            by_row.setdefault(row, []).append(need)
-        commands = []
-        for row, wanted in by_row.items():
-            fields = [_fields(need) for need in wanted]
-            commands.append(Command(row, pack((b"HMGET", row, *chain.from_iterable(fields)))))
-        answers = await self._nodes.ask(commands, timeout_ms, guarded=True)
+            if need.key is not key:
+                key = need.key
+                wanted = by_row.setdefault(row_key(key), [])
+            wanted.append((need, _reading(need.view, need.features)))
+        answers = await self._nodes.ask(
+            [_read_command(row, [reading for _, reading in wanted]) for row, wanted in by_row.items()],
+            timeout_ms,
+            guarded=True,
+        )
         fetched: dict[tuple[str, str], Fetched] = {}
         failures: list[StoreUnavailable] = []
         for wanted, answer in zip(by_row.values(), answers, strict=True):
             if isinstance(answer, list):
                 start = 0
-                for need in wanted:
-                    end = start + len(need.features) + 2
-                    _decode(need, answer[start:end], fetched, self._value_bytes_max)
-                    start = end
+                for need, reading in wanted:
+                    end = start + len(reading.fields)
+                    values = _decode(
+                        answer[start:end], answer[end], answer[end + 1], need, reading, self._value_bytes_max
+                    )
+                    fetched.update(zip(reading.keys, values, strict=True))
+                    start = end + 2
             elif isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
                 found = Fetched(FeatureStatus.ERROR, reason=f"stored row cannot be read: {answer}")
-                fetched.update({(need.view, feature): found for need in wanted for feature in need.features})
+                fetched.update({each: found for _, reading in wanted for each in reading.keys})
             else:
                 failures.append(_refused("read", answer))
-                fetched.update(unavailable(wanted))
+                fetched.update(unavailable(need for need, _ in wanted))
         if len(failures) == len(answers):
             raise failures[0]
         return fetched
@@ -295,13 +307,26 @@ def _feature_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple(feature_field(view, feature) for feature in features)
 
 
+class _Reading(NamedTuple):
+    """How some of a view's features are read: their fields, all words of the command packed, and their names."""
+
+    fields: tuple[bytes, ...]
+    packed: bytes
+    keys: tuple[tuple[str, str], ...]
+
+
 @lru_cache(maxsize=4096)
-def _view_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
-    return (*_feature_fields(view, features), time_field(view), _older_field(view))
+def _reading(view: str, features: tuple[str, ...]) -> _Reading:
+    fields = _feature_fields(view, features)
+    words = (*fields, time_field(view), _older_field(view))
+    return _Reading(fields, b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words), keys_of(view, features))
 
 
-def _fields(need: ViewNeed) -> tuple[bytes, ...]:
-    return _view_fields(need.view, need.features)
+def _read_command(row: bytes, readings: Sequence[_Reading]) -> Command:
+    """``HMGET`` of what all of them want, put together from what is packed already."""
+    words = 2 + sum([len(reading.fields) + 2 for reading in readings])
+    head = b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n" % (words, len(row), row)
+    return Command(row, b"".join([head, *[reading.packed for reading in readings]]))
 
 
 def _older_field(view: str) -> bytes:
@@ -321,17 +346,19 @@ def _write_fields(
 
 
 def _decode(
-    need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched], value_bytes_max: int
-) -> None:
-    time, older = answer[-2:]
-    event_time_ms = decode_time(time)
-    older_times = _older_times(older, time) if older and time is not None else None
-    values = decode_values(answer[:-2], need.types, event_time_ms, value_bytes_max)
-    if older_times:
-        for index, field in enumerate(_fields(need)[:-2]):
+    stored: Sequence[bytes | None],
+    time: bytes | None,
+    older: bytes | None,
+    need: ViewNeed,
+    reading: _Reading,
+    value_bytes_max: int,
+) -> list[Fetched]:
+    values = decode_values(stored, need.types, decode_time(time), value_bytes_max)
+    if older and time is not None and (older_times := _older_times(older, time)):
+        for index, field in enumerate(reading.fields):
             if field in older_times and values[index].event_time_ms is not None:
                 values[index] = values[index]._replace(event_time_ms=older_times[field])
-    fetched.update(zip(keys_of(need.view, need.features), values, strict=True))
+    return values
 
 
 def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:

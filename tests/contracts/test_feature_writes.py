@@ -166,6 +166,34 @@ async def test_a_feature_that_is_new_can_be_filled_in(store: Store) -> None:
     )
 
 
+@pytest.mark.parametrize("base_ms", [1_000, 1_700_000_000_250, 40_000_000_000_000])
+async def test_whole_rows_are_told_apart_to_the_millisecond(store: Store, base_ms: int) -> None:
+    """Of whole rows the later stands: by a day, a second or a millisecond; the same time again changes nothing."""
+    key = new_key()
+
+    async def written(time_ms: int) -> int:
+        return await store.write([row(key, time_ms, dict.fromkeys(NAMES, time_ms))])
+
+    assert [await written(base_ms + later) for later in (0, 0, 1, 1, 1_001, 1_000, DAY_MS, 1_002)] == [
+        1, 0, 1, 0, 1, 0, 1, 0,
+    ]  # fmt: skip
+    assert await read(store, key) == (Fetched(PRESENT, base_ms + DAY_MS, base_ms + DAY_MS),) * 3
+
+
+async def test_a_whole_row_renews_what_had_times_of_its_own(store: Store) -> None:
+    """After partial updates and a tombstone a whole row is everything, and a late one nothing."""
+    key, base_ms = new_key(), 1_700_000_000_000
+    await store.write([row(key, base_ms, {"a": 1, "b": 1, "c": 1}), row(key, base_ms + 5_000, {"a": 2})])
+    assert await store.write([row(key, base_ms + 9_000, {"a": 3, "b": 3, "c": 3})]) == 1
+    assert await read(store, key) == (Fetched(PRESENT, 3, base_ms + 9_000),) * 3
+    assert (
+        await store.write([tombstone(key, base_ms + 20_000), row(key, base_ms + 15_000, {"a": 4, "b": 4, "c": 4})]) == 1
+    )
+    assert await read(store, key) == (Fetched(MISSING),) * 3
+    assert await store.write([row(key, base_ms + 21_000, {"a": 5, "b": 5, "c": 5})]) == 1
+    assert await read(store, key) == (Fetched(PRESENT, 5, base_ms + 21_000),) * 3
+
+
 # --- ttl, in Redis ----------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +234,35 @@ async def test_a_view_without_ttl_keeps_the_row(redis_url: str, client: "redis.R
     client.hset(row_key(foreign), "_ts:other", b"\x08\x01")
     await store.write([row(foreign, now, {"a": 1}, ttl=DAY_MS)])
     assert [left_ms(client, key) for key in (first, last, foreign)] == [-1, -1, -1]
+    await store.close()
+
+
+async def test_whole_rows_move_the_end_too(redis_url: str, client: "redis.Redis") -> None:
+    """A later whole row lives on by its own ttl, for good once the view has none, and ends again once it has one; what
+    another writer keeps in a row keeps it."""
+    store, key, foreign, now = RedisFeatureStore(redis_url), new_key(), new_key(), now_ms(client)
+    whole = dict.fromkeys(NAMES, 1)
+    await store.write([row(key, now - 5_000, whole, ttl=DAY_MS)])
+    assert about(left_ms(client, key), DAY_MS)
+    await store.write([row(key, now, whole, ttl=2 * DAY_MS)])
+    assert about(left_ms(client, key), 2 * DAY_MS)
+    await store.write([row(key, now + 5_000, whole)])
+    assert left_ms(client, key) == -1
+    await store.write([row(key, now + 10_000, whole, ttl=DAY_MS)])
+    assert about(left_ms(client, key), DAY_MS + 10_000)
+    client.hset(row_key(foreign), "_ts:other", b"\x08\x01")
+    await store.write([row(foreign, now, whole, ttl=DAY_MS), row(foreign, now + 5_000, whole, ttl=DAY_MS)])
+    assert left_ms(client, foreign) == -1
+    await store.close()
+
+
+async def test_a_whole_row_takes_away_the_list_of_times(redis_url: str, client: "redis.Redis") -> None:
+    """Features that have one time again need no list of times beside them."""
+    store, key, now = RedisFeatureStore(redis_url), new_key(), now_ms(client)
+    await store.write([row(key, now - 9_000, dict.fromkeys(NAMES, 1)), row(key, now - 5_000, {"a": 2})])
+    assert client.hexists(row_key(key), "_at:v")
+    await store.write([row(key, now, dict.fromkeys(NAMES, 3))])
+    assert not client.hexists(row_key(key), "_at:v")
     await store.close()
 
 

@@ -6,7 +6,15 @@ from typing import Any, cast
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.adapters.feast_codec import INT64_MIN, decode_time, decode_value, decode_values, encode_time, encode_value
+from app.adapters.feast_codec import (
+    INT64_MIN,
+    decode_time,
+    decode_value,
+    decode_values,
+    encode_time,
+    encode_value,
+    encode_values,
+)
 from app.domain.documents import ValueType
 from app.domain.features import FeatureStatus
 
@@ -100,7 +108,8 @@ def test_a_row_is_decoded_as_its_values_are(row: list[tuple[bytes | None, ValueT
 def test_a_row_of_what_was_written_comes_back(typed: tuple[ValueType, bytes | str | int | float | bool]) -> None:
     """Values of all types, by the way that a fetch reads them."""
     type_, value = typed
-    assert decode_values([encode_value(value, type_)], [type_], None, 1_000_000)[0].value == value
+    assert encode_values([value, None], [type_, type_]) == [encode_value(value, type_), b""]
+    assert decode_values(encode_values([value], [type_]), [type_], None, 1_000_000)[0].value == value
 
 
 @unhurried

@@ -1,5 +1,6 @@
 """Feature updates: what is stored of them, and what refuses them."""
 
+from itertools import islice, permutations
 from typing import Any
 
 import orjson
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from app.adapters.avro import AvroCodec
-from app.domain.documents import FeatureViewSpec
+from app.domain.documents import PARTS_MAX, FeatureViewSpec
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
 from tests.support.markdown import ROOT, blocks_of
@@ -53,6 +54,37 @@ def test_an_update_becomes_a_typed_row() -> None:
         1_795_392_000_000,
     )
     assert read_update(update(), VIEWS, NOW_MS).kept == ("history", "share", "scan", "since", "owner")
+
+
+def test_updates_of_one_shape_are_told_apart_by_their_names_and_order() -> None:
+    """What is remembered of a view's updates serves those of the same names only, and is bounded."""
+    first = read_update(update(values={"age": 1, "history": "x"}), VIEWS, NOW_MS)
+    other = read_update(update(values={"history": "y", "age": 2}), VIEWS, NOW_MS)
+    assert (first.names, first.values, first.types) == (("age", "history"), (1, "x"), ("INT64", "STRING"))
+    assert (other.names, other.values, other.types) == (("history", "age"), ("y", 2), ("STRING", "INT64"))
+    view = VIEWS["applicant"]
+    for names in islice(permutations(view.types), PARTS_MAX + 10):
+        assert view.part(names) == (names, tuple(view.types[name] for name in names), ())
+    assert read_update(update(values={"age": 3}), VIEWS, NOW_MS).kept == ("history", "share", "scan", "since", "owner")
+
+
+@pytest.mark.parametrize(("given", "kept"), [(2**63 - 1, True), (-(2**63), True), (2**63, False), (True, False)])
+def test_whole_numbers_have_64_bits(given: int, kept: bool) -> None:
+    """The largest and the smallest are taken, the next are refused; a truth value is no number."""
+    for body in (update(values={"age": given}), update(entities={"applicant_id": given})):
+        if kept:
+            assert given in {*read_update(body, VIEWS, NOW_MS).values, *read_update(body, VIEWS, NOW_MS).key.values}
+        else:
+            with pytest.raises(UpdateRefused, match="is not INT64"):
+                read_update(body, VIEWS, NOW_MS)
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf")])
+def test_a_double_is_finite(given: float) -> None:
+    """Avro can say what JSON cannot, and it is refused."""
+    body = update(view="account", entities={"iban": "x", "branch": 3}, values={"balance": given})
+    with pytest.raises(UpdateRefused, match=r"values\.balance"):
+        read_update(body, VIEWS, NOW_MS)
 
 
 LISTS = {
