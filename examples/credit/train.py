@@ -29,7 +29,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from app.domain.documents import Baseline
 from app.domain.skew import baseline_of, written
-from examples.credit.applicants import NUMBERS, Applicant, applicants, categories
+from examples.credit.applicants import Applicant, applicants, categories, kind
 from examples.credit.artifacts import SPECS, ModelSpec, baseline_file, read_manifest, save, save_manifest, write_whole
 
 SEED = 20
@@ -47,7 +47,7 @@ class Part:
 
 
 def matrix(people: Sequence[Applicant], columns: Sequence[str]) -> NDArray[np.object_]:
-    """Raw attributes, one row an applicant and one column an attribute: text and whole numbers as they come."""
+    """Raw attributes, one row an applicant and one column an attribute: text and numbers as they come."""
     rows = np.empty((len(people), len(columns)), dtype=object)
     for i, person in enumerate(people):
         rows[i] = [person.value(column) for column in columns]
@@ -121,13 +121,13 @@ def _part(people: Sequence[Applicant]) -> Part:
 
 def _encoder(spec: ModelSpec, numbers: Any) -> ColumnTransformer:
     """Text to one column a label, numbers through `numbers`; columns are found by place, not by name."""
-    texts = [i for i, column in enumerate(spec.columns) if column not in NUMBERS]
+    texts = [i for i, column in enumerate(spec.columns) if kind(column) is str]
     # The labels are given, not learned: a label that the held-out part alone has is still known at inference.
     labels = [list(categories(spec.columns[i])) for i in texts]
     return ColumnTransformer(
         [
             ("text", OneHotEncoder(categories=labels, sparse_output=False, handle_unknown="error"), texts),
-            ("number", numbers, [i for i, column in enumerate(spec.columns) if column in NUMBERS]),
+            ("number", numbers, [i for i, column in enumerate(spec.columns) if kind(column) is not str]),
         ]
     )
 
