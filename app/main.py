@@ -31,12 +31,14 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.adapters.http_feast import FeastServers
     from app.adapters.http_oip import HttpOipBackend
     from app.adapters.kafka import KafkaPublisher
+    from app.adapters.near_cache import CachedFeatureStore
     from app.adapters.record_codec import entry_yields, read_entry_header
     from app.adapters.redis_feast import RedisFeatureStore
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.request_codec import RequestDecoder
     from app.adapters.row_sharing import RowSharing
     from app.adapters.topics import JOINS_CHANGELOG, check_copartitioned
+    from app.adapters.update_follower import UpdateFollower
     from app.agents import requests, results, skew
     from app.agents.admission import Admission
     from app.agents.decider import Decider
@@ -45,6 +47,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
     from app.agents.tasks import Tasks
     from app.agents.timers import Timers
     from app.agents.worker import Worker
+    from app.domain.breaker import BreakerPolicy
 
     check_copartitioned(settings)
     functions = load_functions()
@@ -56,10 +59,29 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         registry = RegistryFollower(settings, on_switch=[guard.on_revision])
         await registry.start()
         stack.push_async_callback(registry.stop)
-        redis = RedisFeatureStore(settings.redis_url)
-        store = FeatureSources(redis, redis, FeastServers(), clock)
+        redis = RedisFeatureStore(
+            settings.redis_url,
+            value_bytes_max=settings.feature_value_bytes_max,
+            breaker=BreakerPolicy(failures=settings.feature_breaker_failures, open_ms=settings.feature_breaker_open),
+        )
+        store = CachedFeatureStore(
+            FeatureSources(redis, redis, FeastServers(), clock),
+            views=lambda: registry.current.views if registry.current else None,
+            clock=clock,
+            entries_max=settings.feature_cache_entries,
+            bytes_max=settings.feature_cache_bytes,
+            fetch_timeout_ms=settings.feature_timeout,
+        )
         stack.push_async_callback(store.close)
         await store.ping()
+        updates = UpdateFollower(
+            store,
+            bootstrap=settings.kafka_bootstrap,
+            topic=settings.topic("features.updates"),
+            client_id=instance,
+            views=lambda: registry.current.views if registry.current else None,
+            clock=clock,
+        )
         backend = RowSharing(HttpOipBackend(clock), clock)
         stack.push_async_callback(backend.close)
         decoder = RequestDecoder(settings.schema_registry_url)
@@ -129,7 +151,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 "features": store.ping,
                 "functions": _functions_ready(registry, functions),
             },
-            background=[decider.run_timers],
+            background=[decider.run_timers, updates.run],
         )
         return await worker.run()
 

@@ -33,7 +33,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port[,host:port]")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the feature store")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="the feature store; of a Redis Cluster any node, or several with commas between",
+    )
     topic_prefix: str = Field(
         "", description="put before every topic's and consumer group's name: letters, digits, `.`, `_`, `-`"
     )
@@ -97,6 +100,21 @@ class Settings(BaseSettings):
         1_000,
         description="one feature fetch, within the request's deadline; longer than a full worker is busy",
     )
+    feature_cache_entries: int = Field(
+        100_000, ge=0, description="rows that a decide worker's near cache holds at most; 0: no cache"
+    )
+    feature_cache_bytes: int = Field(
+        67_108_864, ge=0, description="bytes that they take at most, as estimated; counts towards the worker's memory"
+    )
+    feature_value_bytes_max: int = Field(
+        65_536, gt=0, description="bytes of one stored value; a longer one is an ERROR, for a record must hold it"
+    )
+    feature_breaker_failures: int = Field(
+        3, gt=0, description="exchanges that a Redis server must fail in a row to be left alone"
+    )
+    feature_breaker_open: DurationMs = Field(
+        1_000, description="for how long it is left alone, until one fetch tries it again"
+    )
     skew_half_life: DurationMs = Field(
         86_400_000, gt=0, description="how long ago a value counts half when inputs are compared with their baseline"
     )
@@ -142,10 +160,11 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        scheme, _, place = value.partition("://")
-        if scheme not in ("redis", "rediss", "unix") or not place:
-            # The text is not repeated: it can hold a password.
-            raise ValueError("not a URL of Redis: write redis://host:port/database; rediss:// and unix:// work too")
+        for url in value.split(","):
+            scheme, _, place = url.strip().partition("://")
+            if scheme not in ("redis", "rediss", "unix") or not place:
+                # The text is not repeated: it can hold a password.
+                raise ValueError("not a URL of Redis: write redis://host:port/database; rediss:// and unix:// work too")
         return value
 
     def topic(self, name: str) -> str:

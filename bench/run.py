@@ -2,8 +2,8 @@
 
 It starts the embedded Kafka and Redis, a model server that answers at once, the floor and one decide worker, and then
 measures in rounds: floor, broker with one task, broker with three, and again. A figure is the median of its rounds'
-ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s. ``--json FILE`` holds
-each figure by its name.
+ratios, with the lowest and highest beside it; what routing alone costs is ``bench.routing``'s, what features cost
+``bench.features``'s. ``--json FILE`` holds each figure by its name.
 
 Run: ``python -m bench.run --rounds 5 --json bench/out/latest.json``
 """
@@ -40,6 +40,7 @@ from app.devstack import Stack
 from app.devstack.process import free_port
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
+from bench.features import feature_figures
 from bench.routing import routing_us
 
 READY_WITHIN_S: Final = 60.0
@@ -56,6 +57,10 @@ TARGETS: Final = {
     "cpu": ("<=", 2.2),
     "memory_mib": ("<=", 400.0),
     "routing_us": ("<=", 60.0),
+    "features_cold": ("<=", 1.5),
+    "features_cached": ("<=", 0.1),
+    "features_five_views": ("<=", 1.3),
+    "materializer": (">=", 0.5),
 }
 console = Console(stderr=True)
 
@@ -248,7 +253,9 @@ def wait_ready(port: int, log: Path) -> None:
 
 def ratios(rounds: list[dict[str, tuple[Sample, Sample]]]) -> dict[str, dict[str, float]]:
     """Each figure's median ratio over the rounds, with its spread."""
-    figures: dict[str, list[float]] = {name: [] for name in TARGETS if name not in ("memory_mib", "routing_us")}
+    figures: dict[str, list[float]] = {
+        name: [] for name in ("latency_p50", "latency_p99", "throughput", "throughput_three", "cpu")
+    }
     for each in rounds:
         (floor_alone, floor_busy), (one_alone, one_busy), (_, three_busy) = (
             each["floor"], each["one"], each["three"],
@@ -276,7 +283,9 @@ def running(directory: Path) -> Iterator[Bench]:
 
 def measure(bench: Bench, directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and the memory of a worker whose window is full."""
-    routing = routing_us()  # while nothing but idle services runs
+    # While nothing but idle services runs.
+    routing = routing_us()
+    of_features, features = feature_figures(bench.stack.env["BROKER_REDIS_URL"])
     model_port, decide_port = free_port(), free_port()
     url = f"http://127.0.0.1:{model_port}"
     bench.spawn("model", sys.executable, "-m", "bench.model", str(model_port))
@@ -325,6 +334,7 @@ def measure(bench: Bench, directory: Path, arguments: argparse.Namespace) -> dic
     mib = full.memory_info().rss / 2**20
     figures["memory_mib"] = {"value": mib, "min": mib, "max": mib}
     figures["routing_us"] = routing
+    figures |= of_features
     floors = [each["floor"] for each in rounds]
     return {
         **{name: figure["value"] for name, figure in figures.items()},
@@ -335,6 +345,7 @@ def measure(bench: Bench, directory: Path, arguments: argparse.Namespace) -> dic
             "per_second": statistics.median(busy.per_second for _, busy in floors),
             "cpu_ms": statistics.median(busy.cpu_per_request for _, busy in floors) * 1000,
         },
+        "features": features,
         "recovery_s": time.monotonic() - started,
         "join_entry_bytes": entry_bytes,
         "machine": machine(),
@@ -378,6 +389,12 @@ def show(result: Mapping[str, Any]) -> None:
         f"{floor['cpu_ms']:.2f} ms of CPU a request; a row a call. The broker's models have "
         f"policy.batch.maxSize: {result['batch_max_size']}"
     )
+    costs = Table(title="A fetch of features (raw: redis-py's HMGET of the same fields)")
+    for heading in ("fetch", "p50, us", "CPU, us"):
+        costs.add_column(heading)
+    for name, cost in result["features"]["fetches"].items():
+        costs.add_row(name, f"{cost['p50_us']:.0f}", f"{cost['cpu_us']:.0f}")
+    console.print(costs)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ failure the fetch's own.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -93,7 +92,7 @@ class FeatureSources:
             return await self._store.fetch(needs, timeout_ms)
         except StoreUnavailable as error:
             log.warning("features_unavailable", reason=str(error))
-            return unavailable([replace(need, http=None) for need in needs])
+            return unavailable([need._replace(http=None) for need in needs])
 
     def _lacking(self, need: ViewNeed, fetched: Mapping[FeatureRef, Fetched]) -> tuple[str, ...]:
         """The features that Redis does not have well enough."""
@@ -184,7 +183,7 @@ def _part(need: ViewNeed, features: Sequence[str]) -> ViewNeed:
     types = dict(zip(need.features, need.types, strict=True))
     left = tuple(feature for feature in need.features if feature not in features)
     wanted = tuple(features)
-    return replace(need, features=wanted, types=tuple(types[each] for each in wanted), others=(*need.others, *left))
+    return need._replace(features=wanted, types=tuple(types[each] for each in wanted), others=(*need.others, *left))
 
 
 def rows_of(need: ViewNeed, answer: FetchedFeatures, now_ms: int) -> list[FeatureRow]:

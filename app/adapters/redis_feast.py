@@ -5,49 +5,44 @@ and Feast does not look at, is ``_at:{view}``: the event times of features that 
 partial update leaves the others alone. Without it their age would be hidden by the update of their neighbours. And
 ``_del:{view}``, the time of the last tombstone, which keeps older updates from bringing back what it deleted.
 
-``fetch`` is one round trip whatever is asked, on a pooled connection, and one for several requests where Redis is busy
-(``redis_sharing``); commands are packed here and answers read as bytes, which costs half of what a client's pipeline
-object does. ``write`` is one round trip too: a script compares event times and writes within Redis, so that of two
-workers the later event wins and not the later writer, feature by feature. Every driver's exception ends here, as
-StoreUnavailable.
+``fetch`` is one round trip whatever is asked, of a cluster one to each master concerned, and one for several requests
+where Redis is busy (``redis_sharing``). ``write`` is one round trip too: a script compares event times and writes
+within Redis, so that of two workers the later event wins and not the later writer, feature by feature.
 
 A row expires in Redis when the last of its views is past its ttl. Views without a ttl, and what others wrote before,
 keep it for good.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from itertools import chain
+from typing import Final
 
-import hiredis
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from app.adapters.feast_codec import (
     decode_time,
-    decode_value,
+    decode_values,
     encode_time,
     encode_value,
     feature_field,
     row_key,
     time_field,
 )
-from app.adapters.redis_sharing import SharedExchanges
+from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
+from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed
+from app.domain.features import FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
 
 CONNECTIONS_MAX: Final = 32
-"""A fetch takes a connection for a millisecond, so these carry more than a worker's CPU can ask for."""
+"""To each server. A fetch takes one for a millisecond, so these carry more than a worker's CPU can ask for."""
 WRITE_TIMEOUT_MS: Final = 10_000
 """One batch of rows; past it the worker asks again rather than trust a connection that may be dead."""
 PING_TIMEOUT_MS: Final = 2_000
+VALUE_BYTES_MAX: Final = 65_536
+"""A value goes into the decision's record, which Kafka takes up to 1 MiB with everything that is in it."""
 
 _WRITE_LUA: Final = b"""\
 -- KEYS[1] a row. ARGV: ts field, at field, del field, seconds, nanos, Timestamp bytes, milliseconds at which the view
@@ -190,61 +185,62 @@ return 1
 """
 
 
-def _pack(words: tuple[bytes, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says a tuple of exactly one word
-    return packed
-
-
 _WRITE_SHA: Final = hashlib.sha1(_WRITE_LUA, usedforsecurity=False).hexdigest().encode()
-_LOAD: Final = _pack((b"SCRIPT", b"LOAD", _WRITE_LUA))
-_PING: Final = _pack((b"PING",))
+_LOAD: Final = pack((b"SCRIPT", b"LOAD", _WRITE_LUA))
+_PING: Final = pack((b"PING",))
 
 
 class RedisFeatureStore:
-    """A FeatureStore and FeatureWriter over one Redis; ``url`` as redis-py takes it (``redis://``, ``rediss://``)."""
+    """A FeatureStore and FeatureWriter over Redis; ``urls`` as RedisNodes takes them.
+
+    ``value_bytes_max``: a stored value that is longer is an ERROR. ``breaker``: when fetches leave a server alone.
+    """
 
     def __init__(
-        self, url: str, *, connections_max: int = CONNECTIONS_MAX, write_timeout_ms: int = WRITE_TIMEOUT_MS
+        self,
+        urls: str,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        write_timeout_ms: int = WRITE_TIMEOUT_MS,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        breaker: BreakerPolicy | None = None,
     ) -> None:
-        self._pool: ConnectionPool = ConnectionPool.from_url(
-            url,
-            max_connections=connections_max,
-            # The timeout around each operation bounds everything in it, and the callers decide about trying again.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            decode_responses=False,
-        )
-        self._slots = asyncio.Semaphore(connections_max)
+        self._nodes = RedisNodes(urls, connections_max=connections_max, policy=breaker or BreakerPolicy())
         self._write_timeout_ms = write_timeout_ms
-        self._reads = SharedExchanges(self._ask)
+        self._value_bytes_max = value_bytes_max
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> Mapping[tuple[str, str], Fetched]:
         """See FeatureStore."""
-        by_key: dict[EntityKey, list[ViewNeed]] = {}
-        for need in needs:
-            by_key.setdefault(need.key, []).append(need)
-        if not by_key:
+        if not needs:
             return {}
-        commands = [
-            _pack((b"HMGET", row_key(key), *(field for need in wanted for field in _fields(need))))
-            for key, wanted in by_key.items()
-        ]
-        answers = await self._reads.ask(commands, timeout_ms)
+        by_row: dict[bytes, list[ViewNeed]] = {}
+        key, row = needs[0].key, row_key(needs[0].key)
+        for need in needs:
+            if need.key != key:
+                key, row = need.key, row_key(need.key)
+            by_row.setdefault(row, []).append(need)
+        commands = []
+        for row, wanted in by_row.items():
+            fields = [_fields(need) for need in wanted]
+            commands.append(Command(row, pack((b"HMGET", row, *chain.from_iterable(fields)))))
+        answers = await self._nodes.ask(commands, timeout_ms, guarded=True)
         fetched: dict[tuple[str, str], Fetched] = {}
-        for wanted, answer in zip(by_key.values(), answers, strict=True):
-            start = 0
-            for need in wanted:
-                if isinstance(answer, list):
+        failures: list[StoreUnavailable] = []
+        for wanted, answer in zip(by_row.values(), answers, strict=True):
+            if isinstance(answer, list):
+                start = 0
+                for need in wanted:
                     end = start + len(need.features) + 2
-                    _decode(need, answer[start:end], fetched)
+                    _decode(need, answer[start:end], fetched, self._value_bytes_max)
                     start = end
-                elif not str(answer).startswith("WRONGTYPE"):
-                    raise StoreUnavailable(f"Redis refused a read: {answer}")
-                else:
-                    found = Fetched(FeatureStatus.ERROR, reason=f"stored row cannot be read: {answer}")
-                    fetched.update({(need.view, feature): found for feature in need.features})
+            elif isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+                found = Fetched(FeatureStatus.ERROR, reason=f"stored row cannot be read: {answer}")
+                fetched.update({(need.view, feature): found for need in wanted for feature in need.features})
+            else:
+                failures.append(_refused("read", answer))
+                fetched.update(unavailable(wanted))
+        if len(failures) == len(answers):
+            raise failures[0]
         return fetched
 
     async def write(self, rows: Sequence[FeatureRow]) -> int:
@@ -252,61 +248,44 @@ class RedisFeatureStore:
         if not rows:
             return 0
         # Loading the script each time costs one small command a batch, and no branch for a Redis that has forgotten it.
-        answers = await self._ask([_LOAD, *(_write_command(row) for row in rows)], self._write_timeout_ms)
+        answers = await self._nodes.ask([_write_command(row) for row in rows], self._write_timeout_ms, first=_LOAD)
         for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise StoreUnavailable(f"Redis refused a write: {answer}")
-        return sum(answers[1:])
+            if isinstance(answer, ResponseError) and "READONLY" in f"{answer.status_code} {answer}":
+                # Of a server that others have replaced: its name may stand for another by now.
+                await self._nodes.drop_idle()
+            if isinstance(answer, ResponseError | StoreUnavailable):
+                raise _refused("write", answer)
+        return sum(answers)
 
     async def ping(self) -> None:
-        """See FeatureStore."""
-        [answer] = await self._ask([_PING], PING_TIMEOUT_MS)
-        if isinstance(answer, ResponseError):
-            raise StoreUnavailable(f"Redis refused PING: {answer}")
+        """See FeatureStore; of a cluster, one master that answers will do: the others' rows end by their contracts."""
+        if not self._nodes.learned:
+            await self._nodes.learn()
+        answers = await self._nodes.ask_each(_PING, PING_TIMEOUT_MS)
+        failures = [_refused("PING", answer) for answer in answers if isinstance(answer, Exception)]
+        if len(failures) == len(answers):
+            raise failures[0]
 
     async def close(self) -> None:
         """See FeatureStore."""
-        await self._reads.close()
-        await self._pool.disconnect()
-
-    async def _ask(self, commands: Sequence[bytes], timeout_ms: int) -> list[Any]:
-        """The commands' answers, in order; a refusal of a single command is its answer, as a ResponseError."""
-        try:
-            async with asyncio.timeout(timeout_ms / 1000), self._slots:
-                try:
-                    return await self._exchange(commands)
-                except RedisConnectionError:
-                    # A server that was restarted leaves dead connections behind; every command here may be repeated.
-                    await self._pool.disconnect(inuse_connections=False)
-                    return await self._exchange(commands)
-        except TimeoutError as error:
-            raise StoreUnavailable(f"Redis did not answer within {timeout_ms} ms") from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is not usable: {error or type(error).__name__}") from error
-
-    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # decorated without types
-        try:
-            await connection.send_packed_command(commands, check_health=False)
-            return [await _answer(connection) for _ in commands]
-        except BaseException:
-            # Answers that nobody has read would be taken for those of the next commands.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await self._pool.release(connection)
+        await self._nodes.close()
 
 
-async def _answer(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error
+def _refused(what: str, answer: Answer) -> StoreUnavailable:
+    if isinstance(answer, StoreUnavailable):
+        return answer
+    code = getattr(answer, "status_code", None)
+    return StoreUnavailable(f"Redis refused a {what}: {code + ' ' if code else ''}{answer}")
+
+
+@lru_cache(maxsize=4096)
+def _feature_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(feature_field(view, feature) for feature in features)
 
 
 @lru_cache(maxsize=4096)
 def _view_fields(view: str, features: tuple[str, ...]) -> tuple[bytes, ...]:
-    return (*(feature_field(view, feature) for feature in features), time_field(view), _older_field(view))
+    return (*_feature_fields(view, features), time_field(view), _older_field(view))
 
 
 def _fields(need: ViewNeed) -> tuple[bytes, ...]:
@@ -321,19 +300,18 @@ def _tombstone_field(view: str) -> bytes:
     return b"_del:" + view.encode()
 
 
-def _decode(need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched]) -> None:
+def _decode(
+    need: ViewNeed, answer: list[bytes | None], fetched: dict[tuple[str, str], Fetched], value_bytes_max: int
+) -> None:
     time, older = answer[-2:]
     event_time_ms = decode_time(time)
-    view = need.view
-    exceptions = _older_times(older, time) if older and time is not None else None
-    if exceptions:
-        fields = _fields(need)
-        for index, (feature, type_) in enumerate(zip(need.features, need.types, strict=True)):
-            own_ms = exceptions.get(fields[index], event_time_ms)
-            fetched[view, feature] = decode_value(answer[index], type_, own_ms)
-    else:
-        for index, (feature, type_) in enumerate(zip(need.features, need.types, strict=True)):
-            fetched[view, feature] = decode_value(answer[index], type_, event_time_ms)
+    older_times = _older_times(older, time) if older and time is not None else None
+    values = decode_values(answer[:-2], need.types, event_time_ms, value_bytes_max)
+    if older_times:
+        for index, field in enumerate(_fields(need)[:-2]):
+            if field in older_times and values[index].event_time_ms is not None:
+                values[index] = values[index]._replace(event_time_ms=older_times[field])
+    fetched.update(zip(keys_of(need.view, need.features), values, strict=True))
 
 
 def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
@@ -356,13 +334,14 @@ def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
     return times
 
 
-def _write_command(row: FeatureRow) -> bytes:
+def _write_command(row: FeatureRow) -> Command:
+    key = row_key(row.key)
     seconds, rest_ms = divmod(row.event_time_ms, 1_000)
     words: list[bytes] = [
         b"EVALSHA",
         _WRITE_SHA,
         b"1",
-        row_key(row.key),
+        key,
         time_field(row.view),
         _older_field(row.view),
         _tombstone_field(row.view),
@@ -372,9 +351,9 @@ def _write_command(row: FeatureRow) -> bytes:
         b"" if row.ttl_ms is None else b"%d" % (row.event_time_ms + row.ttl_ms),
         b"0" if not row.tombstone else b"1" if row.guards else b"2",
         b"%d" % len(row.kept),
-        *(feature_field(row.view, feature) for feature in row.kept),
+        *_feature_fields(row.view, row.kept),
     ]
-    for name, value, type_ in zip(row.names, row.values, row.types, strict=True):
-        words.append(feature_field(row.view, name))
+    for field, value, type_ in zip(_feature_fields(row.view, row.names), row.values, row.types, strict=True):
+        words.append(field)
         words.append(encode_value(value, type_))
-    return _pack(tuple(words))
+    return Command(key, pack(tuple(words)))

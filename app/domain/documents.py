@@ -48,7 +48,6 @@ CallDurationMs = Annotated[WrittenDurationMs, within("1ms", "1h")]
 Scalar = str | int | float | bool | None
 
 NOT_SUPPORTED_YET: Final[Mapping[str, str]] = {
-    "cache": "a near cache of features",
     "hedgeAfter": "a second call when the first is slow",
 }
 """Fields of the design whose behaviour does not exist yet, and what they would do."""
@@ -360,6 +359,20 @@ class RedisSource(_Document):
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,128}$")]
 
 
+class CacheSpec(_Document):
+    """How long a worker may use a row that it has read before, without asking the store."""
+
+    ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] = Field(description="of a row that the store has")
+    negative_ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] | None = Field(
+        None, alias="negativeTtl", description="of a row that it lacks, or that cannot be read; absent: asked each time"
+    )
+    stale_if_error: Annotated[WrittenDurationMs, within("1ms", "30d")] | None = Field(
+        None,
+        alias="staleIfError",
+        description="how long past its ttl, while the store does not answer, a row serves contracts without maxAge",
+    )
+
+
 AggregateOp = Literal["sum", "count", "mean", "min", "max", "last", "distinct"]
 WindowText = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(s|m|h|d)$")]
 """A window's length as its features' names have it, so as it is written: 24h and 1d are two names."""
@@ -442,6 +455,7 @@ class FeatureViewSpec(_Document):
     on_demand: Mapping[Identifier, ComputedHow] | None = Field(
         None, alias="onDemand", description="how each feature is computed: CEL, or {function: NAME, inputs: [REF]}"
     )
+    cache: CacheSpec | None = Field(None, description="absent: each request reads the store")
     ttl: Annotated[WrittenDurationMs, within("1s", "3650d")] | None = Field(
         None, description="older values are STALE, and the store may forget them"
     )
@@ -463,6 +477,8 @@ class FeatureViewSpec(_Document):
     def _source_or_on_demand(self) -> "FeatureViewSpec":
         if (self.source is None) == (self.on_demand is None):
             raise ValueError("a view has either source, where its features are, or onDemand, how they are computed")
+        if self.cache is not None and self.source is None:
+            raise ValueError("cache: what is computed on demand is computed for each request; remove it")
         return self
 
     @cached_property

@@ -11,7 +11,7 @@ old as the oldest of its ingredients.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -299,7 +299,7 @@ def compute(
         return fetched
     known: dict[FeatureRef, Fetched] = dict(fetched)
     for each in computations:
-        known[each.ref] = replace(_computed(each, request, known, functions, views, now_ms), source=SOURCE)
+        known[each.ref] = _computed(each, request, known, functions, views, now_ms)._replace(source=SOURCE)
     return known
 
 
@@ -317,6 +317,9 @@ def _computed(
             found = _from_request(each, request)
         else:
             found = within_ttl(known.get(each.ref, _MISSING), views[each.source].ttl, now_ms)
+            if found.overdue:
+                # Whose age nobody bounds here: the contract is about what is computed of it.
+                found = Fetched(FeatureStatus.ERROR, None, found.event_time_ms, UNAVAILABLE)
         if found.status in _SOUND:
             usable[each.ref] = found
         elif found.status in (FeatureStatus.ERROR, FeatureStatus.STALE):

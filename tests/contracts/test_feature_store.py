@@ -1,8 +1,8 @@
-"""What every feature store does, in memory and in Redis."""
+"""What every feature store does, in memory, in Redis and in a Redis Cluster."""
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -11,6 +11,7 @@ from app.domain.documents import ValueType
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, ViewNeed
 from tests.support.memory_feature_store import MemoryFeatureStore
+from tests.support.redis_servers import RedisCluster, redis_cluster
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 SCALARS: dict[ValueType, Value] = {
@@ -39,14 +40,25 @@ VALUES = (*SCALARS.values(), *LISTS.values())
 Store = MemoryFeatureStore | RedisFeatureStore
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three masters."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     """A store; the tests keep apart by their own project."""
-    made: Store = (
-        MemoryFeatureStore()
-        if request.param == "memory"
-        else RedisFeatureStore(request.getfixturevalue("redis_url"), connections_max=4)
-    )
+    made: Store
+    match request.param:
+        case "memory":
+            made = MemoryFeatureStore()
+        case "redis":
+            made = RedisFeatureStore(request.getfixturevalue("redis_url"), connections_max=4)
+        case _:
+            url = request.getfixturevalue("cluster").masters[1].url
+            made = RedisFeatureStore(url, connections_max=4)
     yield made
     await made.close()
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from app.adapters.feast_codec import feature_field, row_key
 from app.adapters.redis_feast import RedisFeatureStore
+from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, ViewNeed
@@ -21,8 +22,9 @@ SLACK_S = 2.0  # what a busy machine adds to a timeout
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisFeatureStore]:
-    """A store with few connections and a short bound for writes."""
-    made = RedisFeatureStore(redis_url, connections_max=2, write_timeout_ms=1_000)
+    """A store with few connections, a short bound for writes, and a breaker that never opens."""
+    never = BreakerPolicy(failures=1_000_000)
+    made = RedisFeatureStore(redis_url, connections_max=2, write_timeout_ms=1_000, breaker=never)
     yield made
     await made.close()
 

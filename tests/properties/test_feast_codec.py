@@ -6,7 +6,7 @@ from typing import Any, cast
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.adapters.feast_codec import INT64_MIN, decode_time, decode_value, encode_time, encode_value
+from app.adapters.feast_codec import INT64_MIN, decode_time, decode_value, decode_values, encode_time, encode_value
 from app.domain.documents import ValueType
 from app.domain.features import FeatureStatus
 
@@ -81,3 +81,31 @@ def test_any_bytes_are_a_time_or_none(data: bytes) -> None:
 def test_a_float_is_what_32_bits_hold() -> None:
     """A FLOAT written with more digits comes back as its nearest 32-bit value."""
     assert decode_value(encode_value(0.1, "FLOAT"), "FLOAT").value == struct.unpack("<f", struct.pack("<f", 0.1))[0]
+
+
+@unhurried
+@given(st.lists(st.tuples(st.none() | st.binary(max_size=12), st.sampled_from(sorted(TYPES))), max_size=6))
+def test_a_row_is_decoded_as_its_values_are(row: list[tuple[bytes | None, ValueType]]) -> None:
+    """What is read quickly says the same as what is read value by value; only what is too long differs."""
+    found = decode_values([data for data, _ in row], [type_ for _, type_ in row], 7, 10)
+    for (data, type_), each in zip(row, found, strict=True):
+        if data is None or len(data) <= 10:
+            assert each == decode_value(data, type_, 7)
+        else:
+            assert (each.status, each.event_time_ms) == (FeatureStatus.ERROR, 7)
+
+
+@unhurried
+@given(st.sampled_from(sorted(TYPES)).flatmap(lambda type_: st.tuples(st.just(type_), TYPES[type_])))
+def test_a_row_of_what_was_written_comes_back(typed: tuple[ValueType, bytes | str | int | float | bool]) -> None:
+    """Values of all types, by the way that a fetch reads them."""
+    type_, value = typed
+    assert decode_values([encode_value(value, type_)], [type_], None, 1_000_000)[0].value == value
+
+
+@unhurried
+@given(st.integers(0, 2**52))
+def test_whole_seconds_are_read_as_any_time_is(seconds: int) -> None:
+    """The short way for times without a fraction agrees with the long one, which a zero fraction takes."""
+    data = encode_time(seconds * 1_000)
+    assert decode_time(data) == decode_time(data + b"\x10\x00") == seconds * 1_000

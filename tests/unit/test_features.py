@@ -352,6 +352,41 @@ def test_what_is_known_while_the_store_is_away() -> None:
     assert {fetched.status for fetched in known.values()} == {FeatureStatus.ERROR}
 
 
+def found(**changes: Any) -> dict[tuple[str, str], Fetched]:
+    """The applicant's age as a cache gives it, fetched a minute ago."""
+    value = Fetched(FeatureStatus.PRESENT, 35, NOW_MS - DAY_MS, source="cache", fetched_ms=NOW_MS - 60_000)
+    return {("applicant", "age"): value._replace(**changes)}
+
+
+def test_a_cached_value_says_so_and_its_age_counts() -> None:
+    """By its event time, and without one from when it was fetched; without a fetch time its age is not known."""
+    asked = [contract("applicant.age", maxAge="2d"), contract("applicant.age", maxAge="1h")]
+    first, second = resolve(asked, VIEWS, request(), found(), NOW_MS).features
+    assert (first.status, first.source, second.status, second.source) == (
+        FeatureStatus.PRESENT, "cache", FeatureStatus.DEFAULTED, "cache",
+    )  # fmt: skip
+    within, past = (
+        resolve([contract("applicant.age", maxAge=age)], VIEWS, request(), found(event_time_ms=None), NOW_MS)
+        for age in ("1m", "59s")
+    )
+    assert within.features[0].status is FeatureStatus.PRESENT
+    assert past.features[0].status is FeatureStatus.DEFAULTED
+    unknown = found(event_time_ms=None, fetched_ms=None)
+    assert resolve(asked[:1], VIEWS, request(), unknown, NOW_MS).features[0].status is FeatureStatus.PRESENT
+
+
+def test_an_overdue_value_needs_a_max_age() -> None:
+    """Inside it, it is used; where none bounds its age, it is unavailable, and a default or a failure follows."""
+    overdue = found(overdue=True)
+    asked = [contract("applicant.age", maxAge="2d", required=True), contract("applicant.age", default=40)]
+    bounded, unbounded = resolve(asked, VIEWS, request(), overdue, NOW_MS).features
+    assert (bounded.status, bounded.value) == (FeatureStatus.PRESENT, 35)
+    assert (unbounded.status, unbounded.value) == (FeatureStatus.DEFAULTED, 40)
+    assert UNAVAILABLE in str(unbounded.reason)
+    required = resolve([contract("applicant.age", required=True)], VIEWS, request(), overdue, NOW_MS)
+    assert [problem.code for problem in required.problems] == [Code.FEATURES_UNAVAILABLE]
+
+
 @pytest.mark.parametrize(
     ("stored", "required", "status", "codes"),
     [

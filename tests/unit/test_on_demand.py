@@ -314,6 +314,15 @@ def test_a_computed_value_keeps_the_contract_and_its_age() -> None:
     assert given_income(Fetched(ERROR, reason=UNAVAILABLE)) == (ERROR, [Code.FEATURES_UNAVAILABLE])
 
 
+def test_nothing_is_computed_of_what_a_cache_kept_too_long() -> None:
+    """An ingredient that only a maxAge of its own could allow is unavailable, and so is what is computed of it."""
+    found = views(("share", "DOUBLE", "applicant.income"))
+    for overdue, status in ((False, COMPUTED), (True, ERROR)):
+        made = computed_of(found, {"income": present(2.0)._replace(source="cache", overdue=overdue)})["loan", "share"]
+        assert made.status is status
+    assert made.reason == UNAVAILABLE
+
+
 def test_explain_tells_how_a_feature_is_computed_and_of_what() -> None:
     """With the views that are fetched for it, though no contract names them."""
     known = revision(registry(maxAge="1h"))

@@ -393,7 +393,6 @@ def test_an_output_of_one_arm_only() -> None:
     ("name", "path", "value", "field"),
     [
         ("credit-pd-1", "spec.policy.hedgeAfter", "p95", "spec.policy.hedgeAfter"),
-        ("applicant", "spec.cache", {"ttl": "1s"}, "spec.cache"),
     ],
 )
 def test_field_not_supported_yet(name: str, path: str, value: object, field: str) -> None:

@@ -1,0 +1,167 @@
+"""Following ``features.updates`` for the near cache: what changes in the store is forgotten here.
+
+Every decide worker reads all partitions from their ends on, without a group: each has a cache of its own. An update is
+read as the materializer reads it, so what that refuses takes nothing away. Should Kafka be away, reading goes on where
+it was, and until then cached rows end by their ttl; a worker is no less ready for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import orjson
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from prometheus_client import Gauge
+
+from app.adapters.avro import AvroCodec
+from app.domain.documents import FeatureViewSpec
+from app.domain.feature_updates import UpdateRefused, read_update
+from app.domain.features import EntityKey
+from app.ports.clock import Clock
+
+log = structlog.get_logger()
+
+_POLL_MS: Final = 200
+_CHECK_EVERY_MS: Final = 2_000
+_CHECK_WITHIN_S: Final = 5.0
+_PARTITIONS_EVERY_MS: Final = 60_000
+"""How soon a new partition is noticed; it is read from its beginning."""
+_STOP_WITHIN_S: Final = 5.0
+_START_WITHIN_S: Final = 30.0
+_RETRY_S: Final = 1.0
+_AT_ONCE: Final = 50
+"""Updates that are read before others have their turn on the event loop."""
+_AVRO_MAGIC: Final = b"\xc3\x01"
+
+_FOLLOWING = Gauge(
+    "broker_feature_cache_following", "Whether the near cache hears of updates: 1; 0 while Kafka does not answer"
+)
+_BEHIND = Gauge("broker_feature_cache_updates_behind", "Updates that the near cache has not heard of yet")
+
+Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
+
+
+class Invalidates(Protocol):
+    """What wants to hear of updates."""
+
+    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+        """Features of a row get values that are true since then, or all of it changes (None)."""
+        ...
+
+
+class UpdateFollower:
+    """Tells ``cache`` of each update in ``topic`` (full name) that concerns a view with a ``cache``."""
+
+    def __init__(
+        self, cache: Invalidates, *, bootstrap: str, topic: str, client_id: str, views: Views, clock: Clock
+    ) -> None:
+        self._cache = cache
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._client_id = client_id
+        self._views = views
+        self._clock = clock
+        self._codec = AvroCodec("FeatureUpdate")
+        self._positions: dict[TopicPartition, int] = {}
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._bootstrap,
+                client_id=f"{self._client_id}-features",
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+            )
+            admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-partitions")
+            try:
+                async with asyncio.timeout(_START_WITHIN_S):
+                    await admin.start()
+                    await consumer.start()
+                while True:
+                    await self._assign(consumer, await self._partitions(admin))
+                    await self._follow(consumer, admin)
+            except (KafkaError, TimeoutError) as error:
+                log.warning("feature_updates_not_followed", topic=self._topic, reason=repr(error))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                log.warning("feature_updates_not_followed", topic=self._topic, reason="a task of the client's ended")
+            finally:
+                _FOLLOWING.set(0)
+                # In tasks of their own: stopping a client whose broker is gone ends in what looks like a cancellation.
+                stops = {asyncio.create_task(consumer.stop()), asyncio.create_task(admin.close())}
+                await asyncio.wait(stops, timeout=_STOP_WITHIN_S)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _partitions(self, admin: AIOKafkaAdminClient) -> list[TopicPartition]:
+        async with asyncio.timeout(_CHECK_WITHIN_S):
+            # All topics: asking for one that is not there can make it.
+            topics = await admin.describe_topics()
+        found = next((each for each in topics if each["topic"] == self._topic), None)
+        if found is None or not found["partitions"]:
+            raise UnknownTopicOrPartitionError(f"{self._topic}: create it with `model-broker topics apply`")
+        return sorted(TopicPartition(self._topic, each["partition"]) for each in found["partitions"])
+
+    async def _assign(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
+        """Take all partitions: known ones from where they were, later ones from their beginning, all at first from
+        their ends."""
+        consumer.assign(partitions)
+        async with asyncio.timeout(_START_WITHIN_S):
+            ends = await consumer.end_offsets(partitions)
+            firsts = await consumer.beginning_offsets(partitions)
+        later = bool(self._positions)
+        for tp in partitions:
+            start = self._positions.get(tp, firsts[tp] if later else ends[tp])
+            # A topic that was made anew has neither more nor less than it has.
+            self._positions[tp] = min(max(start, firsts[tp]), ends[tp])
+            consumer.seek(tp, self._positions[tp])
+        _FOLLOWING.set(1)
+
+    async def _follow(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> None:
+        """Read until the topic has more partitions than are read."""
+        counted_ms = checked_ms = self._clock.steady_ms()
+        while True:
+            for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
+                await self._tell(record.value for record in records)
+                self._positions[tp] = records[-1].offset + 1
+            now_ms = self._clock.steady_ms()
+            if now_ms - checked_ms >= _CHECK_EVERY_MS:
+                checked_ms = now_ms
+                # Kafka's absence does not show in what it sends.
+                async with asyncio.timeout(_CHECK_WITHIN_S):
+                    ends = await consumer.end_offsets(list(self._positions))
+                _BEHIND.set(sum(max(0, end - self._positions[tp]) for tp, end in ends.items()))
+            if now_ms - counted_ms >= _PARTITIONS_EVERY_MS:
+                counted_ms = now_ms
+                if len(await self._partitions(admin)) > len(self._positions):
+                    return
+
+    async def _tell(self, values: Iterable[bytes | None]) -> None:
+        views = self._views() or {}
+        if not any(view.cache for view in views.values()):
+            return
+        for number, value in enumerate(values, 1):
+            self._tell_one(value, views)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _tell_one(self, value: bytes | None, views: Mapping[str, FeatureViewSpec]) -> None:
+        if not value:
+            return
+        try:
+            body: Any = self._codec.decode(value) if value.startswith(_AVRO_MAGIC) else orjson.loads(value)
+            view = views.get(body["view"])
+            if view is None or view.cache is None:
+                return
+            row = read_update(body, views, self._clock.now_ms())
+        except (ValueError, TypeError, KeyError, UpdateRefused):
+            # The materializer says what is wrong with it.
+            return
+        # What is deleted has no time, and what is computed from an update follows it at its own.
+        features = None if row.tombstone or view.aggregate else row.names
+        self._cache.invalidate(row.view, row.key, features, row.event_time_ms)

@@ -1,0 +1,265 @@
+"""The near cache: rows of the feature store that a worker has read before, while they may still be used.
+
+A row is what one ``ViewNeed`` asks for: the same view, entity and features. It is fresh for its view's ``ttl``, or
+``negativeTtl`` where the store had none of it; past that it is kept, as room allows, for the case that the store does
+not answer (``stale-if-error`` of RFC 5861), and then each contract's ``maxAge`` judges it.
+
+Two bounds hold, of entries and of bytes. What goes first is decided by SIEVE (Zhang et al., *SIEVE is Simpler than
+LRU*, NSDI 2024): entries stand in the order in which they came, a hit only marks its entry, and a hand that walks from
+the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
+
+An update is announced before the store has it. A row that is read in between is the old one, so what was announced
+sets a floor for some seconds: a row in which a feature that changes is older than announced is handed out and not kept.
+Floors are bounded too; while one that was given up may still count, nothing is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from app.domain.documents import CacheSpec
+from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, keys_of, unavailable
+
+FLOOR_MS: Final = 5_000
+"""How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
+FLOORS_MAX: Final = 100_000
+"""Some 20 MB at most; 20,000 updates of cached views a second for as long as a floor stands."""
+ENTRY_BYTES: Final = 850
+"""An entry without its values: its place, its need and key, and what the index takes for it."""
+VALUE_BYTES: Final = 145
+"""A value without its content."""
+
+_RowKey = tuple[str, EntityKey]
+_Floor = Mapping[str, int] | None
+"""The least event time that each feature may have, those that an update names; None: no row is new enough."""
+
+
+class Entry:
+    """A row as it was read at ``fetched_ms``; ``oldest_ms`` is the earliest of its event times.
+
+    ``negative``: the store had none of the features, or one that cannot be read.
+    """
+
+    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms", "size",
+                 "values")  # fmt: skip
+
+    def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
+        self.need = need
+        self.values = values
+        self.fetched_ms = fetched_ms
+        self.negative = is_negative(values)
+        self.oldest_ms = min((each.event_time_ms for each in values if each.event_time_ms is not None), default=None)
+        self.size = size_of(values)
+        self.marked = False
+        self.newer: Entry | None = None
+        self.older: Entry | None = None
+        self._served: dict[tuple[str, str], Fetched] | None = None
+
+    def fresh(self, spec: CacheSpec, now_ms: int, max_age_ms: int | None = None) -> bool:
+        """Whether the row may be used without asking the store: not where it has become too old for who asks, for the
+        store may have a newer one."""
+        lifetime_ms = spec.negative_ttl if self.negative else spec.ttl
+        # A clock that was set back says nothing of an age.
+        if lifetime_ms is None or not 0 <= now_ms - self.fetched_ms <= lifetime_ms:
+            return False
+        return max_age_ms is None or self.oldest_ms is None or now_ms - self.oldest_ms <= max_age_ms
+
+    def served(self) -> Mapping[tuple[str, str], Fetched]:
+        """The values as a hit gives them."""
+        if self._served is None:
+            # On the first hit: many entries see none, and reading the store is not to pay for it.
+            self.values = tuple(value._replace(source="cache", fetched_ms=self.fetched_ms) for value in self.values)
+            self._served = dict(zip(keys_of(self.need.view, self.need.features), self.values, strict=True))
+        return self._served
+
+    def served_stale(self, spec: CacheSpec, now_ms: int) -> tuple[Fetched, ...]:
+        """The values as they are given while the store does not answer.
+
+        What was not there, or could not be read, may be there by now: it is not said again.
+        """
+        age_ms = now_ms - self.fetched_ms
+        overdue = not 0 <= age_ms <= spec.ttl + (spec.stale_if_error or 0)
+        away = next(iter(unavailable([self.need]).values()))
+        return tuple(
+            value._replace(overdue=overdue) if value.status in _KNOWN else away for value in self.served().values()
+        )
+
+
+_KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.STALE})
+
+
+def is_negative(values: Sequence[Fetched]) -> bool:
+    """Whether nothing is there, or something is that cannot be used."""
+    known = 0
+    for value in values:
+        if value.status is FeatureStatus.ERROR:
+            return True
+        known += value.status in _KNOWN
+    return not known
+
+
+def is_unavailable(values: Sequence[Fetched]) -> bool:
+    """Whether the store did not answer for this row."""
+    return any(value.reason == UNAVAILABLE for value in values)
+
+
+def size_of(values: Sequence[Fetched]) -> int:
+    """About how many bytes an entry of ``values`` takes.
+
+    >>> size_of([Fetched(FeatureStatus.PRESENT, 7)]) == ENTRY_BYTES + VALUE_BYTES + 32
+    True
+    """
+    return ENTRY_BYTES + sum(VALUE_BYTES + _content(value.value) for value in values)
+
+
+def _content(value: Value | Sequence[Value]) -> int:
+    if isinstance(value, str | bytes):
+        return 56 + len(value)
+    if isinstance(value, list | tuple):
+        return 56 + sum(8 + _content(each) for each in value)
+    return 32
+
+
+class NearCache:
+    """Entries by row, within ``entries_max`` and ``bytes_max``; times are epoch milliseconds, as arguments."""
+
+    def __init__(self, *, entries_max: int, bytes_max: int, floors_max: int = FLOORS_MAX) -> None:
+        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._floors_max = floors_max
+        self._rows: dict[_RowKey, list[Entry]] = {}
+        self._newest: Entry | None = None
+        self._oldest: Entry | None = None
+        self._hand: Entry | None = None
+        self._floors: dict[_RowKey, tuple[_Floor, int]] = {}
+        self._nothing_kept_until_ms = 0
+        self.bytes = 0
+        self.evicted = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return self._count
+
+    def find(self, need: ViewNeed) -> Entry | None:
+        """The entry that was stored for exactly this need, whatever its age."""
+        entries = self._rows.get((need.view, need.key))
+        if entries is not None:
+            for entry in entries:
+                known = entry.need
+                if (known.features is need.features or known.features == need.features) and (
+                    known.types is need.types or known.types == need.types
+                ):
+                    entry.marked = True
+                    return entry
+        return None
+
+    def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
+        """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept."""
+        values = tuple(answer[need.view, feature] for feature in need.features)
+        entry = Entry(need, values, now_ms)
+        if entry.size > self._bytes_max or not self._entries_max or is_unavailable(values):
+            return False
+        if now_ms < self._nothing_kept_until_ms:
+            return False
+        row = (need.view, need.key)
+        floor = self._floors.get(row)
+        if floor is not None and now_ms < floor[1] and _below(need, values, floor[0]):
+            return False
+        for known in self._rows.get(row, ()):
+            if known.need.features == need.features and known.need.types == need.types:
+                entry.marked = known.marked
+                self._remove(known)
+                break
+        while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:
+            self._evict()
+        self._rows.setdefault(row, []).append(entry)
+        self._link(entry)
+        return True
+
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, now_ms: int
+    ) -> int:
+        """An update of ``features``, true since ``event_time_ms``, is on its way to the store; the entries it took.
+
+        ``features`` None: of all, and their times will not tell when it is there.
+        """
+        row = (view, key)
+        # What guards nothing in the store cannot be told from what replaces it.
+        floor: _Floor = None if features is None else dict.fromkeys(features, max(1, event_time_ms))
+        # An update of what is as new already changes nothing there, and takes nothing here.
+        outdated = [entry for entry in self._rows.get(row, ()) if _below(entry.need, entry.values, floor)]
+        for entry in outdated:
+            self._remove(entry)
+        known = self._floors.pop(row, None)
+        if known is not None and now_ms < known[1]:
+            floor = _higher(floor, known[0])
+        self._floors[row] = (floor, now_ms + FLOOR_MS)
+        self._forget_floors(now_ms)
+        return len(outdated)
+
+    def _forget_floors(self, now_ms: int) -> None:
+        """Drop the floors whose time is over; they stand in the order of their ends."""
+        while self._floors:
+            row, (_, until_ms) = next(iter(self._floors.items()))
+            if until_ms > now_ms:
+                if len(self._floors) <= self._floors_max:
+                    return
+                self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, until_ms)
+            del self._floors[row]
+
+    def _link(self, entry: Entry) -> None:
+        entry.older = self._newest
+        if self._newest is not None:
+            self._newest.newer = entry
+        else:
+            self._oldest = entry
+        self._newest = entry
+        self._count += 1
+        self.bytes += entry.size
+
+    def _remove(self, entry: Entry) -> None:
+        row = (entry.need.view, entry.need.key)
+        entries = self._rows[row]
+        entries.remove(entry)
+        if not entries:
+            del self._rows[row]
+        if self._hand is entry:
+            self._hand = entry.newer
+        if entry.newer is not None:
+            entry.newer.older = entry.older
+        else:
+            self._newest = entry.older
+        if entry.older is not None:
+            entry.older.newer = entry.newer
+        else:
+            self._oldest = entry.newer
+        entry.newer = entry.older = None
+        self._count -= 1
+        self.bytes -= entry.size
+
+    def _evict(self) -> None:
+        entry = self._hand or self._oldest
+        assert entry is not None  # noqa: S101 - an entry alone is within the bounds
+        while entry.marked:
+            entry.marked = False
+            entry = entry.newer or self._oldest
+            assert entry is not None  # noqa: S101 - the list is not empty
+        self._hand = entry
+        self._remove(entry)
+        self.evicted += 1
+
+
+def _below(need: ViewNeed, values: Sequence[Fetched], floor: _Floor) -> bool:
+    if floor is None:
+        return True
+    for feature, value in zip(need.features, values, strict=True):
+        least_ms = floor.get(feature)
+        if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
+            return True
+    return False
+
+
+def _higher(floor: _Floor, other: _Floor) -> _Floor:
+    if floor is None or other is None:
+        return None
+    return {feature: max(floor.get(feature, 0), other.get(feature, 0)) for feature in {*floor, *other}}

@@ -1,0 +1,238 @@
+"""The near cache hears of updates, on real Kafka and Redis: within a second of their materialization, and again after
+Kafka was away."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from prometheus_client import REGISTRY
+
+from app.adapters import update_follower
+from app.adapters.avro import AvroCodec
+from app.adapters.clock import SystemClock
+from app.adapters.near_cache import CachedFeatureStore
+from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.update_follower import UpdateFollower
+from app.domain.documents import CacheSpec, FeatureViewSpec
+from app.domain.features import EntityKey, Fetched, ViewNeed
+from app.settings import Settings
+from tests.integration.test_features_worker import running_worker
+from tests.support.stack import ServiceStack
+
+WITHIN_S = 40.0
+SEEN_WITHIN_S = 1.0
+PLAIN = FeatureViewSpec.model_validate_json(
+    """{"entities": [{"name": "applicant_id", "type": "INT64"}], "features": [{"name": "age", "type": "INT64"}],
+        "source": {"type": "redis", "project": "worker"}}"""
+)
+VIEWS = {
+    "applicant": PLAIN.model_copy(update={"cache": CacheSpec.model_validate({"ttl": "1h"})}),
+    "plain": PLAIN,
+}
+
+
+def update(applicant: int, age: object, event_ms: int, view: str = "applicant") -> dict[str, object]:
+    """A FeatureUpdate."""
+    return {
+        "project": "worker",
+        "view": view,
+        "entities": {"applicant_id": applicant},
+        "values": {"age": age},
+        "event_time": event_ms,
+    }
+
+
+def need(applicant: int) -> ViewNeed:
+    """The applicant's age."""
+    return ViewNeed("applicant", EntityKey("worker", ("applicant_id",), (applicant,), ("INT64",)), ("age",), ("INT64",))
+
+
+def following() -> bool:
+    return REGISTRY.get_sample_value("broker_feature_cache_following") == 1
+
+
+class Heard:
+    """A cache that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
+
+    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+        """See Invalidates."""
+        self.updates.append((view, key.values[0], features, event_time_ms))
+
+
+@pytest.fixture
+async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Makes topics."""
+    made = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def producer(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+    """Sends updates."""
+    made = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, acks="all")
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> UpdateFollower:
+    """A follower of ``topic`` under the views above."""
+    return UpdateFollower(
+        cache, bootstrap=bootstrap, topic=topic, client_id="test", views=lambda: VIEWS, clock=SystemClock()
+    )
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait; the caller bounds it."""
+    while not holds():  # noqa: ASYNC110 - what the follower does has no event to wait for
+        await asyncio.sleep(0.02)
+
+
+async def test_a_materialized_value_is_seen_within_a_second(
+    stack: ServiceStack,
+    kafka_bootstrap: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+) -> None:
+    """A row that is asked for all the time, and so cached all the time, shows each update within a second of the
+    store; between updates it comes from the cache."""
+    settings = Settings(
+        kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
+    )
+    topic = settings.topic("features.updates")
+    await admin.create_topics([NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt")])
+    store = RedisFeatureStore(redis_url)
+    cached = CachedFeatureStore(
+        RedisFeatureStore(redis_url),
+        views=lambda: VIEWS,
+        clock=SystemClock(),
+        entries_max=100,
+        bytes_max=1_000_000,
+        fetch_timeout_ms=5_000,
+    )
+    asked = need(uuid.uuid4().int >> 66)
+    applicant = asked.key.values[0]
+    run = asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())
+
+    async def seen(by: CachedFeatureStore | RedisFeatureStore, value: int) -> Fetched:
+        while (found := (await by.fetch([asked], 5_000))["applicant", "age"]).value != value:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.005)
+        return found
+
+    try:
+        async with running_worker(settings, store), asyncio.timeout(WITHIN_S):
+            await until(following)
+            await cached.fetch([asked], 5_000)
+            for number in range(1, 6):
+                body = update(int(applicant), number, time.time_ns() // 1_000_000)
+                watching = asyncio.create_task(seen(cached, number))
+                await producer.send_and_wait(topic, orjson.dumps(body))
+                await seen(store, number)
+                stored = time.monotonic()
+                await watching
+                assert time.monotonic() - stored < SEEN_WITHIN_S
+                assert (await cached.fetch([asked], 5_000))["applicant", "age"].source == "cache"
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await cached.close()
+        await store.close()
+
+
+async def test_what_concerns_no_cached_row_is_passed_over(
+    kafka_bootstrap: str,
+    topic_prefix: str,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """JSON and Avro are read; other views, malformed updates and what came before the start are not told. A topic that
+    is made later, and partitions that are added, are found."""
+    monkeypatch.setattr(update_follower, "_PARTITIONS_EVERY_MS", 500)
+    monkeypatch.setattr(update_follower, "_CHECK_EVERY_MS", 100)
+    topic, heard = f"{topic_prefix}features.updates", Heard()
+    run = asyncio.create_task(follower(heard, kafka_bootstrap, topic).run())
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await asyncio.sleep(0.2)
+            await admin.create_topics([NewTopic(topic, 1, 1)])
+            await until(following)
+            for value in (
+                b"",
+                b"{",
+                b"[1]",
+                b'{"view": ["applicant"]}',
+                b"\xc3\x01 not avro",
+                orjson.dumps(update(1, "text", 1_000)),
+                orjson.dumps(update(2, 7, 1_000, "plain")),
+                orjson.dumps(update(3, 7, 1_000, "unknown")),
+                orjson.dumps(update(4, 7, 1_000)),
+            ):
+                await producer.send_and_wait(topic, value or None, key=b"k")
+            # As Avro has it: event times are timestamps, values a union.
+            await producer.send_and_wait(topic, AvroCodec("FeatureUpdate").encode(update(5, 7, 2_000)))
+            deleted = update(7, 7, 2_500) | {"values": None}
+            await producer.send_and_wait(topic, orjson.dumps(deleted))
+            await until(lambda: len(heard.updates) >= 3)
+            assert heard.updates == [
+                ("applicant", 4, ("age",), 1_000),
+                ("applicant", 5, ("age",), 2_000),
+                ("applicant", 7, None, 2_500),
+            ]
+            await admin.create_partitions({topic: NewPartitions(2)})
+            other = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
+            await other.start()
+            await other.send_and_wait(topic, orjson.dumps(update(6, 7, 3_000)), partition=1)
+            await other.stop()
+            await until(lambda: len(heard.updates) >= 4)
+            assert heard.updates[-1] == ("applicant", 6, ("age",), 3_000)
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+    assert not following()
+
+
+async def test_after_kafka_was_away_nothing_is_missed(
+    stack: ServiceStack,
+    kafka_bootstrap: str,
+    topic_prefix: str,
+    admin: AIOKafkaAdminClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Meanwhile the metric says that updates are not heard of; then reading goes on where it was."""
+    monkeypatch.setattr(update_follower, "_CHECK_EVERY_MS", 200)
+    monkeypatch.setattr(update_follower, "_CHECK_WITHIN_S", 1.0)
+    topic, heard = f"{topic_prefix}features.updates", Heard()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    run = asyncio.create_task(follower(heard, kafka_bootstrap, topic).run())
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await until(following)
+            await asyncio.to_thread(stack.kafka.kill)
+            try:
+                await until(lambda: not following())
+            finally:
+                await asyncio.to_thread(stack.kafka.start)
+            producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
+            await producer.start()
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000)))
+            await producer.stop()
+            await until(lambda: heard.updates)
+        assert heard.updates == [("applicant", 1, ("age",), 1_000)]
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)

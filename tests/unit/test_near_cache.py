@@ -1,0 +1,318 @@
+"""The near cache's rules: what is fresh, what goes first, what may not be kept, and that its bounds hold."""
+
+import tracemalloc
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app.domain.documents import CacheSpec, FeatureViewSpec, ValueType
+from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
+from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, Entry, NearCache, size_of
+
+PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
+NOW_MS = 1_750_000_000_000
+SPEC = CacheSpec.model_validate({"ttl": "10s", "negativeTtl": "1s", "staleIfError": "20s"})
+
+
+def key(number: int = 1) -> EntityKey:
+    """An applicant."""
+    return EntityKey("p", ("id",), (number,), ("INT64",))
+
+
+def need(number: int = 1, *features: str, view: str = "v") -> ViewNeed:
+    """Features of a view for an applicant."""
+    names = features or ("a",)
+    types: tuple[ValueType, ...] = tuple("INT64" for _ in names)
+    return ViewNeed(view, key(number), names, types)
+
+
+def answer(asked: ViewNeed, value: int = 7, time_ms: int | None = NOW_MS) -> dict[tuple[str, str], Fetched]:
+    """A store's answer with values."""
+    return {(asked.view, feature): Fetched(PRESENT, value, time_ms) for feature in asked.features}
+
+
+def cache(entries: int = 100, size: int = 1_000_000, floors: int = 100) -> NearCache:
+    """An empty one."""
+    return NearCache(entries_max=entries, bytes_max=size, floors_max=floors)
+
+
+def test_documents_say_what_is_wrong_with_them() -> None:
+    """A ttl is needed and in bounds, and what is not known is refused."""
+    for wrong in ({}, {"ttl": "0ms"}, {"ttl": "2d"}, {"ttl": "1s", "negativeTtl": "2d"}, {"ttl": "1s", "size": 3}):
+        with pytest.raises(ValidationError):
+            CacheSpec.model_validate(wrong)
+
+
+def test_a_row_is_fresh_for_its_ttl() -> None:
+    """From the moment it was read, by the view's ttl of now; a clock that went back makes nothing fresh."""
+    made = cache()
+    assert made.find(need()) is None
+    assert made.store(need(), answer(need()), NOW_MS)
+    entry = made.find(need())
+    assert entry is not None
+    assert entry.fresh(SPEC, NOW_MS)
+    assert entry.fresh(SPEC, NOW_MS + 10_000)
+    assert not entry.fresh(SPEC, NOW_MS + 10_001)
+    assert not entry.fresh(SPEC, NOW_MS - 1)
+    assert not entry.fresh(CacheSpec.model_validate({"ttl": "5s"}), NOW_MS + 6_000)
+
+
+def test_a_row_too_old_for_who_asks_is_not_fresh() -> None:
+    """Inside its ttl, a row whose oldest value is past the strictest maxAge is read again: there may be a newer one."""
+    values = (Fetched(PRESENT, 1, NOW_MS - 60_000), Fetched(PRESENT, 2, NOW_MS), Fetched(MISSING))
+    entry = Entry(need(1, "a", "b", "c"), values, NOW_MS)
+    assert [entry.fresh(SPEC, NOW_MS, max_age_ms) for max_age_ms in (None, 60_000, 59_999)] == [True, True, False]
+    timeless = Entry(need(), (Fetched(PRESENT, 1),), NOW_MS)
+    assert timeless.fresh(SPEC, NOW_MS + 10_000, 10_000)
+
+
+def test_a_view_on_demand_has_no_cache() -> None:
+    """What is computed for each request cannot be kept; the document is refused."""
+    view = {"features": [{"name": "a", "type": "INT64"}], "onDemand": {"a": "1"}, "cache": {"ttl": "1s"}}
+    with pytest.raises(ValidationError, match="computed on demand"):
+        FeatureViewSpec.model_validate_json(orjson.dumps(view))
+
+
+def test_a_row_that_is_not_there_is_fresh_for_its_negative_ttl() -> None:
+    """All MISSING, or an ERROR among others, lasts as negativeTtl says; one value that is there makes a row; a null is
+    a value."""
+    lacking, mixed, broken, null = (
+        Entry(need(), values, NOW_MS)
+        for values in (
+            (Fetched(MISSING), Fetched(MISSING)),
+            (Fetched(MISSING), Fetched(PRESENT, 1)),
+            (Fetched(ERROR, reason="damaged"), Fetched(PRESENT, 1)),
+            (Fetched(NULL), Fetched(MISSING)),
+        )
+    )
+    assert [entry.negative for entry in (lacking, mixed, broken, null)] == [True, False, True, False]
+    assert [lacking.fresh(SPEC, NOW_MS + age_ms) for age_ms in (1_000, 1_001)] == [True, False]
+    assert not lacking.fresh(CacheSpec.model_validate({"ttl": "10s"}), NOW_MS)
+
+
+def test_values_say_that_they_come_from_the_cache() -> None:
+    """And since when they have been there; their event time is the store's."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS + 5)
+    entry = made.find(need())
+    assert entry is not None
+    expected = {("v", "a"): Fetched(PRESENT, 7, NOW_MS, source="cache", fetched_ms=NOW_MS + 5)}
+    assert entry.served() == expected
+    assert entry.served() is entry.served()
+
+
+def test_past_its_ttl_a_row_is_overdue_after_stale_if_error() -> None:
+    """Until then any contract may use it; what was missing or broken is not said again."""
+    values = (Fetched(PRESENT, 1, 5), Fetched(NULL), Fetched(MISSING), Fetched(ERROR, reason="damaged"))
+    entry = Entry(need(1, "a", "b", "c", "d"), values, NOW_MS)
+    early, late = (entry.served_stale(SPEC, NOW_MS + age_ms) for age_ms in (30_000, 30_001))
+    assert [value.status for value in early] == [PRESENT, NULL, ERROR, ERROR]
+    assert [value.reason for value in early] == [None, None, UNAVAILABLE, UNAVAILABLE]
+    assert [value.overdue for value in early[:2] + late[:2]] == [False, False, True, True]
+    assert entry.served_stale(SPEC, NOW_MS - 60_000)[0].overdue
+    without = entry.served_stale(CacheSpec.model_validate({"ttl": "10s"}), NOW_MS + 10_001)
+    assert without[0].overdue
+
+
+def test_needs_for_other_features_or_types_are_other_rows() -> None:
+    """What was not read is not answered; an update takes all of a row's entries away."""
+    made = cache()
+    other_type = ViewNeed("v", key(), ("a",), ("DOUBLE",))
+    for each in (need(), need(1, "a", "b"), other_type, need(2), need(1, view="w")):
+        made.store(each, answer(each), NOW_MS)
+    assert len(made) == 5
+    assert made.find(need(1, "b")) is None
+    found = made.find(other_type)
+    assert found is not None
+    assert found.need is other_type
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS) == 3
+    assert made.invalidate("v", key(9), ("a",), NOW_MS + 1, NOW_MS) == 0
+    assert [made.find(each) is None for each in (need(), other_type, need(2), need(1, view="w"))] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_row_read_again_replaces_itself() -> None:
+    """One entry, with the later values and the later time."""
+    made = cache()
+    made.store(need(), answer(need(), 1), NOW_MS)
+    made.store(need(), answer(need(), 2), NOW_MS + 1)
+    entry = made.find(need())
+    assert entry is not None
+    assert (entry.values[0].value, entry.fetched_ms, len(made)) == (2, NOW_MS + 1, 1)
+    assert made.bytes == entry.size
+
+
+def test_the_old_row_is_not_kept_while_an_update_is_under_way() -> None:
+    """Not before the announced value shows, or its time is over; one as new or newer is kept at once."""
+    made = cache()
+    made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS)
+    made.invalidate("v", key(), ("a",), NOW_MS + 50, NOW_MS)
+    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS + 1)
+    assert not made.store(need(), answer(need(), time_ms=None), NOW_MS + 1)
+    assert made.store(need(2), answer(need(2), time_ms=NOW_MS), NOW_MS + 1)
+    assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + 1)
+    made.invalidate("v", key(3), ("a",), NOW_MS + 100, NOW_MS)
+    assert made.store(need(3), answer(need(3)), NOW_MS + FLOOR_MS)
+
+
+def test_an_update_that_changes_nothing_takes_nothing() -> None:
+    """An entry as new as the update stays; with times at the epoch, which guard nothing, it goes."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS) == 0
+    made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
+    assert made.invalidate("v", key(2), ("a",), 0, NOW_MS) == 1
+    assert not made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
+
+
+def test_each_feature_has_its_own_floor() -> None:
+    """An update of one feature may be late, below its neighbours' times: the row waits for that feature, and rows
+    without it are not touched; floors of several updates add up."""
+    made, both = cache(), need(1, "a", "b")
+    times = {("v", "a"): Fetched(PRESENT, 1, NOW_MS - 50), ("v", "b"): Fetched(PRESENT, 2, NOW_MS)}
+    made.store(both, times, NOW_MS)
+    made.store(need(1, "b"), times, NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS - 10, NOW_MS) == 1
+    assert made.find(need(1, "b"))
+    assert not made.store(both, times, NOW_MS)
+    assert made.invalidate("v", key(), ("b",), NOW_MS + 5, NOW_MS) == 1
+    times["v", "a"] = Fetched(PRESENT, 3, NOW_MS - 10)
+    assert not made.store(both, times, NOW_MS)
+    times["v", "b"] = Fetched(PRESENT, 3, NOW_MS + 5)
+    assert made.store(both, times, NOW_MS)
+
+
+def test_a_row_that_changes_as_a_whole_is_not_kept_for_a_while() -> None:
+    """A tombstone leaves no time to tell by: nothing of the row is kept until its time is over, whatever else comes."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS)
+    assert made.invalidate("v", key(), None, NOW_MS - 1, NOW_MS) == 1
+    made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS)
+    assert not made.store(need(), answer(need()), NOW_MS + FLOOR_MS - 1)
+    assert made.store(need(), answer(need()), NOW_MS + FLOOR_MS)
+
+
+def test_floors_have_a_bound_and_nothing_is_kept_past_it() -> None:
+    """Where more rows change than can be remembered, no row is kept until the forgotten floors' time is over."""
+    made = cache(floors=2)
+    for number in range(3):
+        made.invalidate("v", key(number), ("a",), NOW_MS, NOW_MS + number)
+    assert not made.store(need(8), answer(need(8)), NOW_MS + 10)
+    assert not made.store(need(2), answer(need(2), time_ms=1), NOW_MS + FLOOR_MS)
+    assert made.store(need(8), answer(need(8)), NOW_MS + FLOOR_MS)
+
+
+def test_no_answer_is_not_kept() -> None:
+    """That the store was away says nothing of a row."""
+    made = cache()
+    assert not made.store(need(), unavailable([need()]), NOW_MS)
+    assert made.find(need()) is None
+
+
+def test_what_is_asked_for_again_stays() -> None:
+    """Of four entries the two that were hit outlive a scan of rows that nobody asks for again."""
+    made = cache(entries=4)
+    for number in range(4):
+        made.store(need(number), answer(need(number)), NOW_MS)
+    made.find(need(0))
+    made.find(need(2))
+    for number in range(10, 12):
+        made.store(need(number), answer(need(number)), NOW_MS)
+    assert {number for number in range(12) if made.find(need(number))} == {0, 2, 10, 11}
+    assert made.evicted == 2
+
+
+def test_bytes_are_about_what_python_takes() -> None:
+    """The estimate of a thousand rows of ten values is within a third of what they take."""
+    features = tuple(f"feature_{number}" for number in range(10))
+    types: tuple[ValueType, ...] = tuple("DOUBLE" for _ in features)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        made = cache(10_000, 100_000_000)
+        for number in range(1_000):
+            asked = ViewNeed("v", key(number), features, types)
+            made.store(asked, {("v", name): Fetched(PRESENT, number + 0.5, NOW_MS) for name in features}, NOW_MS)
+            entry = made.find(asked)
+            assert entry is not None
+            entry.served()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.67 < made.bytes / taken < 1.5
+
+
+def test_contents_count() -> None:
+    """Text, bytes and lists by their length."""
+    small, text, listed = (size_of([Fetched(PRESENT, value)]) for value in (1, "x" * 10_000, (1.0,) * 1_000))
+    assert text - small > 9_900
+    assert listed - small > 30_000
+
+
+class ReferenceSieve:
+    """SIEVE as its paper writes it down, over a plain list from the oldest to the newest."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.order: list[int] = []
+        self.marked: set[int] = set()
+        self.hand: int | None = None
+
+    def access(self, number: int) -> None:
+        if number in self.order:
+            self.marked.add(number)
+            return
+        if len(self.order) == self.size:
+            at = self.order.index(self.hand) if self.hand is not None else 0
+            while self.order[at] in self.marked:
+                self.marked.discard(self.order[at])
+                at = (at + 1) % len(self.order)
+            del self.order[at]
+            self.hand = self.order[at] if at < len(self.order) else None
+        self.order.append(number)
+
+
+@given(st.lists(st.integers(0, 9), max_size=120), st.integers(1, 5))
+def test_eviction_is_sieve(accesses: list[int], size: int) -> None:
+    """Whatever is asked for, the same rows stay as in the algorithm's plain form."""
+    made, reference = cache(entries=size), ReferenceSieve(size)
+    for number in accesses:
+        if made.find(need(number)) is None:
+            made.store(need(number), answer(need(number)), NOW_MS)
+        reference.access(number)
+        assert len(made) <= size
+    left = {number for number in range(10) if made.find(need(number))}
+    assert left == set(reference.order)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["read", "update", "large"]), st.integers(0, 6), st.integers(0, 40)), max_size=100
+    )
+)
+def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) -> None:
+    """Under any mix of reads and updates, entries and bytes stay in bounds and agree with what is there, and what is
+    found is never older than an update of which the cache has heard."""
+    made = cache(entries=4, size=4 * ENTRY_BYTES + 2_000)
+    told: dict[int, int] = {}
+    now_ms = NOW_MS
+    for what, number, time_ms in steps:
+        now_ms += 1
+        if what == "update":
+            made.invalidate("v", key(number), ("a",), time_ms, now_ms)
+            told[number] = max(told.get(number, 0), time_ms)
+        elif what == "read":
+            made.store(need(number), answer(need(number), time_ms=time_ms), now_ms)
+        else:
+            made.store(need(number), {("v", "a"): Fetched(PRESENT, "x" * time_ms * 200, time_ms)}, now_ms)
+        found = {each: entry for each in range(7) if (entry := made.find(need(each)))}
+        assert len(made) == len(found) <= 4
+        assert made.bytes == sum(entry.size for entry in found.values()) <= 4 * ENTRY_BYTES + 2_000
+        for each, entry in found.items():
+            event_time_ms = entry.values[0].event_time_ms
+            assert event_time_ms is not None
+            assert event_time_ms >= told.get(each, 0)
