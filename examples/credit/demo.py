@@ -158,9 +158,12 @@ def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) ->
         with loading(os.environ | _PATH) as loads:
             with steps.step(f"Broker started: {', '.join(BROKER)}"):
                 stack.run(_broker_program(name) for name in BROKER)
-            with steps.step("Features loaded, by features load") as told:
+            with steps.step("Features loaded meanwhile, by model-broker features load") as told:
                 for load in loads:
-                    told.append(f"view {load.view}: {load.result()['rows']:,} rows published and stored")
+                    done = load.result()
+                    told.append(
+                        f"view {load.view}: {done['rows']:,} rows published and stored ({done['seconds']:.1f} s)"
+                    )
         gateway_url = stack.service("gateway").address
         people = applicants()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
