@@ -63,7 +63,7 @@ async def test_rows_of_feast_are_read_and_guarded(store: RedisFeatureStore, clie
         wanted = ViewNeed(stored.view, stored.key, (name,), (type_,))
         found = (await store.fetch([wanted], 5_000))[stored.view, name]
         assert (found.value, found.event_time_ms) == (value, stored.event_time_ms)
-        older = FeatureRow(stored.view, stored.key, (name,), ("older",), (type_,), max(0, stored.event_time_ms))
+        older = FeatureRow(stored.view, stored.key, (name,), (value,), (type_,), max(0, stored.event_time_ms))
         # The epoch and what lies before it guard nothing, in Feast as here.
         assert await store.write([older]) == (0 if stored.event_time_ms > 0 else 1)
         await client.delete(stored.stored_key)

@@ -78,9 +78,10 @@ exec("\\n".join(line.strip() for line in source if line.strip().startswith("from
 
 def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line, run in a process of its own with these settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
     return subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments],
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         timeout=60,
