@@ -1,7 +1,8 @@
 """Trains the example's models on the spot: `python -m examples.credit.train --out DIR [--json]`.
 
 A fifth of the applicants is held out, the same fifth each time, and no model is fitted on it: the figures printed, and
-any accuracy the demo reports on those applicants, are honest. Everything random is seeded and everything runs on one
+any accuracy the demo reports on those applicants, are honest. The mean amounts by purpose are of all, as they are when
+models are asked; they tell nothing of what became of a loan. Everything random is seeded and everything runs on one
 thread, so the same data and library versions give artifacts with the same digests.
 """
 
