@@ -32,7 +32,7 @@ check: $(VENV)/.with-dev ## Lint, formatting, types, layers
 test: $(VENV)/.with-dev ## Every test, on real services; the core's branches covered to 95 % at least
 	@# Rows at once, each with services of its own: most of it is waiting for what starts, stops and fails. What takes
 	@# longest comes first; the many short ones fill the end.
-	$(BIN)/pytest $(TESTS) --numprocesses 3 --dist loadgroup --no-loadscope-reorder --cov=app/domain --cov-branch --cov-report= $(ARGS)
+	$(BIN)/pytest $(TESTS) --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov=app/domain --cov-branch --cov-report= $(ARGS)
 	$(BIN)/python .ci/branch_coverage.py --least 95
 
 bench: $(VENV)/.with-dev ## Measure the broker against a hand-written loop, as ratios, into bench/out/latest.json

@@ -17,14 +17,6 @@ settings.register_profile("any-machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any-machine")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one row where rows run at once, for they share a cluster; and so do all faults."""
-    for item in items:
-        row = "faults" if item.path.parent.name == "faults" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(row))
-
-
 def pytest_report_header() -> str:
     """Say which services the run uses."""
     return f"services: {chosen_stack()} ({CHOICE_VARIABLE}=auto|containers|embedded)"
