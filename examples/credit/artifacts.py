@@ -79,10 +79,11 @@ SPECS = (
             "number_of_existing_credits_at_this_bank",
             "job",
             "telephone",
+            "monthly_installment",
         ),
     ),
     ModelSpec("application-anomaly", "1", _APPLICATION),
-    ModelSpec("application-anomaly", "2", _APPLICATION),
+    ModelSpec("application-anomaly", "2", (*_APPLICATION, "credit_amount_mean_30d", "amount_to_mean")),
     ModelSpec(
         "expected-amount",
         "1",

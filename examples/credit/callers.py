@@ -40,7 +40,7 @@ class Ask:
             {
                 "request_id": self.request_id,
                 "path": PATH,
-                "entities": {"applicant_id": self.applicant.applicant_id},
+                "entities": dict(self.applicant.entities),
                 "inputs": dict(self.applicant.inputs),
                 "metadata": {"channel": "demo"},
             }

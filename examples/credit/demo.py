@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.adapters.documents_yaml import read_directory
-from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import publish_revision, read_head
 from app.adapters.request_reply import RequestReplyClient
 from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
@@ -34,23 +33,20 @@ from app.devstack import Stack, StackError
 from app.devstack.program import ProgramSpec
 from app.devstack.stores import create_stores
 from app.domain.errors import DocumentsRefused
-from app.domain.features import EntityKey, FeatureStatus, ViewNeed
 from app.domain.registry import compile_revision, read_revision
 from app.domain.rollout_status import with_status
 from app.settings import Settings
-from examples.credit import features
-from examples.credit.applicants import PROJECT, VIEW, Applicant, applicants
+from examples.credit.applicants import Applicant, applicants
 from examples.credit.artifacts import baseline_files, read_digests, read_manifest
 from examples.credit.callers import PATH, Answer, ask_all, asks
 from examples.credit.documents import write_documents
 from examples.credit.evidence import Evidence, gather_evidence
+from examples.credit.loads import LoadFailed, loading
+from examples.credit.metrics import read_worker
 from examples.credit.report import Report
 from examples.credit.runner import MODELS_DIR
 
 POOL = "default"
-FEATURES_WITHIN_S = 60.0
-FETCH_TIMEOUT_MS = 5_000
-POLL_S = 0.2
 FAULTS_SHOWN = 5
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +96,7 @@ def run(*, requests: int, json_file: str | None, keep: bool, state_dir: Path) ->
         except KeyboardInterrupt:
             console.print("Interrupted; everything that the demo started is stopped.")
             return 130
-        except (DemoFailed, StackError, DocumentsRefused) as error:
+        except (DemoFailed, LoadFailed, StackError, DocumentsRefused) as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
 
@@ -159,23 +155,25 @@ def _demonstrate(steps: Steps, directory: Path, *, requests: int, keep: bool) ->
             models_url = stack.service("models").address
         with steps.step("Registry published") as told:
             told.append(_publish(settings, directory / "registry", models, models_url))
-        with steps.step(f"Broker started: {', '.join(BROKER)}"), ThreadPoolExecutor(1) as pool:
-            event_time = datetime.now(UTC).replace(microsecond=0)
-            people = applicants()
-            quiet = Console(quiet=True)
-            publishing = pool.submit(lambda: asyncio.run(features.publish(settings, people, event_time, quiet)))
-            stack.run(_broker_program(name) for name in BROKER)
-            publishing.result()
+        with loading(os.environ | _PATH) as loads:
+            with steps.step(f"Broker started: {', '.join(BROKER)}"):
+                stack.run(_broker_program(name) for name in BROKER)
+            with steps.step("Features loaded meanwhile, by model-broker features load") as told:
+                for load in loads:
+                    done = load.result()
+                    told.append(
+                        f"view {load.view}: {done['rows']:,} rows published and stored ({done['seconds']:.1f} s)"
+                    )
         gateway_url = stack.service("gateway").address
-        with steps.step(f"Features of {len(people):,} applicants in Redis"):
-            asyncio.run(_await_features(settings, people, event_time))
+        people = applicants()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             answers, seconds = runner.run(_decide(steps.console, settings, people, requests, gateway_url))
+            worker = read_worker(stack.service("decide").address)
             with steps.step("Replies counted, audit records read back and proven"):
                 evidence: Evidence = runner.run(
                     gather_evidence(settings, [answer.ask.request_id for answer in answers])
                 )
-        report = Report(answers, seconds, evidence, frozenset(read_manifest(models)["holdout"]))
+        report = Report(answers, seconds, evidence, worker, frozenset(read_manifest(models)["holdout"]))
         if keep:
             cleanup.pop_all()
         return report, stack
@@ -230,35 +228,6 @@ def _publish(settings: Settings, directory: Path, models: Path, models_url: str)
     return f"{len(revision.documents)} documents, {revision.id[:23]}…"
 
 
-async def _await_features(settings: Settings, people: Sequence[Applicant], event_time: datetime) -> None:
-    """Wait until the features worker has stored what was published, for each applicant."""
-    store = RedisFeatureStore(settings.redis_url)
-    wanted = {
-        person.applicant_id: ViewNeed(
-            VIEW, EntityKey(PROJECT, ("applicant_id",), (person.applicant_id,), ("INT64",)), ("job",), ("STRING",)
-        )
-        for person in people
-    }
-    published_ms = int(event_time.timestamp()) * 1_000
-    end = time.monotonic() + FEATURES_WITHIN_S
-    try:
-        while wanted:
-            for applicant_id, need in list(wanted.items()):
-                found = (await store.fetch([need], FETCH_TIMEOUT_MS))[VIEW, "job"]
-                if found.status != FeatureStatus.PRESENT or (found.event_time_ms or 0) < published_ms:
-                    break
-                del wanted[applicant_id]
-            if wanted and time.monotonic() > end:
-                raise DemoFailed(
-                    f"features of {len(wanted)} applicants were not in Redis {FEATURES_WITHIN_S:.0f} s after they were "
-                    "published: see the log of the features worker"
-                )
-            if wanted:
-                await asyncio.sleep(POLL_S)
-    finally:
-        await store.close()
-
-
 async def _decide(
     console: Console, settings: Settings, people: Sequence[Applicant], requests: int, gateway_url: str
 ) -> tuple[list[Answer], float]:
@@ -287,7 +256,8 @@ def _stop(steps: Steps, stack: Stack) -> None:
 
 
 def _tell_kept(console: Console, stack: Stack) -> None:
-    asked = {"entities": {"applicant_id": 17}, "inputs": dict(applicants()[16].inputs)}
+    person = applicants()[16]
+    asked = {"entities": dict(person.entities), "inputs": dict(person.inputs)}
     entities, inputs = (orjson.dumps(part).decode() for part in asked.values())
     body = orjson.dumps({"path": PATH, **asked}).decode()
     lines = [f"  {state.name:<9} {state.address:<32} {state.log}" for state in stack.status()]

@@ -7,7 +7,7 @@ must be in the audit's stores, each record with its checksum.
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,13 +39,14 @@ class Evidence:
     """Request ids with more than one reply or decision, what the audit's stores hold, and what it tells of releases.
 
     ``audit`` counts decisions; its ``missing`` and ``faults`` are of any record. ``steps`` are what the records of the
-    rollout tell, in order.
+    rollout tell, in order. ``given`` counts what the models of these decisions were given, by status and source.
     """
 
     duplicated: frozenset[str]
     audit: AuditReport
     shadows: Comparison
     steps: Sequence[Mapping[str, Any]]
+    given: Mapping[tuple[str, str], int]
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class _Told:
     untold: frozenset[str] = frozenset()
     shadows: Comparison = field(default_factory=Comparison)
     beside: set[tuple[str, str]] = field(default_factory=set)
+    given: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 async def gather_evidence(settings: Settings, request_ids: Collection[str]) -> Evidence:
@@ -82,7 +84,16 @@ async def gather_evidence(settings: Settings, request_ids: Collection[str]) -> E
         report = await reader.verify()
         decided = await pointers.decisions(list(wanted))
     missing = (*sorted((wanted - decided.keys()) | told.untold), *(f"{name} {key}" for name, key in sorted(absent)))
-    return Evidence(told.duplicated, replace(report, items=len(decided), missing=missing), told.shadows, steps)
+    return Evidence(
+        told.duplicated, replace(report, items=len(decided), missing=missing), told.shadows, steps, told.given
+    )
+
+
+def _given(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Status and source of each input of a decision's models."""
+    for task in content["tasks"]:
+        for _, status, _, _, source, *_ in orjson.loads(task["features"]):
+            yield status, source
 
 
 async def _steps(reader: AuditReader) -> Sequence[Mapping[str, Any]]:
@@ -105,6 +116,8 @@ def _told(settings: Settings, request_ids: frozenset[str]) -> _Told:
         content = codec.decode(record.value or b"")
         kind, request_id, execution_id = Kind(content["kind"]), content["request_id"], content["execution_id"]
         if kind is Kind.DECISION:
+            if request_id in request_ids and execution_id not in decisions[request_id]:
+                told.given.update(_given(content))
             decisions[request_id].add(execution_id)
         elif kind in (Kind.SHADOW, Kind.ROLLOUT):
             name = (request_id, sort_key(kind, execution_id))

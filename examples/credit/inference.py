@@ -10,13 +10,15 @@ check on every applicant.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from examples.credit.applicants import kind
 from examples.credit.artifacts import Artifact
 
-Row = Sequence[str | int]
+Row = Sequence[str | int | float]
 """A model's attributes in the order of its columns."""
 
 TEXT_STEP = "text"
@@ -49,7 +51,7 @@ class Scorecard:
         except KeyError as error:
             raise UnknownLabelError(self.columns[place], str(row[place]), sorted(weights)) from error
         for place, weight in self.numbers:
-            total += weight * row[place]  # type: ignore[operator]  # number columns hold int, checked by callers
+            total += weight * row[place]  # type: ignore[operator]  # number columns hold numbers, checked by callers
         return total
 
 
@@ -59,6 +61,8 @@ class Forest:
 
     columns: tuple[str, ...]
     codes: tuple[tuple[int, Mapping[str, int]], ...]
+    fractions: tuple[int, ...]
+    """Columns of numbers that need not be whole; trees are grown on their single precision, and compare that."""
     total: Callable[..., float]
     """Takes a row's columns in order, labels as their codes."""
 
@@ -70,6 +74,8 @@ class Forest:
                 coded[place] = codes[row[place]]  # type: ignore[index]  # text columns hold str, checked by callers
         except KeyError as error:
             raise UnknownLabelError(self.columns[place], str(row[place]), sorted(codes)) from error
+        for place in self.fractions:
+            coded[place] = _single(row[place])
         return self.total(*coded)
 
 
@@ -174,7 +180,14 @@ def _forest(columns: tuple[str, ...], encoder: Any, bias: float, trees: Sequence
     source = f"lambda {', '.join(f'c{place}' for place in range(len(columns)))}: {' + '.join(terms)}"
     codes = tuple((place, {label: code for code, label in enumerate(labels)}) for place, labels in texts)
     total = eval(source, {"__builtins__": {}})  # noqa: S307  # the text holds only numbers out of a checked artifact
-    return Forest(columns, codes, total)
+    fractions = tuple(place for place in numbers if kind(columns[place]) is float)
+    return Forest(columns, codes, fractions, total)
+
+
+def _single(number: Any) -> float:
+    """The nearest number of single precision."""
+    (single,) = _SINGLE.unpack(_SINGLE.pack(number))
+    return float(single)
 
 
 def _expression(tree: Tree, features: Sequence[tuple[int, int | None]], node: int = 0, depth: int = 0) -> str:
@@ -224,4 +237,5 @@ def _average_path(rows: int) -> float:
     return 2 * (math.log(rows - 1) + _EULER) - 2 * (rows - 1) / rows
 
 
+_SINGLE = struct.Struct("f")
 _EULER = 0.5772156649015329

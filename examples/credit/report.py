@@ -11,9 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.domain.features import FeatureStatus
+from examples.credit.applicants import PURPOSE_VIEW
 from examples.credit.callers import CALLERS, Answer
 from examples.credit.evidence import ROLLOUT, SHADOWED, Evidence
+from examples.credit.metrics import Worker
 
+SOURCES = ("request", "redis", "cache", "onDemand")
 OUTCOMES = ("approve", "refer", "decline")
 FORWARD = ("advance", "promote")
 MUST_BE_ZERO = ("lost", "duplicated", "audit_missing")
@@ -34,11 +38,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run of the demo; ``holdout`` are the applicants no model was fitted on."""
+    """One run of the demo; ``worker`` decided, and ``holdout`` are the applicants that no model was fitted on."""
 
     answers: Sequence[Answer]
     seconds: float
     evidence: Evidence
+    worker: Worker
     holdout: Collection[int]
 
     @property
@@ -89,11 +94,18 @@ class Report:
                 "percent": last["percent"] if last else 0,
                 "steps": sum(step["action"] in FORWARD for step in self.evidence.steps),
             },
+            "feature_statuses": {
+                str(each): {source: count for (status, source), count in self._given if status == each}
+                for each in FeatureStatus
+            },
+            "cache_hit_rate": _rounded(self.worker.hit_rate),
         }
 
     def tables(self) -> RenderableType:
         """The run for people."""
-        return Group(self._summary(), self._outcomes(), self._versions(), self._shadow(), self._rollout())
+        return Group(
+            self._summary(), self._outcomes(), self._versions(), self._shadow(), self._rollout(), self._features()
+        )
 
     def _summary(self) -> Table:
         figures = self.as_json()
@@ -114,6 +126,14 @@ class Report:
         )
         table.add_row("audit", kept)
         table.add_row("audit missing", _zero_is_good(figures["audit_missing"]))
+        # Of the example's views this one alone is cached: each applicant asks once.
+        lookups = sum(self.worker.lookups.values())
+        table.add_row(
+            "near cache", f"{_or_dash(self.worker.hit_rate, '.1%')} of {lookups:,} reads of view {PURPOSE_VIEW}"
+        )
+        skew = self.worker.most_skewed
+        most = f"{skew.psi:.3f}: {skew.feature} of {skew.model} {skew.version}" if skew else "told from 500 rows on"
+        table.add_row("largest PSI", most)
         return table
 
     def _outcomes(self) -> Table:
@@ -159,6 +179,23 @@ class Report:
             accuracy = f"{sum(right.values()) / len(right):.1%} of {len(right)}" if right else "-"
             table.add_row(model, version, f"{len(these):,}", accuracy)
         for column in table.columns[2:]:
+            column.justify = "right"
+        return table
+
+    @property
+    def _given(self) -> list[tuple[tuple[str, str], int]]:
+        return sorted(self.evidence.given.items())
+
+    def _features(self) -> Table:
+        """What the records of the decisions say of each input of each model."""
+        counts = self.evidence.given
+        statuses = list(FeatureStatus)
+        title = "What the models were given, by source and status"
+        table = Table("source", *statuses, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for source in [*SOURCES, *sorted({source for _, source in counts} - set(SOURCES))]:
+            of_status = (counts.get((status, source), 0) for status in statuses)
+            table.add_row(source, *(f"{count:,}" if count else "-" for count in of_status))
+        for column in table.columns[1:]:
             column.justify = "right"
         return table
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from app.domain.features import Value
 from app.ports.model_backend import ModelRunner
-from examples.credit.applicants import NUMBERS
+from examples.credit.applicants import kind
 from examples.credit.artifacts import ArtifactError
 from examples.credit.artifacts import load as load_artifact
 from examples.credit.inference import Compiled, compile_artifact
@@ -52,9 +52,9 @@ def load() -> ModelRunner:
     return AmountRunner(compile_artifact(load_artifact(Path(directory), MODEL, VERSION)))
 
 
-def _checked(column: str, values: Sequence[Value]) -> list[str | int]:
-    checked: list[str | int] = []
-    wanted = int if column in NUMBERS else str
+def _checked(column: str, values: Sequence[Value]) -> list[str | int | float]:
+    checked: list[str | int | float] = []
+    wanted = kind(column)
     for value in values:
         # Not isinstance: True is an int, and no number of anything.
         if type(value) is not wanted:

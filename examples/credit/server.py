@@ -28,7 +28,7 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from examples.credit.applicants import NUMBERS
+from examples.credit.applicants import kind
 from examples.credit.artifacts import SPECS, ArtifactError, load, write_whole
 from examples.credit.inference import Compiled, Row, UnknownLabelError, compile_artifact
 
@@ -36,10 +36,12 @@ SERVED = tuple((spec.model, spec.version) for spec in SPECS if spec.model != "ex
 ROWS_MAX = 4_096  # of one call; bounds how long the event loop is held, about 20 ms
 BODY_BYTES_MAX = 1_048_576
 DRAIN_SECONDS = 5.0
+NUMBER_MAX = 3e38  # the models' trees take single precision
 WHOLE_MAX = 2**53  # beyond it a JSON number may not be the whole number that was meant
 
 _WHOLE = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
 _FLOATING = frozenset({"FP32", "FP64"})
+_DATATYPES: Mapping[type, str] = {int: "INT64", float: "FP64", str: "BYTES"}
 _JSON = {"Content-Type": "application/json"}
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
@@ -68,8 +70,7 @@ class Served:
             "versions": list(versions),
             "platform": "sklearn_compiled",
             "inputs": [
-                {"name": column, "datatype": "INT64" if column in NUMBERS else "BYTES", "shape": [-1]}
-                for column in self.model.columns
+                {"name": column, "datatype": _DATATYPES[kind(column)], "shape": [-1]} for column in self.model.columns
             ],
             "outputs": [
                 {"name": name, "datatype": datatype, "shape": [-1, *shape]}
@@ -151,8 +152,10 @@ def _values(name: str, tensor: Mapping[str, Any]) -> list[Any]:
         data = [row[0] for row in data]
     if len(data) != rows:
         raise ProtocolError(f"input {name} has {len(data)} values where its shape {shape} says {rows}")
-    if name in NUMBERS:
+    if kind(name) is int:
         return _whole_numbers(name, datatype, data)
+    if kind(name) is float:
+        return _numbers(name, datatype, data)
     if datatype != "BYTES":
         raise ProtocolError(f"input {name} has datatype {datatype}; it must be BYTES")
     for value in data:
@@ -174,6 +177,15 @@ def _whole_numbers(name: str, datatype: object, data: list[Any]) -> list[int]:
         if type(value) is not int or not -WHOLE_MAX <= value <= WHOLE_MAX:
             raise ProtocolError(f"input {name} holds {_shown(value)}, which is not a whole number of {datatype}")
     return data
+
+
+def _numbers(name: str, datatype: object, data: list[Any]) -> list[float]:
+    if datatype not in _FLOATING:
+        raise ProtocolError(f"input {name} has datatype {datatype}; it must be FP64")
+    for value in data:
+        if type(value) not in (int, float) or not abs(value) <= NUMBER_MAX:
+            raise ProtocolError(f"input {name} holds {_shown(value)}, which is not a number of {datatype}")
+    return [float(value) for value in data]
 
 
 def _shown(value: object) -> str:

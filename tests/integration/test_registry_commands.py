@@ -163,13 +163,13 @@ def test_every_fault_is_listed_and_nothing_is_published(settings: Settings, tmp_
     """Each fault has its file and line, document and field; a file that cannot be read is one among them."""
     run_json("topics", "apply")
     faulty = changed(sound(), "credit", "spec.rules.0.when", "1 +")
-    directory = write(tmp_path / "faulty", changed(faulty, "credit-pd-1", "spec.policy.batch", {"maxSize": 2}))
+    directory = write(tmp_path / "faulty", changed(faulty, "credit-pd-1", "spec.policy.hedgeAfter", "p95"))
     (tmp_path / "faulty" / "other.yaml").write_text("a: 1\na: 2\n")
     faults = run_json("apply", "-f", directory, "--yes", code=1)["faults"]
     assert {(each["document"], each["field"]) for each in faults} == {
         ("", ""),
         ("Route credit", "spec.rules[default].when"),
-        ("ModelVersion credit-pd-1", "spec.policy.batch"),
+        ("ModelVersion credit-pd-1", "spec.policy.hedgeAfter"),
     }
     assert all(each["origin"].startswith(directory) for each in faults)
     shown = run("apply", "-f", directory, "--yes")

@@ -2,16 +2,20 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import pytest
 
-REQUESTS = 40
+from examples.credit.applicants import applicants
+
+REQUESTS = 100
 SERVICES = 4
 WITHIN_S = 300.0
 COMMAND = [sys.executable, "-m", "app.cli", "demo", "--requests", str(REQUESTS)]
@@ -39,6 +43,11 @@ def processes_in(directory: Path) -> list[psutil.Process]:
     return found
 
 
+def written_in(file: Path) -> dict[str, str]:
+    """The variables of a file that a shell reads."""
+    return dict(line.split("=", 1) for line in shlex.split(file.read_text()))
+
+
 def test_every_request_is_answered_once_and_proven(tmp_path: Path, environment: dict[str, str]) -> None:
     """The figures have exactly the promised members, nothing is lost or doubled, and no process or file is left."""
     done = subprocess.run(
@@ -63,6 +72,8 @@ def test_every_request_is_answered_once_and_proven(tmp_path: Path, environment: 
         "shadow_compared",
         "flip_rate",
         "rollout",
+        "feature_statuses",
+        "cache_hit_rate",
     ]
     assert figures["requests"] == figures["replied"] == figures["audit_items"] == REQUESTS
     assert figures["lost"] == figures["duplicated"] == figures["audit_missing"] == 0
@@ -84,6 +95,17 @@ def test_every_request_is_answered_once_and_proven(tmp_path: Path, environment: 
     assert figures["rollout"]["name"] == "credit/consumer/anomaly"
     assert figures["rollout"]["state"] in ("progressing", "promoted")
     assert figures["rollout"]["percent"] == [20, 100, 100][figures["rollout"]["steps"]]
+    # All that the models asked for was there, or was computed; nothing stood in for anything.
+    statuses = figures["feature_statuses"]
+    assert list(statuses) == ["PRESENT", "NULL", "MISSING", "STALE", "DEFAULTED", "COMPUTED", "ERROR"]
+    assert {status for status, sources in statuses.items() if sources} == {"PRESENT", "COMPUTED"}
+    assert set(statuses["PRESENT"]) == {"request", "redis", "cache"}
+    # Amount, duration and purpose of the two models that read all three; the third is not told the amount.
+    assert statuses["PRESENT"]["request"] == 8 * REQUESTS
+    computed = versions.get("credit-pd-2", 0) + versions.get("application-anomaly-2", 0)
+    assert statuses["COMPUTED"] == {"onDemand": computed}
+    assert 0 < figures["cache_hit_rate"] < 1
+    assert "view purpose: 1,000 rows" in done.stderr
     assert "accuracy" in done.stderr
     assert "The rollout of credit/consumer/anomaly" in done.stderr
     assert processes_in(tmp_path) == []
@@ -114,7 +136,7 @@ def test_an_interrupted_demo_stops_its_children(
 
 
 def test_a_kept_demo_runs_on_until_it_is_put_down(tmp_path: Path, environment: dict[str, str]) -> None:
-    """--keep leaves services and broker, says how to use them, refuses a second demo there; dev down ends all."""
+    """--keep leaves services, broker and features, says how to use them, refuses a second demo there; down ends all."""
     state = tmp_path / "kept"
     down = [sys.executable, "-m", "app.cli", "dev", "down", "--json", "--state-dir", str(state)]
     try:
@@ -130,6 +152,17 @@ def test_a_kept_demo_runs_on_until_it_is_put_down(tmp_path: Path, environment: d
             check=True,
         )
         names = {service["name"] for service in json.loads(status.stdout)["services"] if service["serving"]}
+        mean = fmean(each.inputs["credit_amount"] for each in applicants() if each.purpose == "car (new)")
+        shown = subprocess.run(
+            [sys.executable, "-m", "app.cli", "features", "get", "purpose", "purpose=car (new)", "--json"],
+            env=environment | written_in(state / "dev.env"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        told = {each["feature"]: each["value"] for each in json.loads(shown.stdout)["features"]}
+        assert told["credit_amount_mean_30d"] == pytest.approx(mean, rel=1e-12)
         broker = {"models", "decide", "pool", "features", "audit", "rollouts", "gateway"}
         assert names == {"kafka", "redis", "s3", "dynamodb"} | broker
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -1,21 +1,42 @@
 """The credit example's registry documents and feature updates: they fit the contract, the models and each other."""
 
+import csv
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import yaml
 
 from app.adapters.documents_yaml import read_directory
+from app.domain.aggregates import Event, State
 from app.domain.expressions import Activation, compile_expression
-from app.domain.registry import compile_revision, parse
-from examples.credit.applicants import FEATURES, NUMBERS, VIEW, applicants, categories
+from app.domain.feature_rows import Update, row_reader
+from app.domain.feature_updates import FeatureRow
+from app.domain.features import FeatureStatus, Fetched
+from app.domain.on_demand import closure, compute
+from app.domain.registry import Revision, compile_revision, parse
+from examples.credit.applicants import (
+    COMPUTED,
+    DATA,
+    FEATURES,
+    MEAN_AMOUNT,
+    NUMBERS,
+    PURPOSE_VIEW,
+    VIEW,
+    applicants,
+    categories,
+    kind,
+)
 from examples.credit.artifacts import SPECS, baseline_files, read_digests
 from examples.credit.documents import TEMPLATES, main, write_documents
-from examples.credit.features import update_of
+from examples.credit.loads import commands
+from tests.support.registry_documents import request
 
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+NOW_MS = int(NOW.timestamp()) * 1_000
 ENDPOINTS = ["http://127.0.0.1:7001", "http://127.0.0.1:7002"]
 
 
@@ -52,7 +73,7 @@ def test_a_version_s_baseline_is_of_what_it_was_fitted_on(written: Path) -> None
         assert baseline is not None
         assert (set(baseline.features), baseline.rows) == (set(spec.columns), 800)
         for column, feature in baseline.features.items():
-            assert (feature.edges is not None) == (column in NUMBERS)
+            assert (feature.edges is not None) == (kind(column) is not str)
 
 
 def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path) -> None:
@@ -60,9 +81,9 @@ def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path)
     templates, documents = _documents(TEMPLATES), _documents(written)
     digests = read_digests(credit_models)
     assert documents.keys() == templates.keys()
-    for (kind, name), spec in documents.items():
-        expected = templates[kind, name]
-        if kind == "ModelVersion":
+    for (sort, name), spec in documents.items():
+        expected = templates[sort, name]
+        if sort == "ModelVersion":
             expected["digest"] = digests[name]
             copied = (written / spec["baseline"]["file"]).read_bytes()
             assert copied == (credit_models / f"{name}.baseline.json").read_bytes()
@@ -73,21 +94,26 @@ def test_endpoints_and_digests_are_the_run_s(written: Path, credit_models: Path)
 
 
 def test_versions_declare_what_their_artifacts_read() -> None:
-    """A version's features are its artifact's columns; a view's types and each default are the model's."""
+    """A version's features are its artifact's columns, each from where it is; types and defaults are the model's."""
     documents = _documents(TEMPLATES)
     view = {feature["name"]: feature["type"] for feature in documents["FeatureView", VIEW]["features"]}
     assert view == {name: "INT64" if name in NUMBERS else "STRING" for name in FEATURES}
+    sources = dict.fromkeys(FEATURES, VIEW) | {
+        "purpose": "entities",
+        "monthly_installment": "loan",
+        "amount_to_mean": "loan",
+        "credit_amount_mean_30d": PURPOSE_VIEW,
+    }
     for spec in SPECS:
         features = documents["ModelVersion", spec.name]["features"]
         assert [feature["ref"].partition(".")[2] for feature in features] == list(spec.columns)
         for feature in features:
             source, _, column = feature["ref"].partition(".")
-            assert source == (VIEW if column in view else "inputs")
+            assert source == sources.get(column, "inputs")
             assert feature.get("required") or "default" in feature
-            if "default" in feature and column in NUMBERS:
-                assert isinstance(feature["default"], int)
-            elif "default" in feature:
-                assert feature["default"] in categories(column)
+            if "default" in feature:
+                assert type(feature["default"]) is kind(column)
+                assert kind(column) is not str or feature["default"] in categories(column)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +170,51 @@ def test_the_command_writes_and_refuses(
     assert "run `python -m examples.credit.train" in capsys.readouterr().err
 
 
-def test_a_feature_update_carries_what_is_stored_and_nothing_of_the_loan() -> None:
-    """Key and value of an applicant's update; the loan asked for and its label stay out of the store."""
-    key, value = update_of(applicants()[16], datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
-    assert key == b"applicant_id=17"
-    update = orjson.loads(value)
-    assert update | {"values": None} == {
-        "project": "credit",
-        "view": "applicant",
-        "entities": {"applicant_id": 17},
-        "values": None,
-        "event_time": "2026-01-02T03:04:05Z",
-    }
-    assert update["values"] == dict(applicants()[16].features)
-    assert set(update["values"]) == set(FEATURES)
+def _rows(revision: Revision, view: str) -> Iterator[tuple[Update, FeatureRow]]:
+    """What the demo's load of ``view`` publishes of each row of the data."""
+    words = commands(NOW)[view]
+    mapping = {"@row": "applicant_id"} if "@row=applicant_id" in words else {}
+    with DATA.open(newline="") as lines:
+        cells = csv.DictReader(lines)
+        reader, _ = row_reader(
+            view,
+            revision.views[view],
+            cells.fieldnames or (),
+            mapping=mapping,
+            time_column=None,
+            time_ms=NOW_MS,
+            text=True,
+        )
+        for number, row in enumerate(cells, start=1):
+            yield reader.read(number, row, NOW_MS)
+
+
+@pytest.fixture(scope="module")
+def revision() -> Revision:
+    return compile_revision(parse(read_directory([TEMPLATES])[0]))
+
+
+def test_what_is_loaded_of_an_applicant_is_what_models_were_fitted_on(revision: Revision) -> None:
+    """The rows that `features load` makes of the data; the loan asked for and its label stay out of the view."""
+    loaded = [row for _, row in _rows(revision, VIEW)]
+    assert [row.key.values for row in loaded] == [(person.applicant_id,) for person in applicants()]
+    for row, person in zip(loaded, applicants(), strict=True):
+        assert dict(zip(row.names, row.values, strict=True)) == person.features
+
+
+def test_what_is_computed_is_what_models_were_fitted_on(revision: Revision) -> None:
+    """The aggregate of the loaded loans, and what is computed of it on demand, equal training's values bit by bit."""
+    view = revision.views[PURPOSE_VIEW]
+    assert view.plan is not None
+    states: defaultdict[str, State] = defaultdict(State)
+    for offset, (update, row) in enumerate(_rows(revision, PURPOSE_VIEW)):
+        event = Event(offset, row.event_time_ms, dict(zip(row.names, row.values, strict=True)), update.id.decode())
+        assert view.plan.feed(states[str(row.key.values[0])], event) == "counted"
+    computations = closure([("loan", "monthly_installment"), ("loan", "amount_to_mean")], revision.computations)
+    for person in applicants():
+        (mean,) = view.plan.values(states[person.purpose], NOW_MS)
+        stored = {(PURPOSE_VIEW, MEAN_AMOUNT): Fetched(FeatureStatus.PRESENT, mean, NOW_MS)}
+        asked = request(entities=dict(person.entities), inputs=dict(person.inputs))
+        found = compute(computations, asked, stored, {}, revision.views, NOW_MS)
+        assert {name: value.value for (_, name), value in found.items()} == person.computed
+    assert set(person.computed) == set(COMPUTED)

@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 import pytest
 
-from examples.credit.applicants import NUMBERS, Applicant, applicants
+from examples.credit.applicants import Applicant, applicants, kind
 from examples.credit.artifacts import load, spec_of
 from examples.credit.server import BODY_BYTES_MAX, ROWS_MAX, ModelServer, listening, load_models
 from examples.credit.train import matrix
@@ -54,7 +54,7 @@ def tensors(model: str, version: str, people: tuple[Applicant, ...], *, nested: 
     return [
         {
             "name": column,
-            "datatype": "INT64" if column in NUMBERS else "BYTES",
+            "datatype": {int: "INT64", float: "FP64", str: "BYTES"}[kind(column)],
             "shape": [len(people), 1] if nested else [len(people)],
             "data": [[person.value(column)] if nested else person.value(column) for person in people],
         }
@@ -113,7 +113,7 @@ async def test_only_the_outputs_asked_for_are_sent(client: Client) -> None:
 
 async def test_whole_numbers_may_come_as_floating_ones(client: Client) -> None:
     """FP64 5000.0 is taken as 5000, because a JSON caller may not tell them apart."""
-    inputs = tensors("application-anomaly", "1", applicants()[:1])
+    inputs = tensors("application-anomaly", "2", applicants()[:1])
     _, whole = await client.post("/v2/models/application-anomaly/infer", {"inputs": inputs})
     for tensor in inputs:
         if tensor["datatype"] == "INT64":
@@ -212,6 +212,25 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         "input purpose has rows that are not lists of one value",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datatype": "BYTES"}, "input monthly_installment has datatype BYTES; it must be FP64"),
+        ({"data": ["101"]}, "input monthly_installment holds '101', which is not a number of FP64"),
+        ({"data": [True]}, "input monthly_installment holds True, which is not a number of FP64"),
+        ({"data": [1e300]}, "input monthly_installment holds 1e+300, which is not a number of FP64"),
+    ],
+)
+async def test_numbers_that_need_not_be_whole_are_checked(client: Client, change: dict[str, Any], message: str) -> None:
+    """A computed number of another type, or too large for the trees, is a 400; whole ones are numbers too."""
+    inputs = tensors("credit-pd", "2", applicants()[:1])
+    path = "/v2/models/credit-pd/versions/2/infer"
+    status, reply = await client.post(path, {"inputs": _change("monthly_installment", **change)(inputs)})
+    assert status == 400
+    assert message in reply["error"]
+    assert (await client.post(path, {"inputs": _change("monthly_installment", data=[101])(inputs)}))[0] == 200
 
 
 @pytest.mark.parametrize("case", REFUSED)
