@@ -99,8 +99,10 @@ class CachedFeatureStore:
         if negatives:
             _NEGATIVE.inc(negatives)
         if not cached:
+            if not ask:
+                return found
             # Nothing to keep and nobody to share with.
-            answer = await self._store.fetch(ask, timeout_ms) if ask else {}
+            answer = await self._store.fetch(ask, timeout_ms)
             return {**found, **answer} if found else answer
         if waiting:
             _SHARED.inc(len(waiting))
