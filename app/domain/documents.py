@@ -623,7 +623,7 @@ class TaskSpec(_Document):
     default: Mapping[Identifier, Scalar] | None = None
     fallback: tuple[Fallback, ...] = Field((), max_length=8, description="tried in order when the version fails")
     on_unavailable: Literal["next", "reject"] = Field(
-        "next", alias="onUnavailable", description="an expired version: the next fallback, or a rejection"
+        "next", alias="onUnavailable", description="an expired or unapproved version: the next fallback, or a rejection"
     )
     after: tuple[Identifier, ...] = Field((), max_length=64, description="tasks that must have ended before")
     when: CelText | None = Field(None, description="CEL over outputs of `after` and the request; false: skipped")

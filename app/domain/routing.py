@@ -253,10 +253,7 @@ def _plan_task(
         )
     barred = None
     if not usable(revision, version, now_ms):
-        said = (
-            f"{version.model} {version.version} was valid until {version.governance and version.governance.valid_until}"
-        )
-        barred = Problem(Code.VERSION_EXPIRED, said, spec.name)
+        barred = _why_barred(version, spec.name)
         needed = whole and spec.need == "required" and not spec.after
         if spec.on_unavailable == "reject" or (needed and not standbys):
             return barred
@@ -293,9 +290,22 @@ def standbys_of(revision: Revision, spec: TaskSpec) -> tuple[Standby, ...]:
 
 
 def usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
-    """Whether the version's validity has not ended."""
+    """Whether the version may decide: it is approved, and its validity has not ended."""
+    return version.governance is not None and not expired(revision, version, now_ms)
+
+
+def _why_barred(version: ModelVersionSpec, task: str) -> Problem:
+    """Why a version that is not usable is not."""
+    named, governance = f"{version.model} {version.version}", version.governance
+    if governance is None:
+        return Problem(Code.VERSION_UNAPPROVED, f"{named} has no governance: nobody has approved it", task)
+    return Problem(Code.VERSION_EXPIRED, f"{named} was valid until {governance.valid_until}", task)
+
+
+def expired(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
+    """Whether the version's validity has ended; what only runs beside another needs no more than that it has not."""
     end_ms = revision.expires_ms.get((version.model, version.version))
-    return end_ms is None or now_ms < end_ms
+    return end_ms is not None and now_ms >= end_ms
 
 
 def _distinct(own: ModelVersionSpec, standbys: Sequence[Standby]) -> tuple[Standby, ...]:
@@ -322,6 +332,6 @@ def _shadows(
         version = revision.versions[spec.model, label]
         drawn = fraction(f"{task.experiment}/shadow", label, request.request_id) * 100 < shadow.percent
         twice = any(version is each.version for each in shadows)
-        if drawn and not twice and version is not own and usable(revision, version, now_ms):
+        if drawn and not twice and version is not own and not expired(revision, version, now_ms):
             shadows.append(ShadowPlan(version, segment))
     return tuple(shadows)
