@@ -589,7 +589,9 @@ class AbortOn(_Document):
     error_rate: Share | None = Field(None, alias="errorRate", description="of the new version's tasks")
     p99: CallDurationMs | None = Field(None, description="of the new version's tasks")
     flip_rate: Share | None = Field(
-        None, alias="flipRate", description="of decisions, had the new version made them; needs it as a shadow"
+        None,
+        alias="flipRate",
+        description="of results, had the new version decided; needs it as a shadow",
     )
 
 

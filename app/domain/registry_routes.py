@@ -158,7 +158,7 @@ class _Compiler:
         self._add_all("", repeated(f"{at}.tasks", (task.name for task in rule.tasks)))
         for task in rule.tasks:
             self._add_all(f"{at}.tasks[{task.name}].", task_faults(known, task, self._today))
-        self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule)))
+        self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule), *_flip_faults(rule)))
         when = self._condition(f"{at}.when", rule.when, WHEN_ROOTS)
         result = self._each(f"{at}.result", rule.result, RESULT_ROOTS)
         reasons = self._each(f"{at}.reasons", rule.reasons, REASON_ROOTS)
@@ -307,6 +307,16 @@ def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
     if left:
         faults.append(("tasks", f"{', '.join(sorted(left))} wait for one another by after; break the circle"))
     return faults
+
+
+def _flip_faults(rule: RuleSpec) -> list[tuple[str, str]]:
+    """Rollouts that are bound by flips of a result that there is not."""
+    said = "a flip is another result, and the rule has none, so the bound never breaks; give it a result, or remove it"
+    return [
+        (f"tasks[{task.name}].rollout.abortOn.flipRate", said)
+        for task in rule.tasks
+        if not rule.result and task.rollout is not None and task.rollout.abort_on.flip_rate is not None
+    ]
 
 
 def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:

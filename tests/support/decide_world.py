@@ -124,6 +124,7 @@ def documents() -> list[dict[str, Any]]:
         "repeated": ([task(fallback=[{"alias": "champion"}, {"version": "4"}], **here)], {}),
         "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
         "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
+        "mute": ([task(shadow=[{"version": "4"}], **here)], {}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
         "silent": ([task(select=hurried, fallback=[{"version": "4"}])], {"probability": "outputs.pd.probability"}),
         "patient": (

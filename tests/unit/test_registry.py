@@ -334,7 +334,11 @@ def test_faults_of_a_rule_are_refused(
 def test_a_rollout_guarded_by_flips_is_sound_with_its_shadow() -> None:
     """The new version is named among the shadows, by version, so that there is something to compare."""
     changes = {"rollout": ROLLOUT | {"abortOn": {"flipRate": 0.05}}, "shadow": [{"version": "3"}]}
-    assert read_revision(sources(whole_route(task(select=PLAIN, **changes)))).routes
+    documents = whole_route(task(select=PLAIN, **changes), result={"high": "outputs.pd.probability > 0.5"})
+    assert read_revision(sources(documents)).routes
+    (fault,) = refused(whole_route(task(select=PLAIN, **changes)))
+    assert fault.field == "spec.rules[default].tasks[pd].rollout.abortOn.flipRate"
+    assert "the rule has none, so the bound never breaks" in fault.message
 
 
 @pytest.mark.parametrize(
