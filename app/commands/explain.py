@@ -119,7 +119,7 @@ def _explanation_json(explanation: Explanation) -> dict[str, Any]:
             for need in explanation.needs
         ],
         "result": explanation.result or {},
-        "reasons": explanation.reasons or {},
+        "reasons": [{"code": code, "when": text} for code, text in (explanation.reasons or {}).items()],
         "problems": [problem.as_json() for problem in explanation.problems],
         "rejected": explanation.refused.as_json() if explanation.refused else None,
     }

@@ -673,6 +673,13 @@ class JoinSpec(_Document):
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
 
 
+class Reason(_Document):
+    """A code that is told with the result where ``when`` holds."""
+
+    code: ReasonCode
+    when: CelText = Field(description="CEL over result and what result sees")
+
+
 class RuleSpec(_Document):
     """What happens to requests for which ``when`` holds."""
 
@@ -681,9 +688,7 @@ class RuleSpec(_Document):
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=64)
     join: JoinSpec = JoinSpec()
     result: Mapping[Identifier, CelText] = Field({}, description="CEL over outputs, path, entities, inputs, metadata")
-    reasons: Mapping[ReasonCode, CelText] = Field(
-        {}, description="code to CEL over result and what result sees; those that hold are told with the result"
-    )
+    reasons: tuple[Reason, ...] = Field((), max_length=100, description="the most important first, as they are told")
     refer_result: Mapping[Identifier, Scalar] | None = Field(
         None, alias="referResult", description="the result where a feature's contract refers the decision to a person"
     )
@@ -785,7 +790,7 @@ def item_label(item: object, index: int) -> str:
     ('3', '2')
     """
     if isinstance(item, Mapping):
-        for key in ("name", "ref", "version"):
+        for key in ("name", "ref", "version", "code"):
             if isinstance(item.get(key), str):
                 return str(item[key])
     return str(index)

@@ -57,6 +57,7 @@ class Rule:
     tasks: tuple[CompiledTask, ...]
     result: Mapping[str, Expression]
     reasons: Mapping[str, Expression]
+    """By code, in the order in which they are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,25 +162,28 @@ class _Compiler:
         self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule), *_flip_faults(rule)))
         when = self._condition(f"{at}.when", rule.when, WHEN_ROOTS)
         result = self._each(f"{at}.result", rule.result, RESULT_ROOTS)
-        reasons = self._each(f"{at}.reasons", rule.reasons, REASON_ROOTS)
+        self._add_all("", repeated(f"{at}.reasons", (reason.code for reason in rule.reasons)))
+        reasons: dict[str, Expression] = {}
+        for reason in rule.reasons:
+            found = self._condition(f"{at}.reasons[{reason.code}].when", reason.when, REASON_ROOTS)
+            if found is not None:
+                reasons[reason.code] = found
         for name, expression in reasons.items():
-            said = constant_fault(expression)
-            if said is not None:
-                self._add(f"{at}.reasons.{name}", said)
             for path, _ in expression.members("result"):
                 if path[0] not in rule.result and not any(map(is_unread, rule.result)):
                     have = ", ".join(rule.result) or "nothing"
-                    self._add(f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
+                    self._add(f"{at}.reasons[{name}].when", f"result has no {path[0]} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
         unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
         conditions = {
             task.name: self._condition(f"{at}.tasks[{task.name}].when", task.when, RESULT_ROOTS) for task in rule.tasks
         }
         absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
-        for field, expressions in (("result", result), ("reasons", reasons)):
-            for name, expression in expressions.items():
-                for message in result_faults(expression, served, absences, boolean=field == "reasons"):
-                    self._add(f"{at}.{field}.{name}", message)
+        told = {f"result.{name}": expression for name, expression in result.items()}
+        holding = {f"reasons[{code}].when": expression for code, expression in reasons.items()}
+        for field, expression in (told | holding).items():
+            for message in result_faults(expression, served, absences, boolean=field in holding):
+                self._add(f"{at}.{field}", message)
         tasks = []
         for task in rule.tasks:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]

@@ -233,7 +233,7 @@ STATUS = {"state": "progressing", "step": 0, "since": 1, "of": "0" * 16}
         (spoiled("status", {"rollouts": {"default/pd": {**STATUS, "state": "lost"}}}), "revision"),
         (spoiled("spec.rules.0.tasks.0.after", ["pd"]), "revision"),
         (spoiled("spec.rules.0.tasks.0.fallback", [{"alias": "best"}]), "revision"),
-        (spoiled("spec.rules.0.reasons", {"R1": "1 +"}), "revision"),
+        (spoiled("spec.rules.0.reasons", [{"code": "R1", "when": "1 +"}]), "revision"),
         (spoiled("spec.path", "/credit/*/more"), "revision"),
         (
             [(POINTER_KEY, b'{"revision": "x", "previous": null, "published_at": 1, "documents": 1, "message": 1}')],

@@ -37,7 +37,7 @@ from app.ports.log import OutboundRecord
 from app.settings import Settings
 from tests.support.memory_feature_store import MemoryFeatureStore
 from tests.support.memory_log import Fate, MemoryLog, MemoryPublisher, MemoryTable, Stored
-from tests.support.registry_documents import document, model_version, revision, route, task
+from tests.support.registry_documents import document, model_version, reasons, revision, route, task
 from tests.support.virtual_time import VirtualClock
 
 REQUESTS: Final = "inference.requests"
@@ -70,7 +70,7 @@ def documents() -> list[dict[str, Any]]:
         "quorum": {"join": {"policy": "quorum", "n": 2}},
         "first": {"join": {"policy": "first"}},
         "ageing": {"join": {"policy": "quorum", "n": 2}},
-        "reasoned": {"reasons": {"HIGH": "result.probability > 0.2", "ALWAYS": "true", "NEVER": "false"}},
+        "reasoned": {"reasons": reasons(HIGH="result.probability > 0.2", NEVER="false", ALWAYS="true")},
     }
     shapes: dict[str, tuple[list[dict[str, Any]], dict[str, str]]] = {
         "inline": ([task(**here)], {"probability": "outputs.pd.probability"}),

@@ -91,9 +91,11 @@ def test_a_guarded_task_is_sound(text: str) -> None:
 def test_reasons_and_conditions_are_held_to_the_same() -> None:
     """Whoever evaluates it, an absent task fails the expression."""
     after = task(name="next", select={"version": "1"}, after=["fraud"], when="outputs.fraud.probability > 0.5")
-    found = faults([PD, OPTIONAL, after], "path", reasons={"FRAUD": "outputs.fraud.probability > 0.5"})
+    found = faults(
+        [PD, OPTIONAL, after], "path", reasons=[{"code": "FRAUD", "when": "outputs.fraud.probability > 0.5"}]
+    )
     assert [field for field, _ in found] == [
-        "spec.rules[default].reasons.FRAUD",
+        "spec.rules[default].reasons[FRAUD].when",
         "spec.rules[default].tasks[next].when",
     ]
     after = after | {"when": "has(outputs.fraud) && outputs.fraud.probability > 0.5"}
