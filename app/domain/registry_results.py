@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, TaskSpec
 from app.domain.errors import ExpressionFailed
-from app.domain.expression_guards import Absence, Node, numbers_in, syntax, unguarded, whole_of
-from app.domain.expressions import Activation, Expression
+from app.domain.expression_guards import Absence, unguarded, whole_of
+from app.domain.expression_syntax import Node, numbers_in, syntax
+from app.domain.expressions import Activation, Expression, unfit
 from app.domain.registry_parts import is_unread
 from app.domain.registry_shapes import shown
 
@@ -120,6 +121,9 @@ def result_faults(expression: Expression, served: Served, absences: Absences, *,
             )
     if faults:
         return faults
+    if not expression.roots:
+        said = None if boolean else _constant_unfit(expression)
+        return [] if said is None else [said]
     faults += (
         f"outputs.{name}: task {name} may have no output ({absences.why[name]}), and the expression would fail: "
         f"write `has(outputs.{name}) ? … : …`, or `has(outputs.{name}) && …`"
@@ -131,21 +135,54 @@ def result_faults(expression: Expression, served: Served, absences: Absences, *,
     for turn in range(max(map(len, known.values()), default=0)):
         outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
         activation = Activation({"outputs": outputs, "path": "/"})
-        said = expression.mistyped(activation)
-        if said is None and boolean and expression.roots:
-            said = _not_boolean(expression, activation)
+        said = _fault_on(expression, activation, boolean=boolean)
         if said is not None:
             return [said]
-    return []
+    whole = all(served.values()) and not any(map(is_unread, served))
+    said = _always_failing(expression, known) if whole and expression.roots == ("outputs",) else None
+    return [] if said is None else [said]
 
 
-def _not_boolean(expression: Expression, activation: Activation) -> str | None:
+def _constant_unfit(expression: Expression) -> str | None:
+    """Why a result that looks at nothing can be told to nobody."""
+    try:
+        said = unfit(expression.evaluate(Activation({})))
+    except ExpressionFailed as error:
+        return str(error)
+    return None if said is None else f"gives {said}"
+
+
+def _fault_on(expression: Expression, activation: Activation, *, boolean: bool) -> str | None:
+    """Why the types that ``activation`` holds do not fit the expression, or what it gives does not fit its place."""
     try:
         value = expression.evaluate(activation)
-    except ExpressionFailed:
+    except ExpressionFailed as error:
+        return str(error) if isinstance(error.__cause__, TypeError) else None
+    if boolean:
+        kind = f"gives {type(value).__name__}, and a condition is true or false; compare it with something"
+        return None if isinstance(value, bool) else kind
+    # Whether a number is finite depends on the answer; what kind of thing it is does not.
+    said = None if isinstance(value, float) else unfit(value)
+    return None if said is None else f"gives {said}"
+
+
+def _always_failing(expression: Expression, served: Mapping[str, tuple[ModelVersionSpec, ...]]) -> str | None:
+    """Why the expression fails for every answer that is tried; None where one makes it evaluate.
+
+    Texts are not tried, for nobody knows which there may be.
+    """
+    asked = {path[0] for path, _ in expression.members("outputs")}
+    first: str | None = None
+    if any(each.datatype == "BYTES" for name in asked & served.keys() for each in served[name][0].outputs):
         return None
-    said = f"gives {type(value).__name__}, and a condition is true or false; compare it with something"
-    return None if isinstance(value, bool) else said
+    for outputs in islice(_answers(served, numbers_in(expression.text)), _TRIALS_MAX):
+        try:
+            expression.evaluate(Activation({"outputs": outputs}))
+        except ExpressionFailed as error:
+            first = first or str(error)
+        else:
+            return None
+    return first
 
 
 def _unguarded(expression: Expression, served: Served, absences: Absences) -> list[str]:
@@ -195,8 +232,9 @@ _TRIED: Final = frozenset({"outputs", "path"})
 _TRIALS_MAX: Final = 512
 
 
-def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], written: Iterable[float]) -> Iterator[dict[str, Any]]:
+def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], numbers: Iterable[float]) -> Iterator[dict[str, Any]]:
     """Answers of the tasks' first versions that tell the numbers that are written apart."""
+    written = tuple(numbers)
     places = [(task, contract) for task, versions in served.items() for contract in versions[0].outputs]
     values = [_values(contract, written) for _, contract in places]
     for combination in product(*values):

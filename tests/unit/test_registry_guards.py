@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import DocumentsRefused
-from app.domain.expression_guards import syntax
+from app.domain.expression_syntax import syntax
 from app.domain.registry import read_revision
 from tests.support.registry_documents import changed, route, sound, sources, task
 
@@ -195,3 +195,56 @@ def test_a_shadow_s_outputs_are_its_own() -> None:
     documents = changed(documents, "credit-pd-2", "spec.outputs", [{"name": "score", "datatype": "INT64"}])
     rules = [{"name": "default", "tasks": [task(select={"version": "1"}, **changes)]}]
     assert read_revision(sources([*documents, route("shadowed", "/shadowed", rules=rules)])).routes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max(outputs.pd.probability, 0.5)", "max takes 1 value, not 2: a list, as max([a, b])"),
+        ("[outputs.pd.probability].map(each, mean())[0]", "mean takes 1 value, not 0"),
+        ("path.startsWith()", "startsWith takes 2 values, not 1"),
+        ("weightedMean([outputs.pd.probability], [1, 2])", "weighs 1 values by 2 weights"),
+        ("inputs.name.matches('(') ? 1 : 0", "matches: '(' is no regular expression (error: unclosed group)"),
+        ("mean([])", "a list of numbers is wanted"),
+        ("max(['a', 'b'])", "a list of numbers is wanted"),
+        ("[1][3]", "index out of bounds"),
+        ("1 / 0", "division by zero"),
+        ("1.0 / 0.0", "gives NaN or infinity"),
+        ("b'abc'", "gives bytes, which JSON cannot hold"),
+        ("[{1: 2}]", "gives an object whose keys are not text"),
+        ("{'a': duration('1s')}", "gives a duration, which JSON cannot hold; write string(…)"),
+        ("outputs.pd.probability > 0.5 ? b'x' : b'y'", "gives bytes"),
+        ("outputs.pd.probability + mean([])", "a list of numbers is wanted"),
+        ("vote([outputs.pd])", "no list or object"),
+    ],
+)
+def test_a_result_that_no_answer_could_make_is_refused(text: str, said: str) -> None:
+    """Calls with too many values, constants that fail, and what JSON has no form for."""
+    ((field, message),) = faults([PD], text)
+    assert field == "spec.rules[default].result.decision"
+    assert said in message
+    assert "lambda" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max([outputs.pd.probability, 0.5])",
+        "weightedMean([outputs.pd.probability, 0.5], [1, 2])",
+        "weightedMean([outputs.pd.probability].filter(each, each > 0.5) + [0.1], [1])",
+        "path.matches(r'^/[a-z]+$')",
+        "path.matches(metadata.pattern)",
+        "string(timestamp('2026-01-01T00:00:00Z'))",
+        "timestamp('2026-01-01T00:00:00Z')",
+        "timestamp('2026-01-01T00:00:00Z').getFullYear()",
+        "{'whole': 1, 'list': [1.5, null, 'text', true]}",
+        "1.0 / (outputs.pd.probability - 0.5)",
+        "outputs.pd.probability > 0.999 ? 1 : 1 / 0",
+        "mean(inputs.scores)",
+        "'decline'",
+    ],
+)
+def test_a_result_that_some_answer_makes_is_sound(text: str) -> None:
+    """What depends on the answer or the request is left alone."""
+    assert faults([PD], text) == []
