@@ -28,10 +28,15 @@ _SHOWN_LENGTH_MAX: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One document as it was read: where from, and what it says."""
+    """One document as it was read: where from, and what it says.
+
+    ``unread``: there is one, and it could not be read, which is a fault that whoever tried has told. What it may define
+    is of the ``kind`` in its content, or of any where that is not known.
+    """
 
     origin: str
     content: Mapping[str, Any]
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,9 @@ class Shapes:
 
     def _read(self, source: Source) -> None:
         kind, name = source.content.get("kind"), _name_in(source.content)
+        if source.unread:
+            self.unread |= {(each, "") for each in KINDS if kind not in KINDS or each == kind}
+            return
         shape = KINDS.get(kind) if isinstance(kind, str) else None
         where = f"{kind} {name}" if shape is not None and name else name if shape is None else str(kind)
         try:
