@@ -4,7 +4,7 @@ Only what the documents prove is a fault. Requests have no types, so an expressi
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, TaskSpec
 from app.domain.errors import ExpressionFailed
 from app.domain.expression_guards import Absence, unguarded, whole_of
+from app.domain.expression_presence import State, missing, states_of
 from app.domain.expression_syntax import Node, numbers_in, syntax
 from app.domain.expressions import Activation, Expression, unfit
 from app.domain.registry_parts import is_unread
@@ -35,15 +36,22 @@ class Absences:
     """The tasks of a rule that may have no output where its expressions are evaluated, each with why.
 
     At most ``most`` at once. ``conditions``: of those that are absent only where a condition is false, that condition.
+    ``states``: which can be there together; None where they are too many to tell apart.
     """
 
     why: Mapping[str, str]
     most: int
     conditions: Mapping[str, Expression]
+    states: tuple[State, ...] | None = None
 
     @classmethod
     def of(cls, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         """The rule's, with its tasks' compiled ``conditions``."""
+        made = cls._of(rule, conditions)
+        return replace(made, states=_states(rule, conditions)) if made.why else made
+
+    @classmethod
+    def _of(cls, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         join, count = rule.join, len(rule.tasks)
         if join.policy != "all":
             n = join.n or 1
@@ -68,9 +76,17 @@ class Absences:
             left = [task for task in left if task.name not in why]
         return cls(why, len(why), only_by)
 
-    def before_the_join(self) -> "Absences":
+    def before(self, task: TaskSpec, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         """The same for a task's condition: how many answer in the end says nothing of those that have by then."""
-        return replace(self, most=len(self.why))
+        states = _states(rule, conditions, before=task.name) if self.why else None
+        seen = None if states is None else tuple(state.among(task.after) for state in states)
+        return replace(self, most=len(self.why), states=seen)
+
+
+def _states(
+    rule: RuleSpec, conditions: Mapping[str, Expression], *, before: str | None = None
+) -> tuple[State, ...] | None:
+    return states_of(rule, {name: syntax(each.text) for name, each in conditions.items()}, before=before)
 
 
 def _has_fixed(task: TaskSpec) -> bool:
@@ -192,14 +208,33 @@ def _unguarded(expression: Expression, served: Served, absences: Absences) -> li
     node = syntax(expression.text) if at_risk else None
     if node is None:
         return []
+    if absences.states is not None:
+        where = [(state, missing(node, state, served)) for state in absences.states]
+        return [
+            name
+            for name in at_risk
+            if any(
+                _fails_without(name, expression, node, _those(served, state.present), absences)
+                for state, _ in islice((each for each in where if name in each[1]), _STATES_TRIED_MAX)
+            )
+        ]
     conditions = {name: syntax(condition.text) for name, condition in absences.conditions.items()}
     unless = {name: condition for name, condition in conditions.items() if condition is not None}
     found = unguarded(node, "outputs", Absence(absences.why.keys(), absences.most, unless))
-    return [name for name in at_risk if name in found and _fails_without(name, expression, node, served, absences)]
+    return [
+        name
+        for name in at_risk
+        if name in found and _fails_without(name, expression, node, _those(served, served.keys() - {name}), absences)
+    ]
+
+
+def _those(served: Served, names: Collection[str]) -> Served:
+    return {name: versions for name, versions in served.items() if name in names}
 
 
 def _fails_without(name: str, expression: Expression, node: Node, served: Served, absences: Absences) -> bool:
-    """Whether ``expression``, which has no guard that syntax shows, does fail where ``name`` is absent.
+    """Whether ``expression``, which has no guard that syntax shows, does fail where of its tasks only ``served`` are
+    there, for want of ``name``.
 
     Where its own or the absent task's condition may be a guard in other words, answers are tried: those at, below and
     above every number that is written in either. Where they cannot be tried, it is believed.
@@ -211,7 +246,7 @@ def _fails_without(name: str, expression: Expression, node: Node, served: Served
     roots = {*expression.roots, *(condition.roots if condition is not None else ())}
     if not roots <= _TRIED or None in served.values():
         return False
-    present = {task: versions for task, versions in served.items() if task != name and versions}
+    present = {task: versions for task, versions in served.items() if versions}
     written = [*numbers_in(expression.text), *(numbers_in(condition.text) if condition is not None else ())]
     for outputs in islice(_answers(present, written), _TRIALS_MAX):
         activation = Activation({"outputs": outputs, "path": "/"})
@@ -230,6 +265,7 @@ def _fails_without(name: str, expression: Expression, node: Node, served: Served
 
 _TRIED: Final = frozenset({"outputs", "path"})
 _TRIALS_MAX: Final = 512
+_STATES_TRIED_MAX: Final = 32
 
 
 def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], numbers: Iterable[float]) -> Iterator[dict[str, Any]]:

@@ -178,7 +178,8 @@ class _Compiler:
         conditions = {
             task.name: self._condition(f"{at}.tasks[{task.name}].when", task.when, RESULT_ROOTS) for task in rule.tasks
         }
-        absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
+        compiled = {name: each for name, each in conditions.items() if each is not None}
+        absences = Absences.of(rule, compiled)
         told = {f"result.{name}": expression for name, expression in result.items()}
         holding = {f"reasons[{code}].when": expression for code, expression in reasons.items()}
         for field, expression in (told | holding).items():
@@ -189,7 +190,7 @@ class _Compiler:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
-                for message in result_faults(condition, before, absences.before_the_join(), boolean=True):
+                for message in result_faults(condition, before, absences.before(task, rule, compiled), boolean=True):
                     self._add(f"{below}.when", message)
             segments = tuple(
                 self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)

@@ -248,3 +248,74 @@ def test_a_result_that_no_answer_could_make_is_refused(text: str, said: str) -> 
 def test_a_result_that_some_answer_makes_is_sound(text: str) -> None:
     """What depends on the answer or the request is left alone."""
     assert faults([PD], text) == []
+
+
+A, B, C = (task(name=name, select={"version": "1"}) for name in "abc")
+OPTIONAL_A, OPTIONAL_B, OPTIONAL_C = (each | {"need": "optional"} for each in (A, B, C))
+QUORUM = {"join": {"policy": "quorum", "n": 2}}
+B_AFTER = B | {"after": ["a"]}
+SUM = "outputs.a.probability + outputs.b.probability"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text", "rule"),
+    [
+        (
+            [A, B, C],
+            f"has(outputs.a) && has(outputs.b) ? ({SUM}) / 2.0 : has(outputs.a) && has(outputs.c) ? "
+            "outputs.a.probability + outputs.c.probability : outputs.b.probability + outputs.c.probability",
+            QUORUM,
+        ),
+        (
+            [A, OPTIONAL_B, OPTIONAL_C],
+            "has(outputs.b) || has(outputs.c) ? (has(outputs.b) ? outputs.b.probability : outputs.c.probability) "
+            ": outputs.a.probability",
+            {},
+        ),
+        ([A, OPTIONAL_B], "has(outputs.b) == true ? outputs.b.probability : outputs.a.probability", {}),
+        ([A, OPTIONAL_B], "has(outputs.b) == false ? outputs.a.probability : outputs.b.probability", {}),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) != has(outputs.c) || has(outputs.b) == false || "
+         "outputs.b.probability < outputs.c.probability", {}),
+        ([A, B, C], f"(has(outputs.a) ? 1 : 0) + (has(outputs.b) ? 1 : 0) == 2 ? {SUM} : 0.0", QUORUM),
+        ([A, B, C], f"size(outputs) == 3 ? {SUM} : 0.0", QUORUM),
+        ([OPTIONAL_A, B_AFTER | {"when": "has(outputs.a)"}], f"has(outputs.b) ? {SUM} : 0.0", {}),
+        ([OPTIONAL_A, B_AFTER], f"has(outputs.b) ? {SUM} : 0.0", {}),
+        (
+            [A, B_AFTER | {"when": "outputs.a.probability > 0.2"}, C | {"after": ["b"]}],
+            f"has(outputs.c) ? {SUM} : outputs.a.probability",
+            {},
+        ),
+        ([A, B_AFTER | {"when": "true"}], "outputs.b.probability", {}),
+        ([OPTIONAL_A, B_AFTER | {"when": "!has(outputs.a)"}], "has(outputs.a) ? outputs.a.probability : "
+         "outputs.b.probability", {}),
+    ],
+)  # fmt: skip
+def test_what_is_there_together_is_known(tasks: list[dict[str, Any]], text: str, rule: dict[str, Any]) -> None:
+    """Quorums, tasks that come after others, and conditions say which tasks can have an output at once."""
+    assert faults(tasks, text, **rule) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text", "rule", "name"),
+    [
+        ([A, B, C], f"has(outputs.c) ? {SUM} : 0.0", QUORUM, "a"),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) || has(outputs.c) ? outputs.b.probability : 0.0", {}, "b"),
+        ([A, OPTIONAL_B], "has(outputs.b) == false ? outputs.b.probability : 0.0", {}, "b"),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) == has(outputs.c) ? outputs.b.probability : 0.0", {}, "b"),
+        ([OPTIONAL_A, B_AFTER | {"when": "!has(outputs.a)"}], f"has(outputs.b) ? {SUM} : 0.0", {}, "a"),
+        ([A, B_AFTER | {"when": "false"}], "outputs.b.probability", {}, "b"),
+        ([A, B_AFTER | {"need": "optional", "when": "true"}], "outputs.b.probability", {}, "b"),
+    ],
+)
+def test_what_can_be_absent_together_is_known(
+    tasks: list[dict[str, Any]], text: str, rule: dict[str, Any], name: str
+) -> None:
+    """A guard of another task, or of the wrong way round, is none."""
+    assert f"outputs.{name}: task {name} may have no output" in faults(tasks, text, **rule)[0][1]
+
+
+def test_many_tasks_are_judged_by_syntax() -> None:
+    """Where the sets of tasks are too many to look at each, guards are read as they are written."""
+    tasks = [task(name=f"t{number}", select={"version": "1"}, need="optional") for number in range(12)]
+    assert faults(tasks, "has(outputs.t3) ? outputs.t3.probability : 0.0") == []
+    assert "outputs.t4" in faults(tasks, "has(outputs.t3) ? outputs.t4.probability : 0.0")[0][1]
