@@ -86,6 +86,8 @@ _TOKEN: Final = re.compile(
     | (?P<mark> . )""",
     re.VERBOSE | re.DOTALL,
 )
+_TEXTS: Final = re.compile(TEXT_PATTERN, re.VERBOSE | re.DOTALL)
+_ASSIGNED: Final = re.compile(r"(?<![=!<>])=(?!=)")
 _OPERATOR: Final = re.compile(r"[^A-Za-z0-9_]")
 _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
@@ -306,7 +308,8 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     try:
         program = cel.compile(text)
     except ValueError as error:
-        raise ExpressionFailed(f"{_first_error(str(error))} in: {text[:_SHOWN_LENGTH_MAX]}") from error
+        meant = " (equality is written ==)" if _ASSIGNED.search(_TEXTS.sub("", text)) else ""
+        raise ExpressionFailed(f"{_first_error(str(error))}{meant} in: {text[:_SHOWN_LENGTH_MAX]}") from error
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
     named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
     unknown = sorted(named - set(roots))

@@ -190,6 +190,11 @@ class _Compiler:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
+                others = set() if unsure else served.keys() - before.keys()
+                for name in dict.fromkeys(path[0] for path, _ in condition.members("outputs") if path[0] in others):
+                    before[name] = served[name]
+                    said = f"outputs.{name}: task {name} may not have ended by then; add {name} to after"
+                    self._add(f"{below}.when", said)
                 for message in result_faults(condition, before, absences.before(task, rule, compiled), boolean=True):
                     self._add(f"{below}.when", message)
             segments = tuple(

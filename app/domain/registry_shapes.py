@@ -178,7 +178,21 @@ def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: An
         message = detail["msg"].removeprefix("Value error, ")
         if not isinstance(given, dict | list) and shown(given) not in message:
             message += f" (given: {shown(given)})"
+        message += _remedy(kind, given)
     return Fault(origin, where, field_, message)
+
+
+def _remedy(kind: str, given: object) -> str:
+    """What to write instead, where YAML has made something else of what was meant."""
+    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
+        return f': quote it, as "{given}"'
+    if kind == "string_type" and isinstance(given, bool):
+        return ": quote it, for YAML reads yes, no, on and off as true and false"
+    if kind in ("int_type", "int_from_float") and isinstance(given, float):
+        return ": write a whole number; of weights only their proportion counts, as 90 and 10"
+    if kind == "tuple_type" and not isinstance(given, list):
+        return ": write a list, each item after a dash"
+    return ""
 
 
 def _field_at(content: object, path: Sequence[str | int]) -> str:

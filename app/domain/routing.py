@@ -194,12 +194,20 @@ def _pins(matched: CompiledRoute, rule: Rule, given: object) -> Mapping[str, str
         return {}
     mine = [task.spec.name for task in rule.tasks if task.spec.name in matched.spec.pinnable]
     allowed = f"route {matched.name} lets callers name a version of {', '.join(mine) or 'no task'}"
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)
+    if isinstance(given, Mapping):
+        # Versions that look like numbers come as such from callers who write no quotes.
+        given = {
+            name: str(version) if isinstance(version, int) and not isinstance(version, bool) else version
+            for name, version in given.items()
+        }
     if isinstance(given, str):
         if len(mine) != 1:
             return Problem(Code.VERSION_NOT_ALLOWED, f"metadata.model_version names one version, and {allowed}")
         return {mine[0]: given}
     if not isinstance(given, Mapping) or not all(isinstance(version, str) for version in given.values()):
-        said = "metadata.model_version is neither a version nor an object of versions by task"
+        said = 'metadata.model_version is neither a version, as "2", nor an object of versions by task'
         return Problem(Code.VERSION_NOT_ALLOWED, said)
     refused = sorted(str(name) for name in given if name not in mine)
     if refused:

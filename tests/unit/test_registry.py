@@ -947,6 +947,28 @@ def test_durations_keep_their_unit_in_a_revision() -> None:
         load_revision(revision_id(bare), bare)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("spec.rules.0.tasks.0.select", {"version": 1}, ': quote it, as "1"'),
+        ("spec.rules.0.tasks.0.select.split.0.weight", 0.9, "write a whole number"),
+        ("spec.rules.0.name", False, "quote it, for YAML reads yes, no"),
+        ("spec.rules.0.reasons", {"LOW": "true"}, "write a list"),
+        ("spec.rules.0.when", "inputs.x = 1", "(equality is written ==)"),
+    ],
+)
+def test_a_fault_says_what_to_write(path: str, value: object, said: str) -> None:
+    """What YAML or CEL makes something else of than was meant is said with its remedy."""
+    assert said in refused(changed(sound(), "credit", path, value))[0].message
+
+
+def test_a_condition_sees_the_tasks_of_its_after() -> None:
+    """One of another task is told to name it there, for it may not have ended."""
+    third = FIRST | {"name": "third", "after": ["second"], "when": "outputs.first.probability > 0.5"}
+    (fault,) = refused(whole_route(FIRST, SECOND | {"after": ["first"]}, third))
+    assert fault.message == "outputs.first: task first may not have ended by then; add first to after"
+
+
 def test_reasons_keep_their_order_where_they_are_published() -> None:
     """They have an order of importance, and a revision's canonical form sorts no list."""
     whole = revision(

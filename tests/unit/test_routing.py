@@ -219,6 +219,8 @@ class TestPins:
             (("pd", "again"), {"again": "3"}, {"again": "3"}),
             (("pd", "again"), {"pd": "2", "again": "3"}, {"pd": "2", "again": "3"}),
             (("pd",), {}, {}),
+            (("again",), 3, {"again": "3"}),
+            (("pd", "again"), {"again": 3}, {"again": "3"}),
         ],
     )
     def test_allowed(self, pinnable: tuple[str, ...], pin: object, expected: dict[str, str]) -> None:
@@ -236,8 +238,8 @@ class TestPins:
             (("pd",), {"again": "3"}, "names again"),
             (("pd",), {"pd": "9"}, "credit-pd has no such version"),
             (("pd",), "9", "credit-pd has no such version"),
-            (("pd",), 3, "neither a version"),
-            (("pd",), {"pd": 3}, "neither a version"),
+            (("pd",), True, "neither a version"),
+            (("pd",), {"pd": 3.5}, "neither a version"),
         ],
     )
     def test_refused(self, pinnable: tuple[str, ...], pin: object, said: str) -> None:
