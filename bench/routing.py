@@ -38,6 +38,7 @@ def documents() -> Iterator[dict[str, Any]]:
             "backend": {"type": "http", "endpoints": ["http://127.0.0.1:1"]},
             "features": [{"ref": f"inputs.i{number}", "default": 0} for number in range(20)],
             "outputs": [{"name": "probability", "datatype": "FP64"}],
+            "governance": {"approvedBy": "bench"},
         }
         yield _document("ModelVersion", f"pd-{version}", spec)
     for number in range(ROUTES - 1):

@@ -10,7 +10,8 @@ The pointer of before is compacted away, so each revision record carries its pub
 oldest first: what a history is told from. A revision that is published again carries those of before too.
 
 A follower believes nothing: a revision whose content does not hash to its id, or would be refused by ``apply``, is
-refused, counted and logged, and the last good one stays.
+refused, counted and logged, and the last good one stays. Governance is judged when a version is to decide, for it
+depends on the day: what nobody approved is logged and counted here, and not asked (``routing``).
 """
 
 import asyncio
@@ -43,7 +44,7 @@ from app.domain.errors import (
     RevisionConflict,
     StoreUnavailable,
 )
-from app.domain.registry import REVISION_BYTES_MAX, Revision, canonical, load_revision
+from app.domain.registry import REVISION_BYTES_MAX, Revision, canonical, load_revision, unapproved_of
 from app.garbage import uncollected
 from app.settings import Settings
 
@@ -76,6 +77,7 @@ SWITCHES = Counter("broker_registry_switches", "Times that this process went ove
 REFUSED = Counter("broker_registry_refused", "Records on the registry's topic that were refused, by kind.", ["record"])
 DOCUMENTS = Gauge("broker_registry_documents", "Documents of the revision in use; 0: none is loaded.")
 PUBLISHED = Gauge("broker_registry_published_timestamp_seconds", "When the revision in use was published.")
+UNAPPROVED = Gauge("broker_registry_unapproved", "Uses of versions that nobody approved, in the revision in use.")
 REVISION = Gauge("broker_registry_revision_info", "1, for the revision in use.", ["revision"])
 
 
@@ -610,6 +612,11 @@ class RegistryFollower:
         if before is not None and before.id == published.revision.id:
             return
         SWITCHES.inc()
+        unapproved = unapproved_of(published.revision)
+        UNAPPROVED.set(len(unapproved))
+        if unapproved:
+            # `apply` refuses them, so somebody wrote the revision by hand.
+            _log.error("registry_unapproved", revision=published.revision.id, uses=unapproved[:20])
         REVISION.labels(published.revision.id).set(1)
         if before is not None:
             with contextlib.suppress(KeyError):

@@ -119,7 +119,7 @@ def _explanation_json(explanation: Explanation) -> dict[str, Any]:
             for need in explanation.needs
         ],
         "result": explanation.result or {},
-        "reasons": explanation.reasons or {},
+        "reasons": [{"code": code, "when": text} for code, text in (explanation.reasons or {}).items()],
         "problems": [problem.as_json() for problem in explanation.problems],
         "rejected": explanation.refused.as_json() if explanation.refused else None,
     }
@@ -157,6 +157,7 @@ def _version_json(each: VersionTrace) -> dict[str, Any]:
         "version": each.version.version,
         "backend": each.backend,
         "expired": each.expired,
+        "approved": each.approved,
         "timeout_ms": each.version.policy.timeout,
         **_calls(each.version),
         **_ejection(each.version),
@@ -230,7 +231,7 @@ def _task_lines(task: TaskTrace) -> Iterator[str]:
     if task.barred is not None:
         yield f"{gap}not usable: {task.barred.message}"
     need = spec.need if spec.default is None else f"default {shortened(dict(spec.default))}"
-    yield f"{gap}need: {need}; an expired version: {spec.on_unavailable}"
+    yield f"{gap}need: {need}; an expired or unapproved version: {spec.on_unavailable}"
     if spec.after:
         yield f"{gap}after {', '.join(spec.after)}" + (f", when {spec.when}" if spec.when else "")
     for each in task.versions:
@@ -250,7 +251,8 @@ def _version_lines(each: VersionTrace) -> Iterator[str]:
         part = f"{each.percent:g} % of decisions{runs}{segment}; "
     named = f"version {each.version.version}" if each.role in ("own", "arm") else each.selected_by
     version = f" (version {each.version.version})" if " alias " in named else ""
-    yield f"{named}{version}: {part}{each.backend}{', expired' if each.expired else ''}"
+    barred = (", not approved" if not each.approved else "") + (", expired" if each.expired else "")
+    yield f"{named}{version}: {part}{each.backend}{barred}"
     policy = each.version.policy
     calls = "".join(f", {name} {value}" for name, value in _calls(each.version).items())
     yield f"  timeout {format_duration(policy.timeout)}{calls}"

@@ -30,7 +30,8 @@ def compare_shadow(
     """How a shadow of ``version`` compares, as JSON.
 
     Members: ``task``, ``champion`` and ``shadow`` (versions), ``outputs`` and ``result`` of both (null where there is
-    none), ``flipped`` (null where either result is missing), ``segment`` (text or null), ``latency_ms``.
+    none), ``flipped`` (null where either result is missing, or the rule has
+    none), ``segment`` (text or null), ``latency_ms``.
     """
     own = results[shadow.task]
     referred = decided.status is Status.PARTIAL and any(result.referred for result in results.values())
@@ -39,7 +40,7 @@ def compare_shadow(
     champion = None if referred else _result(plan, results)
     answered = shadow.status is TaskStatus.OK and not referred
     would_be = _result(plan, {**results, shadow.task: shadow}) if answered else None
-    unknown = champion is None or would_be is None or own.output is None
+    unknown = not plan.result or champion is None or would_be is None or own.output is None
     flipped = None if unknown else champion != would_be
     return orjson.dumps(
         {

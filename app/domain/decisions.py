@@ -14,10 +14,11 @@ import orjson
 
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, ExpressionFailed, Problem
+from app.domain.expressions import unfit
 from app.domain.features import FeatureValue, refers
 from app.domain.join import JoinTask, Outcome, Status
 from app.domain.registry import Revision
-from app.domain.requests import InboundRecord, Request, RequestId, address_headers, is_finite
+from app.domain.requests import InboundRecord, Request, RequestId, address_headers
 from app.domain.routing import Plan, TaskPlan
 
 _KEY_BYTES_KEPT: Final = 256
@@ -199,23 +200,11 @@ def evaluate_result(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, 
     values: dict[str, Any] = {}
     for name, expression in plan.result.items():
         value = expression.evaluate(plan.activation)
-        if not _is_finite(value):
-            raise ExpressionFailed(f"result.{name} gives NaN or infinity, which JSON cannot hold")
-        try:
-            orjson.dumps(value)
-        except TypeError as error:
-            raise ExpressionFailed(f"result.{name} gives {type(value).__name__}, which JSON cannot hold") from error
+        said = unfit(value)
+        if said is not None:
+            raise ExpressionFailed(f"result.{name} gives {said}")
         values[name] = value
     return values
-
-
-def _is_finite(value: object) -> bool:
-    """Whether JSON's writer would keep every number in it, rather than write null."""
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
-    return is_finite(value)
 
 
 def _outputs(results: Mapping[str, TaskResult]) -> dict[str, Any]:

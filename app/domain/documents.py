@@ -628,7 +628,9 @@ class AbortOn(_Document):
     error_rate: Share | None = Field(None, alias="errorRate", description="of the new version's tasks")
     p99: CallDurationMs | None = Field(None, description="of the new version's tasks")
     flip_rate: Share | None = Field(
-        None, alias="flipRate", description="of decisions, had the new version made them; needs it as a shadow"
+        None,
+        alias="flipRate",
+        description="of results, had the new version decided; needs it as a shadow",
     )
 
 
@@ -662,7 +664,7 @@ class TaskSpec(_Document):
     default: Mapping[Identifier, Scalar] | None = None
     fallback: tuple[Fallback, ...] = Field((), max_length=8, description="tried in order when the version fails")
     on_unavailable: Literal["next", "reject"] = Field(
-        "next", alias="onUnavailable", description="an expired version: the next fallback, or a rejection"
+        "next", alias="onUnavailable", description="an expired or unapproved version: the next fallback, or a rejection"
     )
     after: tuple[Identifier, ...] = Field((), max_length=64, description="tasks that must have ended before")
     when: CelText | None = Field(None, description="CEL over outputs of `after` and the request; false: skipped")
@@ -710,6 +712,13 @@ class JoinSpec(_Document):
 ReasonCode = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
 
 
+class Reason(_Document):
+    """A code that is told with the result where ``when`` holds."""
+
+    code: ReasonCode
+    when: CelText = Field(description="CEL over result and what result sees")
+
+
 class RuleSpec(_Document):
     """What happens to requests for which ``when`` holds."""
 
@@ -718,9 +727,7 @@ class RuleSpec(_Document):
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, max_length=64)
     join: JoinSpec = JoinSpec()
     result: Mapping[Identifier, CelText] = Field({}, description="CEL over outputs, path, entities, inputs, metadata")
-    reasons: Mapping[ReasonCode, CelText] = Field(
-        {}, description="code to CEL over result and what result sees; those that hold are told with the result"
-    )
+    reasons: tuple[Reason, ...] = Field((), max_length=100, description="the most important first, as they are told")
     refer_result: Mapping[Identifier, Scalar] | None = Field(
         None, alias="referResult", description="the result where a feature's contract refers the decision to a person"
     )
@@ -822,7 +829,7 @@ def item_label(item: object, index: int) -> str:
     ('3', '2')
     """
     if isinstance(item, Mapping):
-        for key in ("name", "ref", "version"):
+        for key in ("name", "ref", "version", "code"):
             if isinstance(item.get(key), str):
                 return str(item[key])
     return str(index)

@@ -43,6 +43,7 @@ class Code(StrEnum):
     SUBJECT_MISSING = "subject_missing"
     VERSION_NOT_ALLOWED = "version_not_allowed"
     VERSION_EXPIRED = "version_expired"
+    VERSION_UNAPPROVED = "version_unapproved"
     ENTITY_MISSING = "entity_missing"
     ENTITY_INVALID = "entity_invalid"
     FEATURE_MISSING = "feature_missing"

@@ -18,7 +18,7 @@ from app.domain.join import JoinTask
 from app.domain.on_demand import SOURCE as ON_DEMAND
 from app.domain.registry import CompiledTask, Revision, Rule, rolled_out, rollout_digest
 from app.domain.requests import Request
-from app.domain.routing import Plan, Refused, TaskPlan, route, rule_holds, seen_of, standbys_of, subject_of, usable
+from app.domain.routing import Plan, Refused, TaskPlan, expired, route, rule_holds, seen_of, standbys_of, subject_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class VersionTrace:
     output: Mapping[str, Scalar] | None
     backend: str | None
     expired: bool
+    approved: bool
     features: tuple[FeatureTrace, ...]
     problems: tuple[Problem, ...]
     percent: float | None = None
@@ -115,7 +116,9 @@ class TaskTrace:
         """What will be asked first: the version's own trace, or each arm's, or what stands in for a barred one."""
         if self.barred is None:
             return tuple(each for each in self.versions if each.role in ("own", "arm"))
-        return tuple(each for each in self.versions if each.role == "fallback" and not each.expired)[:1]
+        return tuple(each for each in self.versions if each.role == "fallback" and each.approved and not each.expired)[
+            :1
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,8 @@ def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, 
             version,
             None,
             _backend(version),
-            not usable(revision, version, now_ms),
+            expired(revision, version, now_ms),
+            version.governance is not None,
             _features(revision, version),
             _request_problems(revision, version, request),
         )
@@ -235,7 +239,9 @@ def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, 
         versions += [trace("arm", f"arm {arm.version}", revision.versions[spec.model, arm.version]) for arm in possible]
     for standby in standbys_of(revision, spec):
         if standby.version is None:
-            versions.append(VersionTrace("fallback", standby.selected_by, None, standby.output, None, False, (), ()))
+            versions.append(
+                VersionTrace("fallback", standby.selected_by, None, standby.output, None, False, True, (), ())
+            )
         else:
             versions.append(trace("fallback", standby.selected_by, standby.version))
     running = {shadow.version.version for shadow in task.shadows}

@@ -9,16 +9,18 @@ nest.
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
 
+import datetime
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import cel
 
 from app.domain.errors import ExpressionFailed
+from app.domain.expression_syntax import TEXT_PATTERN, Node, syntax
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -56,6 +58,8 @@ def _vote(values: object) -> object:
     """What most of a list says; of those said as often, the one that was said first."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
         raise ValueError("a list is wanted, with one vote at least")
+    if any(isinstance(value, list | Mapping) for value in values):
+        raise ValueError("a vote is text, a number, true or false, and no list or object")
     return Counter(values).most_common(1)[0][0]
 
 
@@ -69,11 +73,12 @@ HELPERS: Final[Mapping[str, Callable[..., object]]] = {
 """Functions for ensembles, over lists."""
 FUNCTIONS: Final = _CEL_FUNCTIONS | HELPERS.keys()
 """Every function that an expression may call."""
+_ARGUMENTS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(FUNCTIONS, 1),
+    **dict.fromkeys(("contains", "endsWith", "matches", "startsWith", "weightedMean"), 2),
+}
+"""How many values each takes, what stands before its dot among them."""
 _MACRO_VARIABLE: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
-TEXT_PATTERN: Final = r"""
-    (?: [bB]?[rR][bB]? (?: \"""[\s\S]*?\""" | \'\'\'[\s\S]*?\'\'\' | "[^"]*" | '[^']*' )
-    | [bB]? (?: \"""(?:\\.|[^\\])*?\""" | \'\'\'(?:\\.|[^\\])*?\'\'\' | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' ) )"""
-"""A text literal, to be compiled with ``re.VERBOSE | re.DOTALL``."""
 _TOKEN: Final = re.compile(
     rf"""(?: \s+ | //[^\n]* )
     | (?P<text> {TEXT_PATTERN} )
@@ -81,6 +86,8 @@ _TOKEN: Final = re.compile(
     | (?P<mark> . )""",
     re.VERBOSE | re.DOTALL,
 )
+_TEXTS: Final = re.compile(TEXT_PATTERN, re.VERBOSE | re.DOTALL)
+_ASSIGNED: Final = re.compile(r"(?<![=!<>])=(?!=)")
 _OPERATOR: Final = re.compile(r"[^A-Za-z0-9_]")
 _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
@@ -136,8 +143,9 @@ class Activation:
         try:
             return program.execute(self._context)
         except RuntimeError as error:
-            # A helper's failure is what the engine cannot take as a value.
-            raise error if self._refused is None else RuntimeError(self._refused) from error
+            # A helper's failure is what the engine cannot take as a value. Its own words may be lines, with drawings.
+            said = " ".join(str(error).split()) if self._refused is None else self._refused
+            raise RuntimeError(said) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +308,8 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     try:
         program = cel.compile(text)
     except ValueError as error:
-        raise ExpressionFailed(f"{_first_error(str(error))} in: {text[:_SHOWN_LENGTH_MAX]}") from error
+        meant = " (equality is written ==)" if _ASSIGNED.search(_TEXTS.sub("", text)) else ""
+        raise ExpressionFailed(f"{_first_error(str(error))}{meant} in: {text[:_SHOWN_LENGTH_MAX]}") from error
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
     named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
     unknown = sorted(named - set(roots))
@@ -311,5 +320,53 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if absent:
         known = ", ".join(sorted(FUNCTIONS))
         raise ExpressionFailed(f"unknown function {', '.join(absent)} (there is: {known}) in: {text}")
+    if FUNCTIONS & set(program.functions()):
+        for said in _calls_that_fail(syntax(text)):
+            raise ExpressionFailed(f"{said} in: {text}")
     helpers = tuple(sorted(HELPERS.keys() & set(program.functions())))
     return Expression(text, tuple(root for root in roots if root in named), helpers, program)
+
+
+def _calls_that_fail(node: Node | None) -> Iterator[str]:
+    """Calls that fail whatever is looked at: too many or too few values, patterns that are none, weights that are not
+    as many as what they weigh."""
+    for part in node.parts if node is not None else ():
+        yield from _calls_that_fail(part)
+    if node is None or not (node.kind.startswith(".") or node.kind.endswith("()")):
+        return
+    name, given = node.kind.strip(".()"), len(node.parts)
+    wanted = _ARGUMENTS.get(name)
+    if wanted is not None and given != wanted:
+        in_list = f": a list, as {name}([a, b])" if name in HELPERS and wanted == 1 else ""
+        yield f"{name} takes {wanted} value{'s' * (wanted > 1)}, not {given}{in_list}"
+    elif name == "matches" and node.parts[1].kind == "literal":
+        try:
+            cel.compile(f'"".matches({node.parts[1].names[0]})').execute(cel.Context({}))
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            why = next((line for line in lines if line.startswith("error:")), lines[0])
+            yield f"matches: {node.parts[1].names[0]} is no regular expression ({why.split('. ')[0]})"
+    elif name == "weightedMean" and all(part.kind == "list" for part in node.parts):
+        values, weights = (len(part.parts) for part in node.parts)
+        if values != weights:
+            yield f"weightedMean weighs {values} values by {weights} weights; write as many"
+
+
+def unfit(value: object) -> str | None:
+    """Why a value cannot be in a reply's JSON; None where it can."""
+    match value:
+        case None | bool() | int() | str() | datetime.datetime():
+            # A timestamp is told as RFC 3339 writes it.
+            return None
+        case float():
+            return None if math.isfinite(value) else "NaN or infinity, which JSON cannot hold"
+        case Mapping():
+            if not all(isinstance(name, str) for name in value):
+                return "an object whose keys are not text, which JSON cannot hold"
+            return next((said for said in map(unfit, value.values()) if said is not None), None)
+        case list() | tuple():
+            return next((said for said in map(unfit, value) if said is not None), None)
+        case datetime.timedelta():
+            return "a duration, which JSON cannot hold; write string(…)"
+        case _:
+            return f"{type(value).__name__}, which JSON cannot hold"

@@ -65,6 +65,7 @@ __all__ = [
     "revision_id",
     "rolled_out",
     "rollout_digest",
+    "unapproved_of",
 ]
 
 REVISION_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -192,6 +193,22 @@ def load_revision(identity: str, content: bytes) -> Revision:
     if revision.id != identity:
         raise DocumentsRefused([Fault(at, "", "", "its content is not in canonical form; publish it by `apply`")])
     return revision
+
+
+def unapproved_of(revision: Revision) -> tuple[str, ...]:
+    """Which versions that nobody approved a task would decide by, each with its route and task.
+
+    `apply` publishes none; one that was written by hand is not asked, and its task goes on as if it had expired.
+    """
+    known = Known(revision.models, revision.views, {}, revision.versions)
+    return tuple(
+        f"Route {route.name}, rule {rule.spec.name}, task {task.spec.name}: {version.model} {version.version}"
+        for route in revision.routes
+        for rule in route.rules
+        for task in rule.tasks
+        for version in known.served(task.spec) or ()
+        if version.governance is None
+    )
 
 
 def pools_of(revision: Revision) -> frozenset[str]:

@@ -131,7 +131,7 @@ class _Mender:
 
     def _unread(self, now: object, index: str | int | None = None) -> str:
         """A new filler for a name; one that is there already stays, so that mending gets on."""
-        if isinstance(now, str) and is_unread(now):
+        if isinstance(now, str) and is_unread(now.lower()):
             return now
         filler = f"{_UNREAD}{len(self.labels)}x"
         self.labels[filler] = now if isinstance(now, str) else str(0 if index is None else index)
@@ -208,7 +208,11 @@ class _Mender:
                     self._at(path[:-1])[_UNREAD] = "true"
                     return []
                 return ["true"]
-            case ("rules", "*", "reasons", str()) | ("rules", "*", "when"):
+            case ("rules", "*", "reasons", "*", "code"):
+                filler = self._unread(now, path[-2]).upper()
+                self.labels[filler] = self.labels[filler.lower()]
+                return [filler]
+            case ("rules", "*", "reasons", "*", "when") | ("rules", "*", "when"):
                 return ["true"]
         return []
 

@@ -4,15 +4,17 @@ Only what the documents prove is a fault. Requests have no types, so an expressi
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Final
 
 from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, TaskSpec
 from app.domain.errors import ExpressionFailed
-from app.domain.expression_guards import Absence, Node, numbers_in, syntax, unguarded, whole_of
-from app.domain.expressions import Activation, Expression
+from app.domain.expression_guards import Absence, unguarded, whole_of
+from app.domain.expression_presence import State, missing, states_of
+from app.domain.expression_syntax import Node, numbers_in, syntax
+from app.domain.expressions import Activation, Expression, unfit
 from app.domain.registry_parts import is_unread
 from app.domain.registry_shapes import shown
 
@@ -34,15 +36,22 @@ class Absences:
     """The tasks of a rule that may have no output where its expressions are evaluated, each with why.
 
     At most ``most`` at once. ``conditions``: of those that are absent only where a condition is false, that condition.
+    ``states``: which can be there together; None where they are too many to tell apart.
     """
 
     why: Mapping[str, str]
     most: int
     conditions: Mapping[str, Expression]
+    states: tuple[State, ...] | None = None
 
     @classmethod
     def of(cls, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         """The rule's, with its tasks' compiled ``conditions``."""
+        made = cls._of(rule, conditions)
+        return replace(made, states=_states(rule, conditions)) if made.why else made
+
+    @classmethod
+    def _of(cls, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         join, count = rule.join, len(rule.tasks)
         if join.policy != "all":
             n = join.n or 1
@@ -67,9 +76,17 @@ class Absences:
             left = [task for task in left if task.name not in why]
         return cls(why, len(why), only_by)
 
-    def before_the_join(self) -> "Absences":
+    def before(self, task: TaskSpec, rule: RuleSpec, conditions: Mapping[str, Expression]) -> "Absences":
         """The same for a task's condition: how many answer in the end says nothing of those that have by then."""
-        return replace(self, most=len(self.why))
+        states = _states(rule, conditions, before=task.name) if self.why else None
+        seen = None if states is None else tuple(state.among(task.after) for state in states)
+        return replace(self, most=len(self.why), states=seen)
+
+
+def _states(
+    rule: RuleSpec, conditions: Mapping[str, Expression], *, before: str | None = None
+) -> tuple[State, ...] | None:
+    return states_of(rule, {name: syntax(each.text) for name, each in conditions.items()}, before=before)
 
 
 def _has_fixed(task: TaskSpec) -> bool:
@@ -120,6 +137,9 @@ def result_faults(expression: Expression, served: Served, absences: Absences, *,
             )
     if faults:
         return faults
+    if not expression.roots:
+        said = None if boolean else _constant_unfit(expression)
+        return [] if said is None else [said]
     faults += (
         f"outputs.{name}: task {name} may have no output ({absences.why[name]}), and the expression would fail: "
         f"write `has(outputs.{name}) ? … : …`, or `has(outputs.{name}) && …`"
@@ -131,21 +151,54 @@ def result_faults(expression: Expression, served: Served, absences: Absences, *,
     for turn in range(max(map(len, known.values()), default=0)):
         outputs = {task: _sample(versions[turn % len(versions)]) for task, versions in known.items()}
         activation = Activation({"outputs": outputs, "path": "/"})
-        said = expression.mistyped(activation)
-        if said is None and boolean and expression.roots:
-            said = _not_boolean(expression, activation)
+        said = _fault_on(expression, activation, boolean=boolean)
         if said is not None:
             return [said]
-    return []
+    whole = all(served.values()) and not any(map(is_unread, served))
+    said = _always_failing(expression, known) if whole and expression.roots == ("outputs",) else None
+    return [] if said is None else [said]
 
 
-def _not_boolean(expression: Expression, activation: Activation) -> str | None:
+def _constant_unfit(expression: Expression) -> str | None:
+    """Why a result that looks at nothing can be told to nobody."""
+    try:
+        said = unfit(expression.evaluate(Activation({})))
+    except ExpressionFailed as error:
+        return str(error)
+    return None if said is None else f"gives {said}"
+
+
+def _fault_on(expression: Expression, activation: Activation, *, boolean: bool) -> str | None:
+    """Why the types that ``activation`` holds do not fit the expression, or what it gives does not fit its place."""
     try:
         value = expression.evaluate(activation)
-    except ExpressionFailed:
+    except ExpressionFailed as error:
+        return str(error) if isinstance(error.__cause__, TypeError) else None
+    if boolean:
+        kind = f"gives {type(value).__name__}, and a condition is true or false; compare it with something"
+        return None if isinstance(value, bool) else kind
+    # Whether a number is finite depends on the answer; what kind of thing it is does not.
+    said = None if isinstance(value, float) else unfit(value)
+    return None if said is None else f"gives {said}"
+
+
+def _always_failing(expression: Expression, served: Mapping[str, tuple[ModelVersionSpec, ...]]) -> str | None:
+    """Why the expression fails for every answer that is tried; None where one makes it evaluate.
+
+    Texts are not tried, for nobody knows which there may be.
+    """
+    asked = {path[0] for path, _ in expression.members("outputs")}
+    first: str | None = None
+    if any(each.datatype == "BYTES" for name in asked & served.keys() for each in served[name][0].outputs):
         return None
-    said = f"gives {type(value).__name__}, and a condition is true or false; compare it with something"
-    return None if isinstance(value, bool) else said
+    for outputs in islice(_answers(served, numbers_in(expression.text)), _TRIALS_MAX):
+        try:
+            expression.evaluate(Activation({"outputs": outputs}))
+        except ExpressionFailed as error:
+            first = first or str(error)
+        else:
+            return None
+    return first
 
 
 def _unguarded(expression: Expression, served: Served, absences: Absences) -> list[str]:
@@ -155,14 +208,33 @@ def _unguarded(expression: Expression, served: Served, absences: Absences) -> li
     node = syntax(expression.text) if at_risk else None
     if node is None:
         return []
+    if absences.states is not None:
+        where = [(state, missing(node, state, served)) for state in absences.states]
+        return [
+            name
+            for name in at_risk
+            if any(
+                _fails_without(name, expression, node, _those(served, state.present), absences)
+                for state, _ in islice((each for each in where if name in each[1]), _STATES_TRIED_MAX)
+            )
+        ]
     conditions = {name: syntax(condition.text) for name, condition in absences.conditions.items()}
     unless = {name: condition for name, condition in conditions.items() if condition is not None}
     found = unguarded(node, "outputs", Absence(absences.why.keys(), absences.most, unless))
-    return [name for name in at_risk if name in found and _fails_without(name, expression, node, served, absences)]
+    return [
+        name
+        for name in at_risk
+        if name in found and _fails_without(name, expression, node, _those(served, served.keys() - {name}), absences)
+    ]
+
+
+def _those(served: Served, names: Collection[str]) -> Served:
+    return {name: versions for name, versions in served.items() if name in names}
 
 
 def _fails_without(name: str, expression: Expression, node: Node, served: Served, absences: Absences) -> bool:
-    """Whether ``expression``, which has no guard that syntax shows, does fail where ``name`` is absent.
+    """Whether ``expression``, which has no guard that syntax shows, does fail where of its tasks only ``served`` are
+    there, for want of ``name``.
 
     Where its own or the absent task's condition may be a guard in other words, answers are tried: those at, below and
     above every number that is written in either. Where they cannot be tried, it is believed.
@@ -174,7 +246,7 @@ def _fails_without(name: str, expression: Expression, node: Node, served: Served
     roots = {*expression.roots, *(condition.roots if condition is not None else ())}
     if not roots <= _TRIED or None in served.values():
         return False
-    present = {task: versions for task, versions in served.items() if task != name and versions}
+    present = {task: versions for task, versions in served.items() if versions}
     written = [*numbers_in(expression.text), *(numbers_in(condition.text) if condition is not None else ())]
     for outputs in islice(_answers(present, written), _TRIALS_MAX):
         activation = Activation({"outputs": outputs, "path": "/"})
@@ -193,10 +265,12 @@ def _fails_without(name: str, expression: Expression, node: Node, served: Served
 
 _TRIED: Final = frozenset({"outputs", "path"})
 _TRIALS_MAX: Final = 512
+_STATES_TRIED_MAX: Final = 32
 
 
-def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], written: Iterable[float]) -> Iterator[dict[str, Any]]:
+def _answers(served: Mapping[str, tuple[ModelVersionSpec, ...]], numbers: Iterable[float]) -> Iterator[dict[str, Any]]:
     """Answers of the tasks' first versions that tell the numbers that are written apart."""
+    written = tuple(numbers)
     places = [(task, contract) for task, versions in served.items() for contract in versions[0].outputs]
     values = [_values(contract, written) for _, contract in places]
     for combination in product(*values):

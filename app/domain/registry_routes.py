@@ -57,6 +57,7 @@ class Rule:
     tasks: tuple[CompiledTask, ...]
     result: Mapping[str, Expression]
     reasons: Mapping[str, Expression]
+    """By code, in the order in which they are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,34 +159,43 @@ class _Compiler:
         self._add_all("", repeated(f"{at}.tasks", (task.name for task in rule.tasks)))
         for task in rule.tasks:
             self._add_all(f"{at}.tasks[{task.name}].", task_faults(known, task, self._today))
-        self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule)))
+        self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule), *_flip_faults(rule)))
         when = self._condition(f"{at}.when", rule.when, WHEN_ROOTS)
         result = self._each(f"{at}.result", rule.result, RESULT_ROOTS)
-        reasons = self._each(f"{at}.reasons", rule.reasons, REASON_ROOTS)
+        self._add_all("", repeated(f"{at}.reasons", (reason.code for reason in rule.reasons)))
+        reasons: dict[str, Expression] = {}
+        for reason in rule.reasons:
+            found = self._condition(f"{at}.reasons[{reason.code}].when", reason.when, REASON_ROOTS)
+            if found is not None:
+                reasons[reason.code] = found
         for name, expression in reasons.items():
-            said = constant_fault(expression)
-            if said is not None:
-                self._add(f"{at}.reasons.{name}", said)
             for path, _ in expression.members("result"):
                 if path[0] not in rule.result and not any(map(is_unread, rule.result)):
                     have = ", ".join(rule.result) or "nothing"
-                    self._add(f"{at}.reasons.{name}", f"result has no {path[0]} (there is: {have})")
+                    self._add(f"{at}.reasons[{name}].when", f"result has no {path[0]} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
         unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
         conditions = {
             task.name: self._condition(f"{at}.tasks[{task.name}].when", task.when, RESULT_ROOTS) for task in rule.tasks
         }
-        absences = Absences.of(rule, {name: each for name, each in conditions.items() if each is not None})
-        for field, expressions in (("result", result), ("reasons", reasons)):
-            for name, expression in expressions.items():
-                for message in result_faults(expression, served, absences, boolean=field == "reasons"):
-                    self._add(f"{at}.{field}.{name}", message)
+        compiled = {name: each for name, each in conditions.items() if each is not None}
+        absences = Absences.of(rule, compiled)
+        told = {f"result.{name}": expression for name, expression in result.items()}
+        holding = {f"reasons[{code}].when": expression for code, expression in reasons.items()}
+        for field, expression in (told | holding).items():
+            for message in result_faults(expression, served, absences, boolean=field in holding):
+                self._add(f"{at}.{field}", message)
         tasks = []
         for task in rule.tasks:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
-                for message in result_faults(condition, before, absences.before_the_join(), boolean=True):
+                others = set() if unsure else served.keys() - before.keys()
+                for name in dict.fromkeys(path[0] for path, _ in condition.members("outputs") if path[0] in others):
+                    before[name] = served[name]
+                    said = f"outputs.{name}: task {name} may not have ended by then; add {name} to after"
+                    self._add(f"{below}.when", said)
+                for message in result_faults(condition, before, absences.before(task, rule, compiled), boolean=True):
                     self._add(f"{below}.when", message)
             segments = tuple(
                 self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
@@ -307,6 +317,16 @@ def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
     if left:
         faults.append(("tasks", f"{', '.join(sorted(left))} wait for one another by after; break the circle"))
     return faults
+
+
+def _flip_faults(rule: RuleSpec) -> list[tuple[str, str]]:
+    """Rollouts that are bound by flips of a result that there is not."""
+    said = "a flip is another result, and the rule has none, so the bound never breaks; give it a result, or remove it"
+    return [
+        (f"tasks[{task.name}].rollout.abortOn.flipRate", said)
+        for task in rule.tasks
+        if not rule.result and task.rollout is not None and task.rollout.abort_on.flip_rate is not None
+    ]
 
 
 def _join_faults(rule: RuleSpec) -> list[tuple[str, str]]:

@@ -28,10 +28,15 @@ _SHOWN_LENGTH_MAX: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One document as it was read: where from, and what it says."""
+    """One document as it was read: where from, and what it says.
+
+    ``unread``: there is one, and it could not be read, which is a fault that whoever tried has told. What it may define
+    is of the ``kind`` in its content, or of any where that is not known.
+    """
 
     origin: str
     content: Mapping[str, Any]
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,9 @@ class Shapes:
 
     def _read(self, source: Source) -> None:
         kind, name = source.content.get("kind"), _name_in(source.content)
+        if source.unread:
+            self.unread |= {(each, "") for each in KINDS if kind not in KINDS or each == kind}
+            return
         shape = KINDS.get(kind) if isinstance(kind, str) else None
         where = f"{kind} {name}" if shape is not None and name else name if shape is None else str(kind)
         try:
@@ -170,7 +178,21 @@ def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: An
         message = detail["msg"].removeprefix("Value error, ")
         if not isinstance(given, dict | list) and shown(given) not in message:
             message += f" (given: {shown(given)})"
+        message += _remedy(kind, given)
     return Fault(origin, where, field_, message)
+
+
+def _remedy(kind: str, given: object) -> str:
+    """What to write instead, where YAML has made something else of what was meant."""
+    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
+        return f': quote it, as "{given}"'
+    if kind == "string_type" and isinstance(given, bool):
+        return ": quote it, for YAML reads yes, no, on and off as true and false"
+    if kind in ("int_type", "int_from_float") and isinstance(given, float):
+        return ": write a whole number; of weights only their proportion counts, as 90 and 10"
+    if kind == "tuple_type" and not isinstance(given, list):
+        return ": write a list, each item after a dash"
+    return ""
 
 
 def _field_at(content: object, path: Sequence[str | int]) -> str:

@@ -194,12 +194,20 @@ def _pins(matched: CompiledRoute, rule: Rule, given: object) -> Mapping[str, str
         return {}
     mine = [task.spec.name for task in rule.tasks if task.spec.name in matched.spec.pinnable]
     allowed = f"route {matched.name} lets callers name a version of {', '.join(mine) or 'no task'}"
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)
+    if isinstance(given, Mapping):
+        # Versions that look like numbers come as such from callers who write no quotes.
+        given = {
+            name: str(version) if isinstance(version, int) and not isinstance(version, bool) else version
+            for name, version in given.items()
+        }
     if isinstance(given, str):
         if len(mine) != 1:
             return Problem(Code.VERSION_NOT_ALLOWED, f"metadata.model_version names one version, and {allowed}")
         return {mine[0]: given}
     if not isinstance(given, Mapping) or not all(isinstance(version, str) for version in given.values()):
-        said = "metadata.model_version is neither a version nor an object of versions by task"
+        said = 'metadata.model_version is neither a version, as "2", nor an object of versions by task'
         return Problem(Code.VERSION_NOT_ALLOWED, said)
     refused = sorted(str(name) for name in given if name not in mine)
     if refused:
@@ -253,10 +261,7 @@ def _plan_task(
         )
     barred = None
     if not usable(revision, version, now_ms):
-        said = (
-            f"{version.model} {version.version} was valid until {version.governance and version.governance.valid_until}"
-        )
-        barred = Problem(Code.VERSION_EXPIRED, said, spec.name)
+        barred = _why_barred(version, spec.name)
         needed = whole and spec.need == "required" and not spec.after
         if spec.on_unavailable == "reject" or (needed and not standbys):
             return barred
@@ -293,9 +298,22 @@ def standbys_of(revision: Revision, spec: TaskSpec) -> tuple[Standby, ...]:
 
 
 def usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
-    """Whether the version's validity has not ended."""
+    """Whether the version may decide: it is approved, and its validity has not ended."""
+    return version.governance is not None and not expired(revision, version, now_ms)
+
+
+def _why_barred(version: ModelVersionSpec, task: str) -> Problem:
+    """Why a version that is not usable is not."""
+    named, governance = f"{version.model} {version.version}", version.governance
+    if governance is None:
+        return Problem(Code.VERSION_UNAPPROVED, f"{named} has no governance: nobody has approved it", task)
+    return Problem(Code.VERSION_EXPIRED, f"{named} was valid until {governance.valid_until}", task)
+
+
+def expired(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
+    """Whether the version's validity has ended; what only runs beside another needs no more than that it has not."""
     end_ms = revision.expires_ms.get((version.model, version.version))
-    return end_ms is None or now_ms < end_ms
+    return end_ms is not None and now_ms >= end_ms
 
 
 def _distinct(own: ModelVersionSpec, standbys: Sequence[Standby]) -> tuple[Standby, ...]:
@@ -322,6 +340,6 @@ def _shadows(
         version = revision.versions[spec.model, label]
         drawn = fraction(f"{task.experiment}/shadow", label, request.request_id) * 100 < shadow.percent
         twice = any(version is each.version for each in shadows)
-        if drawn and not twice and version is not own and usable(revision, version, now_ms):
+        if drawn and not twice and version is not own and not expired(revision, version, now_ms):
             shadows.append(ShadowPlan(version, segment))
     return tuple(shadows)

@@ -30,7 +30,7 @@ from app.adapters.registry_topic import (
 )
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
 from app.domain.errors import ConfigurationError, DocumentsRefused, RevisionConflict, StoreUnavailable
-from app.domain.registry import Revision, canonical
+from app.domain.registry import Revision, canonical, revision_id
 from app.settings import Settings
 from tests.support.registry_documents import changed, revision, sound
 from tests.support.stack import ServiceStack
@@ -233,7 +233,7 @@ STATUS = {"state": "progressing", "step": 0, "since": 1, "of": "0" * 16}
         (spoiled("status", {"rollouts": {"default/pd": {**STATUS, "state": "lost"}}}), "revision"),
         (spoiled("spec.rules.0.tasks.0.after", ["pd"]), "revision"),
         (spoiled("spec.rules.0.tasks.0.fallback", [{"alias": "best"}]), "revision"),
-        (spoiled("spec.rules.0.reasons", {"R1": "1 +"}), "revision"),
+        (spoiled("spec.rules.0.reasons", [{"code": "R1", "when": "1 +"}]), "revision"),
         (spoiled("spec.path", "/credit/*/more"), "revision"),
         (
             [(POINTER_KEY, b'{"revision": "x", "previous": null, "published_at": 1, "documents": 1, "message": 1}')],
@@ -262,6 +262,25 @@ async def test_what_is_wrong_on_the_topic_is_refused_and_the_last_good_stays(
         assert bool(head.faults) == (records[-1][1] is not None)
         second = await asyncio.to_thread(publish, settings, 2, head.id)
         await until(lambda: follower.current is not None and follower.current.id == second.id, "the next good one")
+
+
+async def test_a_use_that_nobody_approved_is_an_alarm(settings: Settings) -> None:
+    """The revision is gone over to, its uses of such versions are counted, and the next one's are none."""
+
+    def unapproved() -> float | None:
+        return REGISTRY.get_sample_value("broker_registry_unapproved")
+
+    first = await asyncio.to_thread(publish, settings, 1, None)
+    async with following(settings) as follower:
+        assert unapproved() == 0
+        documents = changed(sound(), "credit-pd-1", "spec.governance", ...)
+        content = canonical(revision(documents).documents)
+        records = unsound(content)
+        await asyncio.to_thread(write, settings, *records)
+        await until(lambda: follower.current is not None and follower.current.id != first.id, "the switch")
+        assert unapproved() == 1
+        await asyncio.to_thread(publish, settings, 2, revision_id(content))
+        await until(lambda: unapproved() == 0, "the next one")
 
 
 def test_what_was_published_is_told_newest_first(settings: Settings) -> None:

@@ -81,6 +81,7 @@ def _version(model: str, version: str, backend: Mapping[str, Any], *, soft: bool
             "features": [{"ref": "inputs.x", "type": "DOUBLE", "required": True}, score],
             "outputs": [{"name": "y", "datatype": "FP64"}],
             "policy": {"timeout": timeout},
+            "governance": {"approvedBy": "model-risk"},
         },
     )
 

@@ -37,7 +37,7 @@ from app.ports.log import OutboundRecord
 from app.settings import Settings
 from tests.support.memory_feature_store import MemoryFeatureStore
 from tests.support.memory_log import Fate, MemoryLog, MemoryPublisher, MemoryTable, Stored
-from tests.support.registry_documents import document, model_version, revision, route, task
+from tests.support.registry_documents import document, model_version, reasons, revision, route, task
 from tests.support.virtual_time import VirtualClock
 
 REQUESTS: Final = "inference.requests"
@@ -70,7 +70,7 @@ def documents() -> list[dict[str, Any]]:
         "quorum": {"join": {"policy": "quorum", "n": 2}},
         "first": {"join": {"policy": "first"}},
         "ageing": {"join": {"policy": "quorum", "n": 2}},
-        "reasoned": {"reasons": {"HIGH": "result.probability > 0.2", "ALWAYS": "true", "NEVER": "false"}},
+        "reasoned": {"reasons": reasons(HIGH="result.probability > 0.2", NEVER="false", ALWAYS="true")},
     }
     shapes: dict[str, tuple[list[dict[str, Any]], dict[str, str]]] = {
         "inline": ([task(**here)], {"probability": "outputs.pd.probability"}),
@@ -124,6 +124,7 @@ def documents() -> list[dict[str, Any]]:
         "repeated": ([task(fallback=[{"alias": "champion"}, {"version": "4"}], **here)], {}),
         "ageing": ([task(select={"version": "5"}), task(name="b", **here), task(name="c", **here)], {}),
         "undefined": ([task(**here)], {"impossible": "outputs.pd.probability / 0.0", "list": "[1.0]"}),
+        "mute": ([task(shadow=[{"version": "4"}], **here)], {}),
         "pooled": ([task(shadow=[{"version": "2"}], **here)], {"high": "outputs.pd.probability > 0.4"}),
         "silent": ([task(select=hurried, fallback=[{"version": "4"}])], {"probability": "outputs.pd.probability"}),
         "patient": (

@@ -104,6 +104,7 @@ def model(name: str, features: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         "backend": {"type": "http", "endpoints": ["http://127.0.0.1:1"]},
         "features": list(features),
         "outputs": [{"name": "y", "datatype": "FP64"}],
+        "governance": {"approvedBy": "model-risk"},
     }
     return [
         {**head, "kind": "Model", "metadata": {"name": name}, "spec": {"owner": "risk"}},

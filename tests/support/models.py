@@ -38,6 +38,7 @@ def version_of(*endpoints: str, outputs: tuple[Mapping[str, Any], ...] = (), **c
             "digest": "sha256:" + "0" * 64,
             "backend": backend,
             "features": (),
+            "governance": {"approvedBy": "model-risk"},
             "outputs": outputs or ({"name": "y", "datatype": "FP64"},),
             **changes,
         }

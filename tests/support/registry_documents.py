@@ -44,6 +44,11 @@ def task(**changes: Any) -> dict[str, Any]:
     return {"name": "pd", "model": "credit-pd", "select": {"split": split}} | changes
 
 
+def reasons(**codes: str) -> list[dict[str, str]]:
+    """A rule's reasons: codes, each with its condition, in this order."""
+    return [{"code": code, "when": when} for code, when in codes.items()]
+
+
 def route(name: str = "credit", path: str = "/credit/{product}", **spec: Any) -> dict[str, Any]:
     """A route with one rule that always matches."""
     rule = {"name": "default", "tasks": [task()], "result": {"decision": "outputs.pd.probability < 0.3"}}

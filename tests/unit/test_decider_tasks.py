@@ -580,6 +580,18 @@ def test_a_pool_can_be_a_shadow(answers: bool) -> None:
 
 
 @in_virtual_time
+async def test_without_a_result_nothing_flips() -> None:
+    """A rule without result has nothing to hold the shadow's against, however far the two scores lie apart."""
+    made = await world()
+    made.send("r", "/mute")
+    await settled(made)
+    _, shadow = made.audits()
+    evidence = orjson.loads(shadow.evidence or b"")
+    assert evidence["outputs"]["champion"] != evidence["outputs"]["shadow"]
+    assert evidence["flipped"] is None
+
+
+@in_virtual_time
 async def test_shadows_are_shed_first() -> None:
     """More than there are slots: decisions go on, their replies wait for nothing, and what is shed has no record."""
     made = await world()

@@ -102,7 +102,10 @@ def test_a_default_stands_in() -> None:
 
 def test_a_result_that_cannot_be_evaluated_fails_the_decision() -> None:
     """An output that is not there, or a value that JSON cannot hold; the outputs stay in the reply."""
-    for text, said in (("inputs.absent", "rule default"), ("b'x'", "which JSON cannot hold")):
+    for text, said in (
+        ("inputs.absent", "rule default"),
+        ("size(inputs) < 9 ? b'x' : b'y'", "which JSON cannot hold"),
+    ):
         decided = decide(record(), plan_of({"x": text}), outcome(), NOW_MS)
         assert decided.status is Status.FAILED
         assert [problem.code for problem in decided.problems] == [Code.RESULT_FAILED]

@@ -235,7 +235,7 @@ def test_the_command_takes_headers(channel: str, rule: str, tmp_path: Path) -> N
                 ),
             ],
             "join": {"policy": "quorum", "n": 1},
-            "reasons": {"LOW": "has(outputs.cheap) && outputs.cheap.probability < 0.1"},
+            "reasons": [{"code": "LOW", "when": "has(outputs.cheap) && outputs.cheap.probability < 0.1"}],
         },
     ]
     file = tmp_path / "registry.yaml"

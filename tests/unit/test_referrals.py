@@ -37,7 +37,7 @@ def rule(*tasks: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 RULES: dict[str, dict[str, Any]] = {
-    "alone": rule(a("1"), reasons={"HIGH": "result.high"}),
+    "alone": rule(a("1"), reasons=[{"code": "HIGH", "when": "result.high"}]),
     "bare": {"name": "default", "tasks": [a("1")], "result": RESULT},
     "beside": rule(a("1"), a("4", "b", shadow=[{"version": "5"}]), a("2", "pool")),
     "standby": rule(a("1", fallback=[{"version": "4"}])),

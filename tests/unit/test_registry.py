@@ -23,9 +23,20 @@ from app.domain.registry import (
     read_revision,
     revision_id,
 )
-from tests.support.registry_documents import changed, document, model_version, revision, route, sound, sources, task
+from tests.support.registry_documents import (
+    changed,
+    document,
+    model_version,
+    reasons,
+    revision,
+    route,
+    sound,
+    sources,
+    task,
+)
 
 RULE = "spec.rules[default]"
+LOW = f"{RULE}.reasons[LOW].when"
 TASK = f"{RULE}.tasks[pd]"
 
 
@@ -316,10 +327,17 @@ FIRST, SECOND = task(name="first", select=PLAIN), task(name="second", select=PLA
             {},
             [(f"{RULE}.tasks[second].when", "is always 'yes'")],
         ),
-        ((FIRST,), {"reasons": {"low": "true"}}, {}, [(f"{RULE}.reasons.low", "write upper-case")]),
-        ((FIRST,), {"reasons": {"LOW": "1 +"}}, {}, [(f"{RULE}.reasons.LOW", "in: 1 +")]),
-        ((FIRST,), {"reasons": {"LOW": "outputs.first.score < 1.0"}}, {}, [(f"{RULE}.reasons.LOW", "no output score")]),
-        ((FIRST,), {"reasons": {"LOW": "scores > 1"}}, {}, [(f"{RULE}.reasons.LOW", "unknown name scores")]),
+        ((FIRST,), {"reasons": reasons(low="true")}, {}, [(f"{RULE}.reasons[low].code", "write upper-case")]),
+        ((FIRST,), {"reasons": reasons(LOW="1 +")}, {}, [(LOW, "in: 1 +")]),
+        ((FIRST,), {"reasons": reasons(LOW="outputs.first.score < 1.0")}, {}, [(LOW, "no output score")]),
+        ((FIRST,), {"reasons": reasons(LOW="scores > 1")}, {}, [(LOW, "unknown name scores")]),
+        (
+            (FIRST,),
+            {"reasons": [*reasons(LOW="true"), *reasons(LOW="false")]},
+            {},
+            [(f"{RULE}.reasons", "LOW is named 2")],
+        ),
+        ((FIRST,), {"reasons": {"LOW": "true"}}, {}, [(f"{RULE}.reasons", "valid array")]),
     ],
 )
 def test_faults_of_a_rule_are_refused(
@@ -334,7 +352,11 @@ def test_faults_of_a_rule_are_refused(
 def test_a_rollout_guarded_by_flips_is_sound_with_its_shadow() -> None:
     """The new version is named among the shadows, by version, so that there is something to compare."""
     changes = {"rollout": ROLLOUT | {"abortOn": {"flipRate": 0.05}}, "shadow": [{"version": "3"}]}
-    assert read_revision(sources(whole_route(task(select=PLAIN, **changes)))).routes
+    documents = whole_route(task(select=PLAIN, **changes), result={"high": "outputs.pd.probability > 0.5"})
+    assert read_revision(sources(documents)).routes
+    (fault,) = refused(whole_route(task(select=PLAIN, **changes)))
+    assert fault.field == "spec.rules[default].tasks[pd].rollout.abortOn.flipRate"
+    assert "the rule has none, so the bound never breaks" in fault.message
 
 
 @pytest.mark.parametrize(
@@ -442,7 +464,7 @@ def test_every_way_to_be_wrong_is_listed_at_once(monkeypatch: pytest.MonkeyPatch
         route("weights", "/weights", rules=[{"name": "default", "tasks": [task(select={"split": split})]}]),
         route("circle", "/circle", rules=[{"name": "default", "tasks": pair}]),
         route("lost", "/lost", rules=[{"name": "default", "tasks": [task(model="credit-lgd")]}]),
-        route("cel", "/cel", rules=[{"name": "a", "when": "1 +", "tasks": [task()], "reasons": {"R1": "result."}}]),
+        route("cel", "/cel", rules=[{"name": "a", "when": "1 +", "tasks": [task()], "reasons": reasons(R1="result.")}]),
         route("same", "/credit/{kind}"),
         route("credit", "/other"),
         {**route("grown", "/grown"), "status": {"rollouts": []}},
@@ -457,7 +479,7 @@ def test_every_way_to_be_wrong_is_listed_at_once(monkeypatch: pytest.MonkeyPatch
         ("6.yaml:1", "Route circle", f"{RULE}.tasks"),
         ("7.yaml:1", "Route lost", f"{TASK}.model"),
         ("8.yaml:1", "Route cel", "spec.rules[a].when"),
-        ("8.yaml:1", "Route cel", "spec.rules[a].reasons.R1"),
+        ("8.yaml:1", "Route cel", "spec.rules[a].reasons[R1].when"),
         ("9.yaml:1", "Route same", "spec.path"),
         # Of all documents together.
         ("", "", ""),
@@ -506,7 +528,7 @@ MANY_FAULTS = {
                 ],
                 "join": {"policy": "most"},
                 "result": {"decision": "outputs.nobody.x", "score": 5, "limit": "inputs.", "again": "output.pd"},
-                "reasons": {"low": "true", "R1": "result.sum > 1", "R2": "'text'"},
+                "reasons": reasons(low="1 + 1", R1="result.sum > 1", R2="'text'"),
             },
             {"name": "other", "tasks": [task(select={"version": 3}), task()]},
         ],
@@ -539,9 +561,10 @@ def test_one_wrong_scalar_hides_nothing_else_of_its_document() -> None:
             f"{small}.result.decision",
             f"{small}.result.limit",
             f"{small}.result.again",
-            f"{small}.reasons.low",
-            f"{small}.reasons.R1",
-            f"{small}.reasons.R2",
+            f"{small}.reasons[low].code",
+            f"{small}.reasons[low].when",
+            f"{small}.reasons[R1].when",
+            f"{small}.reasons[R2].when",
             "spec.rules[other].tasks[pd].select.version",
             "spec.rules[other].tasks",
         ]
@@ -612,7 +635,7 @@ RICH = route(
             ],
             "join": {"policy": "all"},
             "result": {"decision": "outputs.pd.probability < 0.3", "score": "outputs.pd.probability"},
-            "reasons": {"HIGH": "result.score > 0.5"},
+            "reasons": reasons(HIGH="result.score > 0.5"),
         },
         {"name": "quick", "when": "true", "tasks": [task(), task(name="other")], "join": {"policy": "quorum", "n": 1}},
     ],
@@ -667,7 +690,12 @@ def test_a_fault_of_shape_has_no_faults_in_its_train(number: int) -> None:
     [
         ({"shadow": [{"version": "1"}]}, {}, f"{TASK}.shadow[0]", "1 is selected or named already"),
         ({"shadow": [{"version": "2"}, {"version": "2"}]}, {}, f"{TASK}.shadow[1]", "2 is selected or named already"),
-        ({}, {"reasons": {"HIGH": "outputs.pd.probability"}}, f"{RULE}.reasons.HIGH", "gives float, and a condition"),
+        (
+            {},
+            {"reasons": reasons(HIGH="outputs.pd.probability")},
+            f"{RULE}.reasons[HIGH].when",
+            "gives float, and a condition",
+        ),
         ({}, {"when": "(" * 300 + "1" + ")" * 300}, f"{RULE}.when", "Recursion limit"),
     ],
 )
@@ -919,6 +947,37 @@ def test_durations_keep_their_unit_in_a_revision() -> None:
         load_revision(revision_id(bare), bare)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("spec.rules.0.tasks.0.select", {"version": 1}, ': quote it, as "1"'),
+        ("spec.rules.0.tasks.0.select.split.0.weight", 0.9, "write a whole number"),
+        ("spec.rules.0.name", False, "quote it, for YAML reads yes, no"),
+        ("spec.rules.0.reasons", {"LOW": "true"}, "write a list"),
+        ("spec.rules.0.when", "inputs.x = 1", "(equality is written ==)"),
+    ],
+)
+def test_a_fault_says_what_to_write(path: str, value: object, said: str) -> None:
+    """What YAML or CEL makes something else of than was meant is said with its remedy."""
+    assert said in refused(changed(sound(), "credit", path, value))[0].message
+
+
+def test_a_condition_sees_the_tasks_of_its_after() -> None:
+    """One of another task is told to name it there, for it may not have ended."""
+    third = FIRST | {"name": "third", "after": ["second"], "when": "outputs.first.probability > 0.5"}
+    (fault,) = refused(whole_route(FIRST, SECOND | {"after": ["first"]}, third))
+    assert fault.message == "outputs.first: task first may not have ended by then; add first to after"
+
+
+def test_reasons_keep_their_order_where_they_are_published() -> None:
+    """They have an order of importance, and a revision's canonical form sorts no list."""
+    whole = revision(
+        changed(sound(), "credit", "spec.rules.0.reasons", reasons(ZULU="true", ALPHA="true", MIKE="true"))
+    )
+    loaded = load_revision(whole.id, canonical(whole.documents))
+    assert list(loaded.routes[0].rules[0].reasons) == ["ZULU", "ALPHA", "MIKE"]
+
+
 def test_a_revision_that_is_not_canonical_is_refused() -> None:
     """One content has one id: the same documents in another order are not another revision."""
     whole = revision()
@@ -939,9 +998,9 @@ def test_every_pattern_is_said_in_words() -> None:
 )
 def test_a_reason_that_would_fail_every_decision(reason: str, said: str) -> None:
     """It is refused at apply: a condition that is none, or of a result that there is not."""
-    documents = changed(sound(), "credit", "spec.rules.0.reasons", {"LOW": reason})
+    documents = changed(sound(), "credit", "spec.rules.0.reasons", reasons(LOW=reason))
     (fault,) = refused(documents)
-    assert fault.field == "spec.rules[default].reasons.LOW"
+    assert fault.field == "spec.rules[default].reasons[LOW].when"
     assert said in fault.message
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import DocumentsRefused
-from app.domain.expression_guards import syntax
+from app.domain.expression_syntax import syntax
 from app.domain.registry import read_revision
 from tests.support.registry_documents import changed, route, sound, sources, task
 
@@ -91,9 +91,11 @@ def test_a_guarded_task_is_sound(text: str) -> None:
 def test_reasons_and_conditions_are_held_to_the_same() -> None:
     """Whoever evaluates it, an absent task fails the expression."""
     after = task(name="next", select={"version": "1"}, after=["fraud"], when="outputs.fraud.probability > 0.5")
-    found = faults([PD, OPTIONAL, after], "path", reasons={"FRAUD": "outputs.fraud.probability > 0.5"})
+    found = faults(
+        [PD, OPTIONAL, after], "path", reasons=[{"code": "FRAUD", "when": "outputs.fraud.probability > 0.5"}]
+    )
     assert [field for field, _ in found] == [
-        "spec.rules[default].reasons.FRAUD",
+        "spec.rules[default].reasons[FRAUD].when",
         "spec.rules[default].tasks[next].when",
     ]
     after = after | {"when": "has(outputs.fraud) && outputs.fraud.probability > 0.5"}
@@ -193,3 +195,127 @@ def test_a_shadow_s_outputs_are_its_own() -> None:
     documents = changed(documents, "credit-pd-2", "spec.outputs", [{"name": "score", "datatype": "INT64"}])
     rules = [{"name": "default", "tasks": [task(select={"version": "1"}, **changes)]}]
     assert read_revision(sources([*documents, route("shadowed", "/shadowed", rules=rules)])).routes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max(outputs.pd.probability, 0.5)", "max takes 1 value, not 2: a list, as max([a, b])"),
+        ("[outputs.pd.probability].map(each, mean())[0]", "mean takes 1 value, not 0"),
+        ("path.startsWith()", "startsWith takes 2 values, not 1"),
+        ("weightedMean([outputs.pd.probability], [1, 2])", "weighs 1 values by 2 weights"),
+        ("inputs.name.matches('(') ? 1 : 0", "matches: '(' is no regular expression (error: unclosed group)"),
+        ("mean([])", "a list of numbers is wanted"),
+        ("max(['a', 'b'])", "a list of numbers is wanted"),
+        ("[1][3]", "index out of bounds"),
+        ("1 / 0", "division by zero"),
+        ("1.0 / 0.0", "gives NaN or infinity"),
+        ("b'abc'", "gives bytes, which JSON cannot hold"),
+        ("[{1: 2}]", "gives an object whose keys are not text"),
+        ("{'a': duration('1s')}", "gives a duration, which JSON cannot hold; write string(…)"),
+        ("outputs.pd.probability > 0.5 ? b'x' : b'y'", "gives bytes"),
+        ("outputs.pd.probability + mean([])", "a list of numbers is wanted"),
+        ("vote([outputs.pd])", "no list or object"),
+    ],
+)
+def test_a_result_that_no_answer_could_make_is_refused(text: str, said: str) -> None:
+    """Calls with too many values, constants that fail, and what JSON has no form for."""
+    ((field, message),) = faults([PD], text)
+    assert field == "spec.rules[default].result.decision"
+    assert said in message
+    assert "lambda" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max([outputs.pd.probability, 0.5])",
+        "weightedMean([outputs.pd.probability, 0.5], [1, 2])",
+        "weightedMean([outputs.pd.probability].filter(each, each > 0.5) + [0.1], [1])",
+        "path.matches(r'^/[a-z]+$')",
+        "path.matches(metadata.pattern)",
+        "string(timestamp('2026-01-01T00:00:00Z'))",
+        "timestamp('2026-01-01T00:00:00Z')",
+        "timestamp('2026-01-01T00:00:00Z').getFullYear()",
+        "{'whole': 1, 'list': [1.5, null, 'text', true]}",
+        "1.0 / (outputs.pd.probability - 0.5)",
+        "outputs.pd.probability > 0.999 ? 1 : 1 / 0",
+        "mean(inputs.scores)",
+        "'decline'",
+    ],
+)
+def test_a_result_that_some_answer_makes_is_sound(text: str) -> None:
+    """What depends on the answer or the request is left alone."""
+    assert faults([PD], text) == []
+
+
+A, B, C = (task(name=name, select={"version": "1"}) for name in "abc")
+OPTIONAL_A, OPTIONAL_B, OPTIONAL_C = (each | {"need": "optional"} for each in (A, B, C))
+QUORUM = {"join": {"policy": "quorum", "n": 2}}
+B_AFTER = B | {"after": ["a"]}
+SUM = "outputs.a.probability + outputs.b.probability"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text", "rule"),
+    [
+        (
+            [A, B, C],
+            f"has(outputs.a) && has(outputs.b) ? ({SUM}) / 2.0 : has(outputs.a) && has(outputs.c) ? "
+            "outputs.a.probability + outputs.c.probability : outputs.b.probability + outputs.c.probability",
+            QUORUM,
+        ),
+        (
+            [A, OPTIONAL_B, OPTIONAL_C],
+            "has(outputs.b) || has(outputs.c) ? (has(outputs.b) ? outputs.b.probability : outputs.c.probability) "
+            ": outputs.a.probability",
+            {},
+        ),
+        ([A, OPTIONAL_B], "has(outputs.b) == true ? outputs.b.probability : outputs.a.probability", {}),
+        ([A, OPTIONAL_B], "has(outputs.b) == false ? outputs.a.probability : outputs.b.probability", {}),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) != has(outputs.c) || has(outputs.b) == false || "
+         "outputs.b.probability < outputs.c.probability", {}),
+        ([A, B, C], f"(has(outputs.a) ? 1 : 0) + (has(outputs.b) ? 1 : 0) == 2 ? {SUM} : 0.0", QUORUM),
+        ([A, B, C], f"size(outputs) == 3 ? {SUM} : 0.0", QUORUM),
+        ([OPTIONAL_A, B_AFTER | {"when": "has(outputs.a)"}], f"has(outputs.b) ? {SUM} : 0.0", {}),
+        ([OPTIONAL_A, B_AFTER], f"has(outputs.b) ? {SUM} : 0.0", {}),
+        (
+            [A, B_AFTER | {"when": "outputs.a.probability > 0.2"}, C | {"after": ["b"]}],
+            f"has(outputs.c) ? {SUM} : outputs.a.probability",
+            {},
+        ),
+        ([A, B_AFTER | {"when": "true"}], "outputs.b.probability", {}),
+        ([OPTIONAL_A, B_AFTER | {"when": "!has(outputs.a)"}], "has(outputs.a) ? outputs.a.probability : "
+         "outputs.b.probability", {}),
+    ],
+)  # fmt: skip
+def test_what_is_there_together_is_known(tasks: list[dict[str, Any]], text: str, rule: dict[str, Any]) -> None:
+    """Quorums, tasks that come after others, and conditions say which tasks can have an output at once."""
+    assert faults(tasks, text, **rule) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text", "rule", "name"),
+    [
+        ([A, B, C], f"has(outputs.c) ? {SUM} : 0.0", QUORUM, "a"),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) || has(outputs.c) ? outputs.b.probability : 0.0", {}, "b"),
+        ([A, OPTIONAL_B], "has(outputs.b) == false ? outputs.b.probability : 0.0", {}, "b"),
+        ([A, OPTIONAL_B, OPTIONAL_C], "has(outputs.b) == has(outputs.c) ? outputs.b.probability : 0.0", {}, "b"),
+        ([OPTIONAL_A, B_AFTER | {"when": "!has(outputs.a)"}], f"has(outputs.b) ? {SUM} : 0.0", {}, "a"),
+        ([A, B_AFTER | {"when": "false"}], "outputs.b.probability", {}, "b"),
+        ([A, B_AFTER | {"need": "optional", "when": "true"}], "outputs.b.probability", {}, "b"),
+    ],
+)
+def test_what_can_be_absent_together_is_known(
+    tasks: list[dict[str, Any]], text: str, rule: dict[str, Any], name: str
+) -> None:
+    """A guard of another task, or of the wrong way round, is none."""
+    assert f"outputs.{name}: task {name} may have no output" in faults(tasks, text, **rule)[0][1]
+
+
+def test_many_tasks_are_judged_by_syntax() -> None:
+    """Where the sets of tasks are too many to look at each, guards are read as they are written."""
+    tasks = [task(name=f"t{number}", select={"version": "1"}, need="optional") for number in range(12)]
+    assert faults(tasks, "has(outputs.t3) ? outputs.t3.probability : 0.0") == []
+    assert "outputs.t4" in faults(tasks, "has(outputs.t3) ? outputs.t4.probability : 0.0")[0][1]

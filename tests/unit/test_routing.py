@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.assignment import assign
 from app.domain.errors import Code
-from app.domain.registry import rollout_digest
+from app.domain.registry import rollout_digest, unapproved_of
 from app.domain.routing import Plan, Refused, TaskPlan, route
 from tests.support import registry_documents as registry
 from tests.support.registry_documents import NOW_MS, changed, model_version, request, revision, sound, task
@@ -219,6 +219,8 @@ class TestPins:
             (("pd", "again"), {"again": "3"}, {"again": "3"}),
             (("pd", "again"), {"pd": "2", "again": "3"}, {"pd": "2", "again": "3"}),
             (("pd",), {}, {}),
+            (("again",), 3, {"again": "3"}),
+            (("pd", "again"), {"again": 3}, {"again": "3"}),
         ],
     )
     def test_allowed(self, pinnable: tuple[str, ...], pin: object, expected: dict[str, str]) -> None:
@@ -236,8 +238,8 @@ class TestPins:
             (("pd",), {"again": "3"}, "names again"),
             (("pd",), {"pd": "9"}, "credit-pd has no such version"),
             (("pd",), "9", "credit-pd has no such version"),
-            (("pd",), 3, "neither a version"),
-            (("pd",), {"pd": 3}, "neither a version"),
+            (("pd",), True, "neither a version"),
+            (("pd",), {"pd": 3.5}, "neither a version"),
         ],
     )
     def test_refused(self, pinnable: tuple[str, ...], pin: object, said: str) -> None:
@@ -371,3 +373,40 @@ def test_routing_stays_fast_with_many_routes() -> None:
         return min(times)
 
     assert best_of(200) < 3 * best_of(2)
+
+
+class TestUnapproved:
+    """A version that nobody approved, in a revision that `apply` did not publish."""
+
+    def test_what_stands_in_decides(self) -> None:
+        """It is not asked, nor does it stand in; a rejection where the task says so or nothing is left."""
+        documents = changed(
+            versions(select={"version": "1"}, fallback=[{"version": "2"}, {"version": "3"}]),
+            "credit-pd-1",
+            "spec.governance",
+            ...,
+        )
+        only = served(documents)
+        assert only.barred is not None
+        assert (only.barred.code, only.barred.task) == (Code.VERSION_UNAPPROVED, "pd")
+        assert [each.selected_by for each in only.standbys] == ["fallback version 2", "fallback version 3"]
+        documents = changed(documents, "credit-pd-2", "spec.governance", ...)
+        assert [each.selected_by for each in served(documents).standbys] == ["fallback version 3"]
+        for field, value in (("onUnavailable", "reject"), ("fallback", [])):
+            answer = refused(changed(documents, "credit", f"spec.rules.0.tasks.0.{field}", value))
+            assert (answer.problem.code, answer.rule) == (Code.VERSION_UNAPPROVED, "default")
+
+    def test_it_may_run_beside_another(self) -> None:
+        """A shadow decides nothing."""
+        documents = changed(
+            versions(select={"version": "2"}, shadow=[{"version": "1"}]), "credit-pd-1", "spec.governance", ...
+        )
+        assert [each.version.version for each in served(documents).shadows] == ["1"]
+        assert unapproved_of(revision(documents)) == ()
+
+    def test_each_use_is_told(self) -> None:
+        """By route, rule, task and version, for the log of whoever went over to it."""
+        documents = changed(
+            versions(select={"version": "2"}, fallback=[{"version": "1"}]), "credit-pd-1", "spec.governance", ...
+        )
+        assert unapproved_of(revision(documents)) == ("Route credit, rule default, task pd: credit-pd 1",)
