@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import structlog
 from prometheus_client import Histogram
 
 from app.domain.dispatch import Answer, Attempt, Row, sharing
@@ -26,6 +27,8 @@ from app.domain.documents import BatchPolicy, HttpBackend, ModelVersionSpec
 from app.domain.errors import Code, Problem
 from app.ports.clock import Clock
 from app.ports.model_backend import RowBackend
+
+log = structlog.get_logger()
 
 CALLS_PER_ENDPOINT: Final = 2
 """One that the server works on and one on its way; with more, rows would be spread over calls that cost as much."""
@@ -190,6 +193,11 @@ class RowSharing:
                     each.settle(answer)
             if apart:
                 await asyncio.gather(*apart)
+        except Exception as error:  # there is nobody else to whom this could be raised
+            log.exception("model_call_failed", model=lane.version.model, version=lane.version.version, rows=count)
+            problem = Problem(Code.MODEL_ERROR, f"{lane.title} could not be called: {error!r}")
+            for each in gathered:
+                each.settle(Answer(None, problem, (), b""))
         finally:
             _give_up(lane, gathered)
             self._returned(lane)

@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from app.adapters.record_codec import EntryHeader, EntryState
 from app.adapters.task_codec import QueuedResult
 from app.agents.admission import Admission, Arrival
+from app.agents.delivery import was_cancelled
 from app.agents.ledger import Ledger, Recipient
 from app.agents.live import Live
 from app.agents.shadows import Shadows
@@ -286,9 +287,16 @@ class Decider:
         now_ms = self._clock.now_ms()
         live = self._live[arrival.request_id] = Live(self._new_record(arrival, now_ms), arrival.request)
         try:
+            await self._decide_or_fail(live, arrival)
+        except BaseException:
+            # Also when cancelled: whoever waits for its decision would wait for ever.
+            self._abandon(live)
+            raise
+
+    async def _decide_or_fail(self, live: Live, arrival: Arrival) -> None:
+        try:
             await self._decide_new(live, arrival)
         except BrokerError:
-            self._abandon(live)
             raise
         except Exception as error:  # whatever it is, the caller gets an answer, and the bytes are kept
             if live.abandoned:
@@ -607,6 +615,11 @@ class Decider:
             except NotOwner:
                 return
             except Exception as error:  # a lost timer would be a silent request; a restart rebuilds it
+                log.exception("background_failed")
+                await self._on_crash(error)
+            except asyncio.CancelledError as error:
+                if was_cancelled():
+                    raise
                 log.exception("background_failed")
                 await self._on_crash(error)
 

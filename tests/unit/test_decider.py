@@ -759,6 +759,31 @@ async def test_what_a_model_raises_becomes_a_failed_decision(monkeypatch: pytest
 
 
 @in_virtual_time
+async def test_a_request_whose_work_was_cancelled_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for its decision goes on with the request himself."""
+    made = await world()
+    calls = 0
+
+    async def infer(self: ScriptedModel, version: Any, rows: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await asyncio.sleep(0.01)
+            raise asyncio.CancelledError
+        return await original(self, version, rows)
+
+    original = ScriptedModel.infer
+    monkeypatch.setattr(ScriptedModel, "infer", infer)
+    made.send("r")
+    await asyncio.sleep(0.005)
+    made.send("r", correlation="d")
+    await asyncio.sleep(3)
+    assert [header(reply.record, "kafka_correlationId") for reply in made.replies()] == ["d"]
+    assert made.committed.get((REQUESTS, made.replies()[0].partition), 0) == 0
+    await made.close()
+
+
+@in_virtual_time
 async def test_a_reply_topic_that_is_deleted_meanwhile() -> None:
     """The reply cannot be delivered; the decision and its record stand, and the worker goes on."""
     made = await world()

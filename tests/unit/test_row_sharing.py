@@ -241,3 +241,21 @@ async def test_nobody_is_left_waiting_when_it_closes() -> None:
     answers = await asyncio.gather(running[2], *waiting)
     assert {answer.problem and answer.problem.code for answer in answers} == {Code.MODEL_UNAVAILABLE}
     running[1].cancel()
+
+
+@in_virtual_time
+async def test_a_fault_of_the_backend_s_code_is_an_answer_that_says_so() -> None:
+    """Rows whose shared call raised what no backend should are answered, each with what it was."""
+
+    async def broken(rows: Sequence[Row]) -> Sequence[Mapping[str, Any]]:
+        await asyncio.sleep(CALL_S)
+        if len(rows) > 1:
+            raise ZeroDivisionError("of its own")
+        return [{"y": 1}]
+
+    answers = await asyncio.gather(*together(sharing(broken), *map(row, range(4))))
+    assert [answer.outputs for answer in answers[:2]] == [{"y": 1}] * 2
+    for answer in answers[2:]:
+        assert answer.problem is not None
+        assert answer.problem.code is Code.MODEL_ERROR
+        assert "ZeroDivisionError" in answer.problem.message
