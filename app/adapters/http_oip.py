@@ -177,8 +177,14 @@ class HttpOipBackend:
 
     async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
         """See ``ModelBackend.infer``. A row whose inputs cannot be sent fails alone; the others are called."""
-        if not rows:
-            return ()
+        return await self._infer(version, rows, version.policy.retries) if rows else ()
+
+    async def infer_once(self, version: ModelVersionSpec, row: Row) -> Answer:
+        """See ``RowBackend.infer_once``."""
+        (answer,) = await self._infer(version, (row,), 0)
+        return answer
+
+    async def _infer(self, version: ModelVersionSpec, rows: Sequence[Row], retries: int) -> Sequence[Answer]:
         backend = version.backend
         if not isinstance(backend, HttpBackend):
             problem = Problem(Code.INTERNAL, f"{version.model} {version.version} is not served over HTTP")
@@ -191,10 +197,10 @@ class HttpOipBackend:
                 problem = Problem(Code.FEATURE_INVALID, f"{lane.title} cannot be asked: {error}")
                 return (Answer(None, problem, (), _NOTHING_SENT),)
             # One row's fault is not the others': each goes alone.
-            alone = await asyncio.gather(*(self.infer(version, (row,)) for row in rows))
+            alone = await asyncio.gather(*(self._infer(version, (row,), retries) for row in rows))
             return tuple(answer for answers in alone for answer in answers)
         deadline_ms = rows[0].deadline_ms if len(rows) == 1 else min(row.deadline_ms for row in rows)
-        return await self._in_slot(lane, rows, body, own, deadline_ms)
+        return await self._in_slot(lane, rows, body, own, deadline_ms, retries)
 
     def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
         """See ``RowBackend.request_of``."""
@@ -237,7 +243,7 @@ class HttpOipBackend:
         return Answer(None, Problem(Code.MODEL_EJECTED, said), attempts, _NOTHING_SENT)
 
     async def _in_slot(
-        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int, retries: int
     ) -> Sequence[Answer]:
         remaining_ms = deadline_ms - self._clock.now_ms()
         if remaining_ms <= 0:
@@ -253,12 +259,12 @@ class HttpOipBackend:
             said = f"{lane.policy.concurrency} calls of {lane.title} were running until the deadline"
             return _all(rows, Answer(None, Problem(Code.DEADLINE_EXCEEDED, said), (), _NOTHING_SENT))
         try:
-            return await self._call(lane, rows, body, own, deadline_ms)
+            return await self._call(lane, rows, body, own, deadline_ms, retries)
         finally:
             lane.slots.release()
 
     async def _call(
-        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int, retries: int
     ) -> Sequence[Answer]:
         headers = {"Content-Type": "application/json"}
         if len(rows) == 1:
@@ -272,7 +278,7 @@ class HttpOipBackend:
         attempts: tuple[Attempt, ...] = ()
         tried: _Tried | None = None
         last = -1
-        for number in range(1 + lane.policy.retries):
+        for number in range(1 + retries):
             started_ms, started = clock.now_ms(), clock.steady_ms()
             remaining_ms = deadline_ms - started_ms
             if remaining_ms <= 0:

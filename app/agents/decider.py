@@ -316,6 +316,10 @@ class Decider:
             return
         assert live.plan is not None  # noqa: S101 - _plan returned True
         assert live.join is not None  # noqa: S101 - _plan returned True
+        if live.outcome is not None:
+            # The deadline came before its features did.
+            await self._conclude(live)
+            return
         begun = await self._tasks.begin(live)
         if begun and all(task.queued for task in begun) and not await self._pend(live):
             # Durable before its tasks are out: whichever worker gets a result must find its join.

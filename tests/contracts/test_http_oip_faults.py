@@ -393,6 +393,16 @@ async def test_a_changed_spec_is_followed(backend: HttpOipBackend) -> None:
     assert (len(old.calls), len(new.calls)) == (1, 2)
 
 
+async def test_one_attempt_is_one(backend: HttpOipBackend) -> None:
+    """A row that is asked for once is, whatever the version's policy says of retries."""
+    async with serving(always(b"no", 503)) as server:
+        version = version_of(server.url, policy={"retries": 1})
+        answer = await backend.infer_once(version, row_of())
+        assert code_of(answer) is Code.MODEL_ERROR
+        assert (len(server.calls), len(answer.attempts)) == (1, 1)
+        assert len((await ask(backend, version)).attempts) == 2
+
+
 # --- ejection ---------------------------------------------------------------------------------------------------------
 
 OUTLIER = {"timeout": "2s", "retries": 0, "outlier": {"consecutiveFailures": 3, "baseEjection": "5s"}}

@@ -114,7 +114,7 @@ async def test_an_error_that_nobody_foresaw_ends_each_read_and_cancels_none() ->
 
 
 async def test_a_transport_that_was_closed_is_a_dead_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What uvloop says of a write to a closed transport is no OSError: it is tried anew, and then Redis is not usable."""
+    """What uvloop says of a write to a closed transport is no OSError: it is tried anew, and then given up."""
     tries: list[Sequence[bytes]] = []
 
     async def exchange(_: RedisNode, commands: Sequence[bytes]) -> list[Any]:
