@@ -469,18 +469,23 @@ class Decider:
         record = self._ledger.read(partition, request_id)
         if record is None or not record.pending:
             return None
-        request = await self._read_again(record)
+        read = await self._read_again(record)
         if known := self._live.get(request_id):
             return known
         record = self._ledger.read(partition, request_id)
         if record is None or not record.pending:
             return None
+        request = None if isinstance(read, Problem) else read
         live = Live(record, request, counted=True, durable=True)
         self._pending += 1
         self._live[request_id] = live
+        if isinstance(read, Problem):
+            late = read.code is Code.DEADLINE_EXCEEDED
+            await self._end(live, Status.EXPIRED if late else Status.FAILED, (read,))
+            return None
         revision = None if record.revision is None else self._registry.get(record.revision)
         # As it was routed then: by what was valid when the request came, and with what stands in since.
-        plan = None if revision is None or request is None else route(revision, request, record.received_ms)
+        plan = None if revision is None else route(revision, read, record.received_ms)
         if not isinstance(plan, Plan):
             said = "the revision that this request began under is gone: ask again with a new id"
             await self._end(live, Status.FAILED, (Problem(Code.INTERNAL, said),))
@@ -500,21 +505,23 @@ class Decider:
         self._tasks.watch(live)
         return live
 
-    async def _read_again(self, record: DecisionRecord) -> Request | None:
-        """The request of a pending join; None where it cannot be read, nor by the join's deadline."""
+    async def _read_again(self, record: DecisionRecord) -> Request | Problem:
+        """The request of a pending join; or what ends it, where it cannot be read, or not by the join's deadline."""
         while True:
             try:
                 return await self._admission.read(record.source)
             except RequestRefused as error:
-                reason = str(error)
+                said = f"the request was taken over from another worker and could not be read again: {error}"
+                problem = Problem(Code.INTERNAL, said)
             except StoreUnavailable as error:
-                reason = str(error)
                 if self._clock.now_ms() < record.deadline_ms:
                     await asyncio.sleep(_RETRY_S)
                     await self._ledger.owned(record.source.partition)
                     continue
-            log.warning("resume_failed", request_id=record.request_id, reason=reason)
-            return None
+                said = f"the request was taken over from another worker and could not be read by its deadline: {error}"
+                problem = Problem(Code.DEADLINE_EXCEEDED, said)
+            log.warning("resume_failed", request_id=record.request_id, reason=problem.message)
+            return problem
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ import pytest
 
 from app.adapters.record_codec import EntryState
 from app.adapters.task_codec import decode_result
+from app.agents.admission import Admission
 from app.domain.decisions import Kind
-from app.domain.errors import Code, Problem
+from app.domain.errors import BrokerError, Code, Problem, RequestRefused, StoreUnavailable
 from app.domain.join import Status
-from app.domain.requests import Headers, positional_id
+from app.domain.requests import Headers, InboundRecord, Request, positional_id
 from tests.support.decide_world import (
     AUDIT,
     DEAD,
@@ -690,6 +691,42 @@ async def test_a_join_whose_revision_is_gone_fails() -> None:
     await settled(made)
     assert codes(made.reply()) == ["internal_error"]
     assert len({audit.execution_id for audit in made.audits()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "said"),
+    [
+        (
+            RequestRefused(Problem(Code.REQUEST_MALFORMED, "a schema that is gone")),
+            "failed",
+            "internal_error",
+            "could not be read again: a schema that is gone",
+        ),
+        (StoreUnavailable("no schema registry"), "expired", "deadline_exceeded", "by its deadline: no schema registry"),
+    ],
+)
+def test_a_join_whose_request_cannot_be_read_again(error: BrokerError, status: str, code: str, said: str) -> None:
+    """Whoever waits is told so, and not that a revision is gone."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", "/queued")
+        await asyncio.sleep(0.1)
+        made.processes["one"].kill()
+
+        async def read(_: Admission, __: InboundRecord) -> Request:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Admission, "read", read)
+            await made.start("two")
+            made.answer(made.tasks()[0])
+            await settled(made)
+        assert (made.reply()["status"], codes(made.reply())) == (status, [code])
+        assert said in made.reply()["errors"][0]["message"]
+
+    run()
 
 
 @in_virtual_time
