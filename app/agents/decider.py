@@ -7,6 +7,7 @@ partition when a result or the deadline comes finishes it. Everything a request 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -62,6 +63,8 @@ _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for que
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
+FORGETTING_MAX: Final = 64
+"""Tombstones of decisions whose window is over that are written at once."""
 CATCH_UP_MS: Final = 2_000
 """For so long a worker that takes a partition over reads what pools answered meanwhile, before one counts as silent."""
 
@@ -99,6 +102,9 @@ class Decider:
         self._room = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
         self._gained_ms: dict[int, int] = {}
+        self._ended: deque[tuple[int, str]] = deque()
+        """Entries whose window may be over, with their partitions."""
+        self._forgetting = 0
         self._background: set[asyncio.Task[None]] = set()
         self._timers = timers
         _LIVE.set_function(lambda: len(self._live))
@@ -417,8 +423,26 @@ class Decider:
             self._timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
 
     def _on_due(self, partition: int, request_id: str) -> None:
-        if partition in self._owned:
+        if partition not in self._owned:
+            return
+        header = self._ledger.find(partition, request_id)
+        if header is not None and header.state is EntryState.COMPLETED:
+            # After a time without workers all of a window's entries are due at once, and nobody waits for their end.
+            self._ended.append((partition, request_id))
+            if self._forgetting < FORGETTING_MAX:
+                self._forgetting += 1
+                self._spawn(self._forget_ended())
+        else:
             self._spawn(self._due_or_again(partition, request_id))
+
+    async def _forget_ended(self) -> None:
+        try:
+            while self._ended:
+                partition, request_id = self._ended.popleft()
+                if partition in self._owned:
+                    await self._due_or_again(partition, request_id)
+        finally:
+            self._forgetting -= 1
 
     async def _due_or_again(self, partition: int, request_id: str) -> None:
         try:
@@ -430,6 +454,12 @@ class Decider:
     async def _due(self, partition: int, request_id: str) -> None:
         """A timer fired: a join's deadline, a pool's silence, or the end of a decision's window."""
         live, header = self._live.get(request_id), self._ledger.find(partition, request_id)
+        if live is not None and live.partition != partition:
+            # The same id under another key, which is another partition's: it says nothing of this entry.
+            if header is not None and header.state is EntryState.PENDING:
+                self._timers.at(self._clock.now_ms() + _AGAIN_MS, partition, request_id)
+                return
+            live = None
         if live is None and header is not None and header.state is EntryState.PENDING:
             live = await self._resume(partition, request_id)
         if live is not None:
