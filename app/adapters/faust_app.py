@@ -117,12 +117,26 @@ class _ConsumerThread(AIOKafkaConsumerThread):
             await joined(generation, member_id, *rest)
 
         coordinator._do_heartbeat, coordinator._on_join_complete = heartbeat, join_complete
+        push = coordinator._push_error_to_user
+
+        async def push_error(error: BaseException) -> Any:
+            self._on_coordination_failed(error)
+            return await push(error)
+
+        coordinator._push_error_to_user = push_error
         coordinator._coordination_task.add_done_callback(self._on_coordination_ended)
 
     def _on_coordination_ended(self, task: "asyncio.Future[Any]") -> None:
-        """aiokafka joins no more after an error that it takes for fatal, and tells nobody: the worker would idle."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
+            self._on_coordination_failed(error)
+
+    def _on_coordination_failed(self, error: BaseException) -> None:
+        """After an error that it takes for fatal aiokafka joins no more until somebody reads records.
+
+        Faust reads none without partitions, so the worker would idle.
+        """
+        if not getattr(error, "retriable", False):
             app = self.consumer.app
             asyncio.run_coroutine_threadsafe(app.crash(join_failure(error, app)), app.loop)
 
