@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.durations import DurationMs
+from app.durations import DurationMs, within
 
 _PREFIX: Final = "BROKER_"
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -87,9 +87,11 @@ class Settings(BaseSettings):
     replies_pending_max: int = Field(
         1_024, gt=0, description="requests a gateway waits for at once; past it 503 with Retry-After"
     )
-    session_timeout: DurationMs = Field(
+    session_timeout: Annotated[DurationMs, within("1s", "90s")] = Field(
         6_000,
-        description="Kafka's session timeout: the silence after a worker's sudden death is this plus a rebalance",
+        # Above it a request that joins the group would outlast the client's own bound for any request.
+        description="Kafka's session timeout: the silence after a worker's sudden death is this plus a rebalance; "
+        "1s to 90s, and what the brokers allow (`group.min.session.timeout.ms`, 6 s unless set)",
     )
     commit_interval: DurationMs = Field(500, description="how often finished offsets are committed")
     drain_timeout: DurationMs = Field(

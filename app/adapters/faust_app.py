@@ -6,6 +6,12 @@ from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 import faust
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
+    InvalidGroupIdError,
+    InvalidSessionTimeoutError,
+)
 from faust import Topic
 from faust.sensors import Monitor
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -64,6 +70,24 @@ class _App(faust.App):
     Settings = _Settings
 
 
+def join_failure(error: BaseException, app: AppT) -> BaseException:
+    """What ended the consumer's part in its group: what an operator can mend, as ConfigurationError."""
+    cause = error.__cause__ or error
+    group = app.conf.id
+    if isinstance(cause, InvalidSessionTimeoutError):
+        return ConfigurationError(
+            f"Kafka refuses a session timeout of {app.conf.broker_session_timeout:g} s for group {group}: set "
+            "BROKER_SESSION_TIMEOUT between the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms"
+        )
+    if isinstance(cause, InconsistentGroupProtocolError):
+        return ConfigurationError(
+            f"group {group} is used by consumers of another kind: end them, or set BROKER_TOPIC_PREFIX for this broker"
+        )
+    if isinstance(cause, InvalidGroupIdError | GroupAuthorizationFailedError):
+        return ConfigurationError(f"Kafka does not let this process join group {group}: {cause!r}")
+    return error
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
@@ -93,6 +117,28 @@ class _ConsumerThread(AIOKafkaConsumerThread):
             await joined(generation, member_id, *rest)
 
         coordinator._do_heartbeat, coordinator._on_join_complete = heartbeat, join_complete
+        push = coordinator._push_error_to_user
+
+        async def push_error(error: BaseException) -> Any:
+            self._on_coordination_failed(error)
+            return await push(error)
+
+        coordinator._push_error_to_user = push_error
+        coordinator._coordination_task.add_done_callback(self._on_coordination_ended)
+
+    def _on_coordination_ended(self, task: "asyncio.Future[Any]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._on_coordination_failed(error)
+
+    def _on_coordination_failed(self, error: BaseException) -> None:
+        """After an error that it takes for fatal aiokafka joins no more until somebody reads records.
+
+        Faust reads none without partitions, so the worker would idle.
+        """
+        if not getattr(error, "retriable", False):
+            app = self.consumer.app
+            asyncio.run_coroutine_threadsafe(app.crash(join_failure(error, app)), app.loop)
 
     async def _fetch_records(
         self,

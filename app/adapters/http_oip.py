@@ -1,6 +1,7 @@
 """Inline models over HTTP: rows in, one Open Inference Protocol v2 call to one of a version's endpoints, answers out.
 
-Endpoints are taken in turn, but for those that failed so often in a row that they are ejected (``domain.ejection``);
+Endpoints are taken in turn, but for those that failed so often in a row that they are ejected, and back only once one
+call that tried them was answered (``domain.ejection``);
 where all are, a call goes to them all the same, for a try is better than a certain failure, and whoever has something
 better asks ``refusal`` first. A failed attempt is tried once more, on another endpoint where there is one, while there
 is time; what a server refuses (4xx) or answers as nonsense it would again, so those stand. The deadline bounds the
@@ -124,14 +125,20 @@ class _Lane:
         return template
 
     def usable(self) -> Sequence[int]:
-        """The places of the endpoints that are not ejected."""
-        if not any(each.ejections for each in self.health):
+        """The places of the endpoints that are not ejected; of those, one that is due to be tried."""
+        if not any(each.out for each in self.health):
             return range(len(self.health))
         now_ms = self.clock.steady_ms()
         return [place for place, each in enumerate(self.health) if not each.is_ejected(now_ms)]
 
-    def account(self, place: int, tried: _Tried, latency_ms: float) -> None:
-        """Move the metrics and the endpoint's health for one attempt.
+    def call(self, place: int, now_ms: float) -> None:
+        """An attempt begins; of an endpoint that is due to be tried it is the trial."""
+        before = self.health[place]
+        if before.out:
+            self.health[place] = before.on_call(now_ms, self.policy.timeout)
+
+    def account(self, place: int, tried: _Tried, began_ms: float, latency_ms: float) -> None:
+        """Move the metrics and the endpoint's health for one attempt, which began at ``began_ms``.
 
         What may be tried again counts as a failure. A deadline shorter than the policy's timeout says nothing of the
         endpoint, nor does an unsound answer: a server that answers, or refuses, is there.
@@ -139,9 +146,9 @@ class _Lane:
         self.seconds.observe(latency_ms / 1000)
         if tried.kind != "ok":
             _FAILURES.labels(self.version.model, self.version.version, tried.kind).inc()
-        before = self.health[place]
+        before, now_ms = self.health[place], began_ms + latency_ms
         if tried.again:
-            after = before.on_failure(self.policy.outlier, self.clock.steady_ms())
+            after = before.on_failure(self.policy.outlier, began_ms, now_ms)
             if after.until_ms > before.until_ms:
                 _EJECTIONS.labels(self.version.model, self.version.version).inc()
                 log.warning(
@@ -149,12 +156,21 @@ class _Lane:
                     model=self.version.model,
                     version=self.version.version,
                     endpoint=self.endpoints[place][0],
-                    for_ms=round(after.until_ms - self.clock.steady_ms()),
+                    for_ms=round(after.until_ms - now_ms),
                     outcome=tried.outcome,
                 )
             self.health[place] = after
-        elif before.failures and tried.kind in ("ok", "error"):
-            self.health[place] = before.on_success(self.clock.steady_ms())
+        elif before.failures or before.out:
+            answered = tried.kind in ("ok", "error")
+            after = before.on_success(began_ms, now_ms) if answered else before.on_nothing(began_ms)
+            if before.out and not after.out:
+                log.info(
+                    "endpoint_back",
+                    model=self.version.model,
+                    version=self.version.version,
+                    endpoint=self.endpoints[place][0],
+                )
+            self.health[place] = after
 
 
 class HttpOipBackend:
@@ -177,8 +193,14 @@ class HttpOipBackend:
 
     async def infer(self, version: ModelVersionSpec, rows: Sequence[Row]) -> Sequence[Answer]:
         """See ``ModelBackend.infer``. A row whose inputs cannot be sent fails alone; the others are called."""
-        if not rows:
-            return ()
+        return await self._infer(version, rows, version.policy.retries) if rows else ()
+
+    async def infer_once(self, version: ModelVersionSpec, row: Row) -> Answer:
+        """See ``RowBackend.infer_once``."""
+        (answer,) = await self._infer(version, (row,), 0)
+        return answer
+
+    async def _infer(self, version: ModelVersionSpec, rows: Sequence[Row], retries: int) -> Sequence[Answer]:
         backend = version.backend
         if not isinstance(backend, HttpBackend):
             problem = Problem(Code.INTERNAL, f"{version.model} {version.version} is not served over HTTP")
@@ -191,10 +213,10 @@ class HttpOipBackend:
                 problem = Problem(Code.FEATURE_INVALID, f"{lane.title} cannot be asked: {error}")
                 return (Answer(None, problem, (), _NOTHING_SENT),)
             # One row's fault is not the others': each goes alone.
-            alone = await asyncio.gather(*(self.infer(version, (row,)) for row in rows))
+            alone = await asyncio.gather(*(self._infer(version, (row,), retries) for row in rows))
             return tuple(answer for answers in alone for answer in answers)
         deadline_ms = rows[0].deadline_ms if len(rows) == 1 else min(row.deadline_ms for row in rows)
-        return await self._in_slot(lane, rows, body, own, deadline_ms)
+        return await self._in_slot(lane, rows, body, own, deadline_ms, retries)
 
     def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
         """See ``RowBackend.request_of``."""
@@ -228,7 +250,7 @@ class HttpOipBackend:
         if lane is None or (lane.version is not version and lane.version != version) or lane.usable():
             return None
         now_ms = self._clock.now_ms()
-        left_ms = min(each.until_ms for each in lane.health) - self._clock.steady_ms()
+        left_ms = min(each.again_ms for each in lane.health) - self._clock.steady_ms()
         said = (
             f"{lane.title} was not called: each of its endpoints failed {lane.policy.outlier.consecutive_failures} "
             f"times in a row, and the first is asked again in {max(1, round(left_ms))} ms"
@@ -237,7 +259,7 @@ class HttpOipBackend:
         return Answer(None, Problem(Code.MODEL_EJECTED, said), attempts, _NOTHING_SENT)
 
     async def _in_slot(
-        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int, retries: int
     ) -> Sequence[Answer]:
         remaining_ms = deadline_ms - self._clock.now_ms()
         if remaining_ms <= 0:
@@ -253,12 +275,12 @@ class HttpOipBackend:
             said = f"{lane.policy.concurrency} calls of {lane.title} were running until the deadline"
             return _all(rows, Answer(None, Problem(Code.DEADLINE_EXCEEDED, said), (), _NOTHING_SENT))
         try:
-            return await self._call(lane, rows, body, own, deadline_ms)
+            return await self._call(lane, rows, body, own, deadline_ms, retries)
         finally:
             lane.slots.release()
 
     async def _call(
-        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int
+        self, lane: _Lane, rows: Sequence[Row], body: bytes, own: Sequence[bytes], deadline_ms: int, retries: int
     ) -> Sequence[Answer]:
         headers = {"Content-Type": "application/json"}
         if len(rows) == 1:
@@ -272,7 +294,7 @@ class HttpOipBackend:
         attempts: tuple[Attempt, ...] = ()
         tried: _Tried | None = None
         last = -1
-        for number in range(1 + lane.policy.retries):
+        for number in range(1 + retries):
             started_ms, started = clock.now_ms(), clock.steady_ms()
             remaining_ms = deadline_ms - started_ms
             if remaining_ms <= 0:
@@ -283,6 +305,7 @@ class HttpOipBackend:
                 # The one before it was ejected by its failure just now, so the turn came upon the same again.
                 place = usable[(turn + number + 1) % len(usable)]
             last = place
+            lane.call(place, started)
             endpoint, url = lane.endpoints[place]
             tried = await self._attempt(lane, url, body, headers, remaining_ms, number)
             outputs = None
@@ -293,7 +316,7 @@ class HttpOipBackend:
                     problem = Problem(Code.MODEL_OUTPUT_INVALID, f"{lane.title} answered unsoundly: {error}")
                     tried = _Tried("invalid", f"unsound: {error}"[:200], problem=problem)
             latency_ms = clock.steady_ms() - started
-            lane.account(place, tried, latency_ms)
+            lane.account(place, tried, started, latency_ms)
             attempts = (*attempts, Attempt(endpoint, started_ms, latency_ms, tried.outcome, len(rows)))
             if outputs is not None:
                 return tuple(Answer(output, None, attempts, sent) for output, sent in zip(outputs, own, strict=True))

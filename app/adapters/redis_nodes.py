@@ -109,14 +109,15 @@ class RedisNode:
             async with asyncio.timeout(timeout_ms / 1000), self._places:
                 try:
                     answers = await self._exchange(commands)
-                except RedisConnectionError:
+                except (RedisConnectionError, RuntimeError):
                     # A server that was restarted leaves dead connections behind; every command here may be repeated.
                     await self.drop_idle()
                     answers = await self._exchange(commands)
         except TimeoutError as error:
             self._failed()
             raise StoreUnavailable(f"Redis at {self.name} did not answer within {timeout_ms:.0f} ms") from error
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:
+            # RuntimeError: what uvloop says of a write to a connection that was closed meanwhile.
             self._failed()
             raise StoreUnavailable(f"Redis at {self.name} is not usable: {error or type(error).__name__}") from error
         if self._breaker is not CLOSED:

@@ -6,6 +6,7 @@ Most of what a read costs a worker is the exchange around it, and not the comman
 
 Each read keeps its own time limit, and whoever stops waiting takes nothing from the others. A refused command is an
 answer of its own; what ends an exchange (a connection that breaks) ends it for all that share it, as it would for each.
+Whatever that was, it reaches them as StoreUnavailable: a cancellation would end work that nobody wanted ended.
 """
 
 import asyncio
@@ -14,7 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import structlog
+
 from app.domain.errors import StoreUnavailable
+
+log = structlog.get_logger()
 
 EXCHANGES_MAX: Final = 2
 """One that Redis works on and one on its way."""
@@ -86,13 +91,13 @@ class SharedExchanges:
                 if not read.answers.done():
                     read.answers.set_result(own)
         except StoreUnavailable as error:
-            for read in gathered:
-                if not read.answers.done():
-                    # Each its own: an exception that is raised twice would carry both traces.
-                    read.answers.set_exception(StoreUnavailable(str(error)))
+            _fail(gathered, str(error))
+        except Exception as error:  # there is nobody else to whom this could be raised
+            log.exception("feature_exchange_failed", commands=len(commands))
+            _fail(gathered, f"Redis is not usable: {error!r}")
         finally:
             for read in gathered:
-                read.answers.cancel()  # nobody is left, unless this was cancelled
+                read.answers.cancel()  # nobody is left, unless this was cancelled by close()
             self._returned()
 
     async def close(self) -> None:
@@ -102,6 +107,13 @@ class SharedExchanges:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _fail(gathered: Sequence[_Read], reason: str) -> None:
+    for read in gathered:
+        if not read.answers.done():
+            # Each its own: an exception that is raised twice would carry both traces.
+            read.answers.set_exception(StoreUnavailable(reason))
 
 
 def _expire(read: _Read) -> None:

@@ -1,10 +1,10 @@
 """A request's bytes in, its members out: JSON, Avro in single-object encoding, or Avro in Confluent's wire format.
 
 The bytes themselves tell: no JSON text begins with either format's magic, so producers that set no content type are
-read like those that do. In Confluent's format the bytes carry the id of the schema that wrote them; the registry gives
-the schema, and what it says is there is what the broker judges, so a member that no request has is refused in Avro as
-it is in JSON. Schemas come from outside, hence what could make a small body explode (recursion, arrays of nothing) is
-refused before it reads anything.
+read like those that do. A content type that is neither's is refused: its sender meant something else. In Confluent's
+format the bytes carry the id of the schema that wrote them; the registry gives the schema, and what it says is there is
+what the broker judges, so a member that no request has is refused in Avro as it is in JSON. Schemas come from outside,
+hence what could make a small body explode (recursion, arrays of nothing) is refused before it reads anything.
 
 JSON's open questions are settled so: of members with one name the last counts, NaN and infinities are malformed, whole
 numbers beyond 64 bits become floating-point, and nesting has a bound of some hundreds.
@@ -29,6 +29,10 @@ _CONFLUENT_HEADER_BYTES: Final = 5
 _AVRO_TYPES: Final = frozenset(
     {"application/avro", "application/x-avro", "application/vnd.apache.avro", "avro/binary", "application/avro-binary"}
 )
+_JSON_TYPES: Final = frozenset(
+    {"", "application/json", "text/json", "application/octet-stream", "binary/octet-stream", "text/plain"}
+)
+"""What JSON comes as: producers that know nothing of their bytes say octet-stream or plain text, Spring says ``""``."""
 _FETCH_WITHIN_S: Final = 2.0
 _SCHEMA_BYTES_MAX: Final = 1_048_576
 _SCHEMAS_MAX: Final = 256
@@ -64,6 +68,10 @@ class RequestDecoder:
             raise _malformed(
                 f"the content type is {content_type}, and the body is neither in single-object encoding nor in "
                 f"Confluent's wire format: it begins with {value[:2].hex()}"
+            )
+        if content_type not in _JSON_TYPES and not content_type.endswith("+json"):
+            raise _malformed(
+                f"the content type is {content_type[:80]!r}: send application/json or application/avro, or none at all"
             )
         return decode_json(value)
 

@@ -7,9 +7,11 @@ busy one is asked less often the busier it is. The technique is known as natural
 batching of Clipper (Crankshaw et al., "Clipper: A Low-Latency Online Prediction Serving System", NSDI 2017), which sets
 sizes and delays where this needs neither.
 
-What one row does is not its neighbours' fate. A shared call that the server refuses or answers unsoundly is made again
-a row at a time, once, so that the row at fault fails alone. A row whose deadline comes is answered then, whatever its
-call still waits for. Whoever stops waiting for a row takes nothing from the others.
+What one row does is not its neighbours' fate. A shared call that the server refuses for what is in it, breaks by, or
+answers unsoundly is made again a row at a time, each in one attempt, so that the row at fault fails alone. One that an
+overloaded server turns away is not: as many calls as there were rows are the last thing that helps it. A row whose
+deadline comes is answered then, whatever its call still waits for. Whoever stops waiting for a row takes nothing from
+the others.
 
 Versions without ``policy.batch``, and calls that bring several rows, pass through.
 """
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import structlog
 from prometheus_client import Histogram
 
 from app.domain.dispatch import Answer, Attempt, Row, sharing
@@ -27,11 +30,17 @@ from app.domain.errors import Code, Problem
 from app.ports.clock import Clock
 from app.ports.model_backend import RowBackend
 
+log = structlog.get_logger()
+
 CALLS_PER_ENDPOINT: Final = 2
 """One that the server works on and one on its way; with more, rows would be spread over calls that cost as much."""
 _LANES_MAX: Final = 4_096
-_ROWS_AT_FAULT: Final = frozenset({Code.MODEL_ERROR, Code.MODEL_OUTPUT_INVALID})
-"""What one row may have brought upon a call. A server that is away or too slow would be so for each row alone too."""
+_ROWS_AT_FAULT: Final = frozenset({"http 400", "http 413", "http 422", "http 500"})
+"""Outcomes that one row, or their number, may have brought upon a call, beside an unsound answer.
+
+A server that is away, too slow or overloaded (429, 502, 503, 504), or does not know the model (404), would be so for
+each row alone too.
+"""
 
 _ROWS = Histogram(
     "broker_model_call_rows",
@@ -190,6 +199,11 @@ class RowSharing:
                     each.settle(answer)
             if apart:
                 await asyncio.gather(*apart)
+        except Exception as error:  # there is nobody else to whom this could be raised
+            log.exception("model_call_failed", model=lane.version.model, version=lane.version.version, rows=count)
+            problem = Problem(Code.MODEL_ERROR, f"{lane.title} could not be called: {error!r}")
+            for each in gathered:
+                each.settle(Answer(None, problem, (), b""))
         finally:
             _give_up(lane, gathered)
             self._returned(lane)
@@ -201,7 +215,7 @@ class RowSharing:
         if waiting.timer is not None:
             # From here the call is the row's own, and ends by its deadline.
             waiting.timer.cancel()
-        (answer,) = await self._backend.infer(lane.version, (waiting.row,))
+        answer = await self._backend.infer_once(lane.version, waiting.row)
         waiting.settle(replace(answer, attempts=(*shared.attempts, *answer.attempts), sent=answer.sent or shared.sent))
 
     async def close(self) -> None:
@@ -222,5 +236,6 @@ def _give_up(lane: _Lane, waiting: Sequence[_Waiting]) -> None:
 
 def _may_be_anothers(answer: Answer) -> bool:
     """Whether a row's problem may have been brought upon its call by another row."""
-    shared = bool(answer.attempts) and answer.attempts[-1].rows > 1
-    return shared and answer.problem is not None and answer.problem.code in _ROWS_AT_FAULT
+    if answer.problem is None or not answer.attempts or answer.attempts[-1].rows == 1:
+        return False
+    return answer.problem.code is Code.MODEL_OUTPUT_INVALID or answer.attempts[-1].outcome in _ROWS_AT_FAULT

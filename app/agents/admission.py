@@ -27,6 +27,9 @@ from app.domain.requests import (
 from app.ports.log import Replies
 from app.settings import Settings
 
+HEADERS_BYTES_MAX: Final = 32_768
+"""Bytes of a request's headers, names and values: the joins entry, the audit record and the reply hold them beside the
+request. Traces, and what Spring says of an exception, fit well."""
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _OWN_TOPICS: Final = frozenset(
     {
@@ -88,6 +91,10 @@ class Admission:
             envelope = read_envelope(record)
         except RequestRefused as refused:
             fault = fault or refused.problem
+        header_bytes = sum(len(name) + len(value) for name, value in record.headers)
+        if header_bytes > HEADERS_BYTES_MAX:
+            said = f"the request's headers have {header_bytes} bytes; {HEADERS_BYTES_MAX} are allowed"
+            fault = fault or Problem(Code.REQUEST_TOO_LARGE, said)
         try:
             size = len(record.value or b"")
             if size > self._settings.request_bytes_max:

@@ -7,6 +7,7 @@ partition when a result or the deadline comes finishes it. Everything a request 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -18,6 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from app.adapters.record_codec import EntryHeader, EntryState
 from app.adapters.task_codec import QueuedResult
 from app.agents.admission import Admission, Arrival
+from app.agents.delivery import was_cancelled
 from app.agents.ledger import Ledger, Recipient
 from app.agents.live import Live
 from app.agents.shadows import Shadows
@@ -61,6 +63,8 @@ _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for que
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
+FORGETTING_MAX: Final = 64
+"""Tombstones of decisions whose window is over that are written at once."""
 CATCH_UP_MS: Final = 2_000
 """For so long a worker that takes a partition over reads what pools answered meanwhile, before one counts as silent."""
 
@@ -98,6 +102,9 @@ class Decider:
         self._room = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
         self._gained_ms: dict[int, int] = {}
+        self._ended: deque[tuple[int, str]] = deque()
+        """Entries whose window may be over, with their partitions."""
+        self._forgetting = 0
         self._background: set[asyncio.Task[None]] = set()
         self._timers = timers
         _LIVE.set_function(lambda: len(self._live))
@@ -286,9 +293,16 @@ class Decider:
         now_ms = self._clock.now_ms()
         live = self._live[arrival.request_id] = Live(self._new_record(arrival, now_ms), arrival.request)
         try:
+            await self._decide_or_fail(live, arrival)
+        except BaseException:
+            # Also when cancelled: whoever waits for its decision would wait for ever.
+            self._abandon(live)
+            raise
+
+    async def _decide_or_fail(self, live: Live, arrival: Arrival) -> None:
+        try:
             await self._decide_new(live, arrival)
         except BrokerError:
-            self._abandon(live)
             raise
         except Exception as error:  # whatever it is, the caller gets an answer, and the bytes are kept
             if live.abandoned:
@@ -308,6 +322,10 @@ class Decider:
             return
         assert live.plan is not None  # noqa: S101 - _plan returned True
         assert live.join is not None  # noqa: S101 - _plan returned True
+        if live.outcome is not None:
+            # The deadline came before its features did.
+            await self._conclude(live)
+            return
         begun = await self._tasks.begin(live)
         if begun and all(task.queued for task in begun) and not await self._pend(live):
             # Durable before its tasks are out: whichever worker gets a result must find its join.
@@ -405,8 +423,26 @@ class Decider:
             self._timers.at(live.record.deadline_ms, live.partition, live.record.request_id)
 
     def _on_due(self, partition: int, request_id: str) -> None:
-        if partition in self._owned:
+        if partition not in self._owned:
+            return
+        header = self._ledger.find(partition, request_id)
+        if header is not None and header.state is EntryState.COMPLETED:
+            # After a time without workers all of a window's entries are due at once, and nobody waits for their end.
+            self._ended.append((partition, request_id))
+            if self._forgetting < FORGETTING_MAX:
+                self._forgetting += 1
+                self._spawn(self._forget_ended())
+        else:
             self._spawn(self._due_or_again(partition, request_id))
+
+    async def _forget_ended(self) -> None:
+        try:
+            while self._ended:
+                partition, request_id = self._ended.popleft()
+                if partition in self._owned:
+                    await self._due_or_again(partition, request_id)
+        finally:
+            self._forgetting -= 1
 
     async def _due_or_again(self, partition: int, request_id: str) -> None:
         try:
@@ -418,6 +454,12 @@ class Decider:
     async def _due(self, partition: int, request_id: str) -> None:
         """A timer fired: a join's deadline, a pool's silence, or the end of a decision's window."""
         live, header = self._live.get(request_id), self._ledger.find(partition, request_id)
+        if live is not None and live.partition != partition:
+            # The same id under another key, which is another partition's: it says nothing of this entry.
+            if header is not None and header.state is EntryState.PENDING:
+                self._timers.at(self._clock.now_ms() + _AGAIN_MS, partition, request_id)
+                return
+            live = None
         if live is None and header is not None and header.state is EntryState.PENDING:
             live = await self._resume(partition, request_id)
         if live is not None:
@@ -457,18 +499,23 @@ class Decider:
         record = self._ledger.read(partition, request_id)
         if record is None or not record.pending:
             return None
-        request = await self._read_again(record)
+        read = await self._read_again(record)
         if known := self._live.get(request_id):
             return known
         record = self._ledger.read(partition, request_id)
         if record is None or not record.pending:
             return None
+        request = None if isinstance(read, Problem) else read
         live = Live(record, request, counted=True, durable=True)
         self._pending += 1
         self._live[request_id] = live
+        if isinstance(read, Problem):
+            late = read.code is Code.DEADLINE_EXCEEDED
+            await self._end(live, Status.EXPIRED if late else Status.FAILED, (read,))
+            return None
         revision = None if record.revision is None else self._registry.get(record.revision)
         # As it was routed then: by what was valid when the request came, and with what stands in since.
-        plan = None if revision is None or request is None else route(revision, request, record.received_ms)
+        plan = None if revision is None else route(revision, read, record.received_ms)
         if not isinstance(plan, Plan):
             said = "the revision that this request began under is gone: ask again with a new id"
             await self._end(live, Status.FAILED, (Problem(Code.INTERNAL, said),))
@@ -488,21 +535,23 @@ class Decider:
         self._tasks.watch(live)
         return live
 
-    async def _read_again(self, record: DecisionRecord) -> Request | None:
-        """The request of a pending join; None where it cannot be read, nor by the join's deadline."""
+    async def _read_again(self, record: DecisionRecord) -> Request | Problem:
+        """The request of a pending join; or what ends it, where it cannot be read, or not by the join's deadline."""
         while True:
             try:
                 return await self._admission.read(record.source)
             except RequestRefused as error:
-                reason = str(error)
+                said = f"the request was taken over from another worker and could not be read again: {error}"
+                problem = Problem(Code.INTERNAL, said)
             except StoreUnavailable as error:
-                reason = str(error)
                 if self._clock.now_ms() < record.deadline_ms:
                     await asyncio.sleep(_RETRY_S)
                     await self._ledger.owned(record.source.partition)
                     continue
-            log.warning("resume_failed", request_id=record.request_id, reason=reason)
-            return None
+                said = f"the request was taken over from another worker and could not be read by its deadline: {error}"
+                problem = Problem(Code.DEADLINE_EXCEEDED, said)
+            log.warning("resume_failed", request_id=record.request_id, reason=problem.message)
+            return problem
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -607,6 +656,11 @@ class Decider:
             except NotOwner:
                 return
             except Exception as error:  # a lost timer would be a silent request; a restart rebuilds it
+                log.exception("background_failed")
+                await self._on_crash(error)
+            except asyncio.CancelledError as error:
+                if was_cancelled():
+                    raise
                 log.exception("background_failed")
                 await self._on_crash(error)
 

@@ -111,6 +111,11 @@ class Intake:
         except Exception as error:  # noqa: BLE001 - the crash carries it
             await self._crash(event, error)
             return
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            await self._crash(event, _gave_up())
+            return
         finally:
             gauge.dec()
             self._slots.release()
@@ -165,6 +170,11 @@ class Intake:
                 pass
             except Exception as error:  # noqa: BLE001 - the crash carries it
                 await self._crash(current[0], error)
+                return
+            except asyncio.CancelledError:
+                if was_cancelled():
+                    raise
+                await self._crash(current[0], _gave_up())
                 return
             finally:
                 for _ in batch:
@@ -222,6 +232,19 @@ class Intake:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def was_cancelled() -> bool:
+    """Whether a CancelledError was meant for this task; otherwise it comes from something that it waited for.
+
+    One that nobody meant would end the task without a word, as a cancelled task is nobody's error.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _gave_up() -> RuntimeError:
+    return RuntimeError("what it waited for was cancelled, and this was not: it is handled anew after a restart")
 
 
 async def _gather(

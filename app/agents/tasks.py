@@ -69,7 +69,10 @@ class Tasks:
     # --- inputs -------------------------------------------------------------------------------------------------------
 
     async def prepare(self, live: Live) -> tuple[Status, tuple[Problem, ...]] | None:
-        """Fetch what all versions need in one go, and set up the join; or how the request ends by that."""
+        """Fetch what all versions need in one go, and set up the join; or how the request ends by that.
+
+        Where the deadline came before the features did, the join has decided.
+        """
         plan, seen = live.plan, live.seen()
         assert plan is not None  # noqa: S101 - what is prepared is planned
         views, wants = plan.revision.views, plan.revision.wants
@@ -80,6 +83,7 @@ class Tasks:
         if any(task.standbys or task.shadows for task in plan.tasks):
             # What stands in or runs beside may need more, and what it lacks is no fault of the request.
             needs, _ = needs_of(wants(versions), views, seen)
+        given_ms, began = self._patience_ms(live), self._clock.steady_ms()
         live.fetched = await self._found(live, needs, plan.revision.computed(versions))
         now_ms = self._clock.now_ms()
         live.tasks = {task.name: task for task in plan.tasks}
@@ -92,12 +96,35 @@ class Tasks:
             if inputs.problems and must_answer(plan, task):
                 broken += [replace(problem, task=task.name) for problem in inputs.problems]
         live.record = replace(live.record, tasks=tuple(records))
+        specs = [task.spec for task in plan.tasks]
+        if self._was_cut(live, given_ms, began):
+            # The store may be well: the request gave it no time, and ends as at any other deadline.
+            live.join = Join.of(specs, live.record.deadline_ms, plan.rule.spec.join)
+            self.expire(live)
+            return None
         if broken:
             away = any(problem.code is Code.FEATURES_UNAVAILABLE for problem in broken)
             return (Status.FAILED if away else Status.REJECTED), tuple(broken)
-        specs = [task.spec for task in plan.tasks]
         live.join = Join.of(specs, live.record.deadline_ms, plan.rule.spec.join)
         return None
+
+    def _patience_ms(self, live: Live) -> int:
+        """How long a fetch of features may take: its setting, and never past the deadline."""
+        return max(1, min(live.record.deadline_ms - self._clock.now_ms(), self._settings.feature_timeout))
+
+    def _was_cut(self, live: Live, given_ms: int, began: float) -> bool:
+        """Whether features that are unavailable are so because the deadline left them no more time.
+
+        A store that says that it is away says so at once. One that is waited for is given up at the latest after what
+        it was given, and by the near cache after half of it, where there is something older to serve.
+        """
+        lacking = (problem for inputs in live.inputs.values() for problem in inputs.problems)
+        if not any(problem.code is Code.FEATURES_UNAVAILABLE for problem in lacking):
+            return False
+        if self._clock.now_ms() >= live.record.deadline_ms:
+            return True
+        waited_ms = self._clock.steady_ms() - began
+        return given_ms < self._settings.feature_timeout and waited_ms >= given_ms / 2
 
     async def _found(self, live: Live, needs: Sequence[ViewNeed], computed: Sequence[Computation]) -> FetchedFeatures:
         """What is stored, and what is computed of it and of the request."""
@@ -108,9 +135,8 @@ class Tasks:
     async def _fetch(self, live: Live, needs: Sequence[ViewNeed]) -> FetchedFeatures:
         if not needs:
             return {}
-        remaining_ms = live.record.deadline_ms - self._clock.now_ms()
         try:
-            return await self._features.fetch(needs, max(1, min(remaining_ms, self._settings.feature_timeout)))
+            return await self._features.fetch(needs, self._patience_ms(live))
         except StoreUnavailable as error:
             log.warning("features_unavailable", request_id=live.record.request_id, reason=str(error))
             return unavailable(needs)

@@ -7,8 +7,11 @@ not why, and cannot be cancelled; whoever is called looks whether there is somet
 import asyncio
 import heapq
 from collections.abc import Callable
+from typing import Final
 
 from app.ports.clock import Clock
+
+_CALLS_A_TURN: Final = 256
 
 
 class Timers:
@@ -39,9 +42,14 @@ class Timers:
         while True:
             self._earlier.clear()
             now_ms = self._clock.now_ms()
+            called = 0
             while self._heap and self._heap[0][0] <= now_ms:
                 _, partition, request_id = heapq.heappop(self._heap)
                 on_due(partition, request_id)
+                called += 1
+                if called % _CALLS_A_TURN == 0:
+                    # Many may be due at once, as after a time without workers; the loop has more to do.
+                    await asyncio.sleep(0)
             wait_s = (self._heap[0][0] - now_ms) / 1000 if self._heap else None
             try:
                 # Not wait_for, which may lose a cancellation that comes together with the event (CPython issue 86296).

@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from prometheus_client import Gauge
 
+from app.adapters.membership import membership
 from app.agents.delivery import Intake
 from app.agents.health import HealthServer
 from app.domain.errors import BrokerError, ConfigurationError, StoreUnavailable
@@ -34,15 +35,25 @@ _LOOP_LAG = Gauge("broker_event_loop_lag_seconds", "How late the event loop ran 
 _WATCH_EVERY_S: Final = 2.0
 _LAG_MAX_S: Final = 30.0
 """Commits come every ``commit_interval``; one that is this late will not come (faust-streaming issues 175, 596)."""
+_JOIN_WITHIN_S: Final = 180.0
+"""A join waits for the session timeout of who was here before, 90 s at most, and for a rebalance, at most as long."""
 _STOP_TIMEOUT_S: Final = 15.0
 _GC_THRESHOLDS: Final = (20_000, 50, 50)
 
 
 @dataclass(slots=True)
 class Liveness:
-    """Whether finished offsets reach Kafka: since when the commit has not moved though it should."""
+    """Whether this process is of its group, and its finished offsets reach Kafka: since when not though they should."""
 
     behind_since: dict[TP, tuple[int, float]] = field(default_factory=dict)
+    outside_since: float | None = None
+
+    def observe_group(self, *, joined: bool, kafka_answers: bool, now_s: float) -> None:
+        """Note whether it ever joined, at steady time ``now_s``. While Kafka does not answer nobody can."""
+        if joined or not kafka_answers:
+            self.outside_since = None
+        elif self.outside_since is None:
+            self.outside_since = now_s
 
     def observe(self, finished: Mapping[TP, int], committed: Mapping[TP, int], now_s: float) -> None:
         """Hold what is finished against what the group has committed, at steady time ``now_s``."""
@@ -60,6 +71,8 @@ class Liveness:
         for tp, (at, since) in self.behind_since.items():
             if now_s - since > _LAG_MAX_S:
                 return f"{tp.topic}/{tp.partition}: the commit stands at {at} for {now_s - since:.0f} s; restart"
+        if self.outside_since is not None and now_s - self.outside_since > _JOIN_WITHIN_S:
+            return f"Kafka answers, and this process has not joined its group for {now_s - self.outside_since:.0f} s"
         return None
 
 
@@ -141,6 +154,9 @@ class Worker:
             for intake in self._intakes:
                 await intake.close()
             await self._health.stop()
+        if isinstance(self._app.crash_reason, ConfigurationError):
+            # A restart would not mend it: the line that says what would, and the exit code of a start that fails.
+            raise self._app.crash_reason
         if failed:
             log.error("crashed", role=self._role, instance=self._instance, reason=repr(self._app.crash_reason))
             return 1
@@ -174,6 +190,7 @@ class Worker:
                 before = loop.time()
                 await asyncio.sleep(_WATCH_EVERY_S)
                 _LOOP_LAG.set(max(0.0, loop.time() - before - _WATCH_EVERY_S))
+                joined = bool(membership(self._app).member_id)
                 finished = {tp: offset for intake in self._intakes for tp, offset in intake.finished.items()}
                 try:
                     if admin is None:
@@ -184,7 +201,9 @@ class Worker:
                     offsets = await admin.list_consumer_group_offsets(self._app.conf.id)
                 except (KafkaError, OSError):
                     # Kafka's own outage is not this worker's fault: a restart would not mend it.
+                    self._liveness.observe_group(joined=joined, kafka_answers=False, now_s=loop.time())
                     continue
+                self._liveness.observe_group(joined=joined, kafka_answers=True, now_s=loop.time())
                 committed = {TP(tp.topic, tp.partition): meta.offset for tp, meta in offsets.items()}
                 _LAG.set(sum(max(0, offset - committed.get(tp, 0)) for tp, offset in finished.items()))
                 self._liveness.observe(finished, committed, loop.time())

@@ -140,6 +140,14 @@ class Child:
             return self._popen.poll() is None
         return self.identity.runs
 
+    @property
+    def ending(self) -> str:
+        """How a process that is gone ended; only its parent knows."""
+        code = None if self._popen is None else self._popen.poll()
+        if code is None:
+            return ""
+        return f" with exit code {code}" if code >= 0 else f" by {signal.Signals(-code).name}"
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process is gone."""
         if self.runs:
@@ -307,7 +315,7 @@ class Service(ABC):
             raise StackError(f"{self.name} was stopped while it started")
         if not last_attempt and self._port_was_taken(log_start):
             return False
-        raise StackError(f"{self.name} ended while it started.\n{self.tail(log_start)}")
+        raise StackError(f"{self.name} ended{child.ending} while it started.\n{self.tail(log_start)}")
 
     def process_env(self) -> dict[str, str]:
         """Variables for the child itself, over those of this process."""

@@ -89,7 +89,10 @@ class Stack:
         if unknown := set(services) - set(ALL):
             raise StackError(f"no such service: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
         stack = cls(state_dir, detached=detached, progress=progress)
-        state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StackError(f"{state_dir} cannot be made ({error.strerror}): name another directory") from error
         stack._lock_directory()
         with ExitStack() as on_failure:
             on_failure.callback(stack.down)
@@ -326,7 +329,12 @@ class Stack:
         self._progress(f"{service.name} serves on {service.address} ({time.monotonic() - began:.1f} s)")
 
     def _lock_directory(self) -> None:
-        file = (self.state_dir / "stack.lock").open("a+")
+        try:
+            file = (self.state_dir / "stack.lock").open("a+")
+        except OSError as error:
+            raise StackError(
+                f"{error.filename} cannot be written ({error.strerror}): name another directory"
+            ) from error
         end = time.monotonic() + (LOCK_TIMEOUT_S if self.detached else 0)
         while True:
             try:

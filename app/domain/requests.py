@@ -166,6 +166,12 @@ def read_envelope(record: InboundRecord) -> Envelope:
         raise RequestRefused(
             Problem(Code.REQUEST_INVALID, f"header priority is {priority[:40]!r}: send high, normal or low")
         )
+    topics = {value for name, value in headers if value and name in _REPLY_TOPIC_HEADERS}
+    if len(topics) > 1:
+        named = ", ".join(sorted(topic[:80].decode(errors="replace") for topic in topics))
+        raise RequestRefused(
+            Problem(Code.REQUEST_INVALID, f"headers name {len(topics)} reply topics ({named}): send one")
+        )
     partition = _first(headers, ("kafka_replyPartition",))
     if partition is not None and len(partition) != 4:
         raise RequestRefused(

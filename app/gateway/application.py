@@ -60,6 +60,9 @@ They are kept in the decision's record, so they are bounded; leaving some out wo
 """
 
 _PASSED_ON: Final = ("traceparent", "priority")
+_ID_HEADERS: Final = ("Idempotency-Key", "request-id")
+"""HTTP's name of the request id, and the one that it has in Kafka."""
+_JSON_TYPES: Final = ("", "application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")
 _CONTEXT_PREFIX: Final = "x-"
 _SECRET: Final = ("auth", "cookie", "credential", "key", "password", "secret", "session", "token")
 """What names of headers that hold secrets have in them, such as ``x-api-key``: those go no further."""
@@ -93,6 +96,8 @@ class Gateway:
 
     async def decide(self, request: Request) -> Answer:
         """``POST /v1/decisions``."""
+        if (refusal := _not_json(request)) is not None:
+            return refusal
         body = await self._body(request)
         members = decode_json(body)
         request_id = _identify(request, members.get("request_id"), "request_id")
@@ -109,6 +114,8 @@ class Gateway:
                 GatewayCode.REQUEST_INVALID,
                 "the tensors are binary, and only JSON ones are read: turn binary data off in the client",
             )
+        if (refusal := _not_json(request)) is not None:
+            return refusal
         call = decode_json(await self._body(request))
         wanted = wanted_outputs(call)
         body = orjson.dumps(read_infer(path, call))
@@ -222,7 +229,7 @@ def create_app(client: RequestReply, reader: DecisionReader, settings: Settings,
     @app.post(
         "/v1/decisions",
         responses={
-            **openapi.responses(openapi.REPLY, 400, 404, 408, 413, 422, 502, 503, 504),
+            **openapi.responses(openapi.REPLY, 400, 404, 408, 413, 415, 422, 502, 503, 504),
             202: {"description": "Accepted", "content": {JSON: {"schema": openapi.ACCEPTED}}},
         },
         openapi_extra=openapi.operation(openapi.REQUEST, asynchronous=True),
@@ -364,17 +371,34 @@ def _identify(request: Request, own_id: object, member: str) -> RequestId:
         RequestRefused: it cannot serve as an id.
     """
     # The header is a structured field in its draft, so a text in quotes, and a bare word with most who send it.
-    header = request.headers.get("idempotency-key")
-    if header is not None:
-        try:
-            return checked_id(header.encode("latin-1").decode().strip().strip('"'))
-        except UnicodeDecodeError as error:
-            raise RequestRefused(Problem(Code.REQUEST_INVALID, "header Idempotency-Key is not UTF-8")) from error
+    ids = {name: _header_id(request, name) for name in _ID_HEADERS if request.headers.get(name)}
+    if len(set(ids.values())) > 1:
+        said = f"headers {' and '.join(ids)} name two ids: send one of them"
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, said))
+    if ids:
+        return next(iter(ids.values()))
     if own_id is None:
         return RequestId(str(uuid.uuid4()))
     if not isinstance(own_id, str):
         raise RequestRefused(Problem(Code.REQUEST_INVALID, f"{member} is not text: send a string"))
     return checked_id(own_id)
+
+
+def _header_id(request: Request, name: str) -> RequestId:
+    try:
+        return checked_id(request.headers[name].encode("latin-1").decode().strip().strip('"'))
+    except UnicodeDecodeError as error:
+        raise RequestRefused(Problem(Code.REQUEST_INVALID, f"header {name} is not UTF-8: send text")) from error
+
+
+def _not_json(request: Request) -> Answer | None:
+    """The refusal of a body that says it is something else; ``curl -d`` says that it is a form, and sends what it is
+    given."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given in _JSON_TYPES or given.endswith("+json"):
+        return None
+    said = f"the content type is {given[:80]!r}: send application/json; Avro is read from Kafka only"
+    return problem(415, GatewayCode.REQUEST_MALFORMED, said)
 
 
 def _deadline(request: Request) -> tuple[int | None, Headers]:

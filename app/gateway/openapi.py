@@ -111,6 +111,7 @@ STATE: Final[dict[str, Any]] = {"type": "object"}
 
 _HEADERS: Final = (
     ("Idempotency-Key", "the request id: asking again with it brings the first decision", {"type": "string"}),
+    ("request-id", "the same under the name that it has in Kafka; send one of them", {"type": "string"}),
     ("deadline-ms", "absolute, epoch milliseconds; the route's own deadline caps it", {"type": "string"}),
     ("traceparent", "W3C trace context", {"type": "string"}),
     ("priority", "normal where none is given", {"type": "string", "enum": ["high", "normal", "low"]}),

@@ -38,6 +38,10 @@ class RowBackend(ModelBackend, Protocol):
         """What would be sent for ``row`` alone; empty where it cannot be sent."""
         ...
 
+    async def infer_once(self, version: ModelVersionSpec, row: Row) -> Answer:
+        """As ``infer`` for one row, in one attempt, whatever the policy's ``retries`` says."""
+        ...
+
 
 class ModelRunner(Protocol):
     """Models that run inside a pool worker's own process, named on its command line as ``module:factory``.

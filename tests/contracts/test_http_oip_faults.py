@@ -393,6 +393,16 @@ async def test_a_changed_spec_is_followed(backend: HttpOipBackend) -> None:
     assert (len(old.calls), len(new.calls)) == (1, 2)
 
 
+async def test_one_attempt_is_one(backend: HttpOipBackend) -> None:
+    """A row that is asked for once is, whatever the version's policy says of retries."""
+    async with serving(always(b"no", 503)) as server:
+        version = version_of(server.url, policy={"retries": 1})
+        answer = await backend.infer_once(version, row_of())
+        assert code_of(answer) is Code.MODEL_ERROR
+        assert (len(server.calls), len(answer.attempts)) == (1, 1)
+        assert len((await ask(backend, version)).attempts) == 2
+
+
 # --- ejection ---------------------------------------------------------------------------------------------------------
 
 OUTLIER = {"timeout": "2s", "retries": 0, "outlier": {"consecutiveFailures": 3, "baseEjection": "5s"}}
@@ -407,7 +417,7 @@ def _ejected_now() -> float | None:
 
 
 async def test_an_endpoint_that_keeps_failing_is_left_out() -> None:
-    """After three failures in a row the turn skips it; after its time it is asked again, and is out for longer."""
+    """After three failures in a row the turn skips it; after its time one call tries it, and it is out for longer."""
     clock = MovableClock()
     backend = HttpOipBackend(clock)
     before = _ejections()
@@ -421,7 +431,7 @@ async def test_an_endpoint_that_keeps_failing_is_left_out() -> None:
         assert backend.refusal(version) is None
         clock.offset_ms += 5_000
         assert _ejected_now() == 0
-        assert [code_of(await ask(backend, version)) for _ in range(6)].count(Code.MODEL_ERROR) == 3
+        assert [code_of(await ask(backend, version)) for _ in range(6)].count(Code.MODEL_ERROR) == 1
         clock.offset_ms += 5_000
         # Twice by now: twice the time.
         assert (_ejections() - before, _ejected_now()) == (2, 1)
@@ -490,3 +500,53 @@ async def test_silence_and_absence_eject(backend: HttpOipBackend) -> None:
     for _ in range(3):
         assert code_of(await ask(backend, absent)) is Code.MODEL_UNAVAILABLE
     assert backend.refusal(absent) is not None
+
+
+async def test_calls_that_a_stall_catches_together_are_one_failure(backend: HttpOipBackend) -> None:
+    """However many run when a server stands still, it is not ejected by that; failures one after the other count."""
+    standing_still = asyncio.Event()
+
+    async def stall(_: web.BaseRequest, __: dict[str, Any]) -> web.StreamResponse:
+        if not standing_still.is_set():
+            await asyncio.sleep(0.5)
+        return respond(OK)
+
+    async with serving(stall) as server:
+        version = version_of(server.url, policy=OUTLIER | {"timeout": "60ms"})
+        answers = await asyncio.gather(*(ask(backend, version) for _ in range(12)))
+        assert {code_of(answer) for answer in answers} == {Code.MODEL_TIMEOUT}
+        assert backend.refusal(version) is None
+        standing_still.set()
+        assert code_of(await ask(backend, version)) is None
+
+
+async def test_one_call_tries_an_endpoint_whose_time_is_over() -> None:
+    """Until it is answered whoever has something better stays away; then all are served again."""
+    clock = MovableClock()
+    backend = HttpOipBackend(clock)
+    well, reached, slow = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def mended(_: web.BaseRequest, __: dict[str, Any]) -> web.StreamResponse:
+        if not well.is_set():
+            return respond(b"no", 503)
+        reached.set()
+        await slow.wait()
+        return respond(OK)
+
+    async with serving(mended) as server:
+        version = version_of(server.url, policy=OUTLIER)
+        for _ in range(3):
+            await ask(backend, version)
+        assert backend.refusal(version) is not None
+        well.set()
+        clock.offset_ms += 5_000
+        assert backend.refusal(version) is None
+        trial = asyncio.create_task(ask(backend, version))
+        async with asyncio.timeout(5):
+            await reached.wait()
+        assert backend.refusal(version) is not None
+        slow.set()
+        assert code_of(await trial) is None
+        assert backend.refusal(version) is None
+        assert code_of(await ask(backend, version)) is None
+    await backend.close()

@@ -13,7 +13,10 @@ Model = Callable[[Sequence[Row]], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 class InMemoryBackend:
-    """Answers with ``model``'s outputs; what it raises is a failure: OSError the connection's, ValueError its own."""
+    """Answers with ``model``'s outputs; what it raises is a failure: OSError the connection's, ValueError its own.
+
+    A ValueError's text that is an attempt's outcome (``http 503``) is one; any other stands for a refusal of the rows.
+    """
 
     def __init__(self, clock: Clock, model: Model) -> None:
         self._clock = clock
@@ -53,8 +56,14 @@ class InMemoryBackend:
         )
 
     def _failed(self, rows: Sequence[Row], code: Code, message: str) -> Sequence[Answer]:
-        attempt = Attempt("memory", self._clock.now_ms(), 0.0, message, len(rows))
+        outcome = message if message.startswith("http ") else "http 422"
+        attempt = Attempt("memory", self._clock.now_ms(), 0.0, outcome, len(rows))
         return (Answer(None, Problem(code, message), (attempt,), b"memory"),) * len(rows)
+
+    async def infer_once(self, version: ModelVersionSpec, row: Row) -> Answer:
+        """See ``RowBackend.infer_once``; nothing is ever retried here."""
+        (answer,) = await self.infer(version, (row,))
+        return answer
 
     def request_of(self, version: ModelVersionSpec, row: Row) -> bytes:
         """See ``RowBackend.request_of``."""

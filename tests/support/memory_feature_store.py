@@ -18,17 +18,21 @@ class _StoredView:
 class MemoryFeatureStore:
     """A FeatureStore and FeatureWriter. ``available`` False makes every call raise, as a dead Redis does.
 
-    ``slow_s``: so long each fetch takes.
+    ``slow_s``: so long each fetch takes. ``silent``: it answers none, and each is given up after its time.
     """
 
     def __init__(self) -> None:
         self.available = True
         self.slow_s = 0.0
+        self.silent = False
         self._views: dict[tuple[EntityKey, str], _StoredView] = {}
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
         """See FeatureStore."""
         await asyncio.sleep(self.slow_s)
+        if self.silent:
+            await asyncio.sleep(timeout_ms / 1000)
+            raise StoreUnavailable(f"the store in memory did not answer within {timeout_ms} ms")
         await self.ping()
         return {
             (need.view, feature): self._one(need, feature, type_)

@@ -200,7 +200,7 @@ def test_a_service_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     (tmp_path / "redis" / "data").mkdir(parents=True)
     (tmp_path / "redis" / "data" / "appendonly.aof").mkdir()  # no file: Redis cannot open it
     stack: Stack | None = None
-    with pytest.raises(StackError, match=r"(?s)redis ended while it started.*redis\.log.*append") as caught:
+    with pytest.raises(StackError, match=r"(?s)ended with exit code 1 while it.*redis\.log.*append") as caught:
         stack = Stack.up(tmp_path, services=["redis", "s3"])
     assert stack is None, caught.value
 

@@ -9,10 +9,14 @@ import pytest
 
 from app.adapters.record_codec import EntryState
 from app.adapters.task_codec import decode_result
+from app.agents.admission import Admission
+from app.agents.decider import FORGETTING_MAX
+from app.agents.ledger import Ledger
 from app.domain.decisions import Kind
-from app.domain.errors import Code, Problem
+from app.domain.errors import BrokerError, Code, Problem, RequestRefused, StoreUnavailable
 from app.domain.join import Status
-from app.domain.requests import Headers, positional_id
+from app.domain.requests import Headers, InboundRecord, Request, positional_id
+from app.ports.log import OutboundRecord
 from tests.support.decide_world import (
     AUDIT,
     DEAD,
@@ -303,6 +307,21 @@ async def test_too_large_to_read_and_too_large_to_write() -> None:
     for correlation in ("s", "t", "u"):
         assert made.reply(correlation)["status"] == "failed"
         assert codes(made.reply(correlation)) == ["record_too_large"]
+
+
+@in_virtual_time
+async def test_headers_have_a_bound() -> None:
+    """Whichever header it is: turned away, and the id is free for a request with headers that can be kept."""
+    made = await world()
+    made.send("r", headers=(("x-foo", random_bytes(600_000)),))
+    made.send("s", correlation="c" * 600_000)
+    await asyncio.sleep(1)
+    assert codes(made.reply("c")) == codes(made.reply("c" * 600_000)) == ["request_too_large"]
+    assert "32768 are allowed" in made.reply("c")["errors"][0]["message"]
+    assert made.model.calls == []
+    made.send("r", correlation="d")
+    await settled(made)
+    assert made.reply("d")["status"] == "completed"
 
 
 def random_bytes(count: int) -> bytes:
@@ -692,6 +711,86 @@ async def test_a_join_whose_revision_is_gone_fails() -> None:
     assert len({audit.execution_id for audit in made.audits()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "code", "said"),
+    [
+        (
+            RequestRefused(Problem(Code.REQUEST_MALFORMED, "a schema that is gone")),
+            "failed",
+            "internal_error",
+            "could not be read again: a schema that is gone",
+        ),
+        (StoreUnavailable("no schema registry"), "expired", "deadline_exceeded", "by its deadline: no schema registry"),
+    ],
+)
+def test_a_join_whose_request_cannot_be_read_again(error: BrokerError, status: str, code: str, said: str) -> None:
+    """Whoever waits is told so, and not that a revision is gone."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", "/queued")
+        await asyncio.sleep(0.1)
+        made.processes["one"].kill()
+
+        async def read(_: Admission, __: InboundRecord) -> Request:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Admission, "read", read)
+            await made.start("two")
+            made.answer(made.tasks()[0])
+            await settled(made)
+        assert (made.reply()["status"], codes(made.reply())) == (status, [code])
+        assert said in made.reply()["errors"][0]["message"]
+
+    run()
+
+
+@in_virtual_time
+async def test_entries_that_are_all_over_at_once_are_forgotten_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restart past the window: however many there are, so many tombstones are written at once."""
+    made = await world(WINDOW)
+    count = 3 * FORGETTING_MAX
+    for number in range(count):
+        made.send(f"r{number}", correlation=f"c{number}")
+    await asyncio.sleep(1)
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    await asyncio.sleep(3)
+    running = peak = 0
+
+    async def forget(self: Ledger, partition: int, request_id: str, header: Any) -> None:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.01)
+        await original(self, partition, request_id, header)
+        running -= 1
+
+    original = Ledger.forget
+    monkeypatch.setattr(Ledger, "forget", forget)
+    process = await made.start("two")
+    await settled(made)
+    assert peak == FORGETTING_MAX
+    assert sum(len(list(process.table.entries(partition))) for partition in (0, 1)) == 0
+
+
+@in_virtual_time
+async def test_an_id_that_is_live_under_another_key_keeps_no_entry() -> None:
+    """Its window ends while the same id is being decided in another partition: the entry goes all the same."""
+    made = await world(WINDOW)
+    inline = b'{"path": "/inline", "entities": {"applicant_id": 17}, "inputs": {"amount": 5}}'
+    made.log.append(OutboundRecord(REQUESTS, inline, b"k", 0, (("request-id", b"r"),)))
+    await asyncio.sleep(1.9)
+    queued = b'{"path": "/queued", "entities": {"applicant_id": 17}, "inputs": {"amount": 5}}'
+    made.log.append(OutboundRecord(REQUESTS, queued, b"l", 1, (("request-id", b"r"),)))
+    await asyncio.sleep(0.2)
+    process = made.processes["one"]
+    assert [len(list(process.table.entries(partition))) for partition in (0, 1)] == [0, 1]
+    await settled(made)
+
+
 @in_virtual_time
 async def test_a_partition_that_goes_away_takes_its_requests_along() -> None:
     """What the old owner had in flight, the new one decides; the old one writes nothing of it."""
@@ -756,6 +855,31 @@ async def test_what_a_model_raises_becomes_a_failed_decision(monkeypatch: pytest
     assert codes(made.reply("c")) == ["internal_error"]
     assert len(made.log.records(DEAD)) == 1
     assert made.reply("d")["status"] == "completed"
+
+
+@in_virtual_time
+async def test_a_request_whose_work_was_cancelled_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for its decision goes on with the request himself."""
+    made = await world()
+    calls = 0
+
+    async def infer(self: ScriptedModel, version: Any, rows: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await asyncio.sleep(0.01)
+            raise asyncio.CancelledError
+        return await original(self, version, rows)
+
+    original = ScriptedModel.infer
+    monkeypatch.setattr(ScriptedModel, "infer", infer)
+    made.send("r")
+    await asyncio.sleep(0.005)
+    made.send("r", correlation="d")
+    await asyncio.sleep(3)
+    assert [header(reply.record, "kafka_correlationId") for reply in made.replies()] == ["d"]
+    assert made.committed.get((REQUESTS, made.replies()[0].partition), 0) == 0
+    await made.close()
 
 
 @in_virtual_time

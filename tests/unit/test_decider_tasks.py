@@ -11,7 +11,9 @@ from app.agents.decider import CATCH_UP_MS
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import TaskStatus
 from app.domain.errors import Code, Problem
-from tests.support.decide_world import AUDIT, TASKS, World, every_route
+from app.domain.registry import Revision
+from tests.support import registry_documents as rd
+from tests.support.decide_world import AUDIT, TASKS, World, documents, every_route
 from tests.support.memory_log import Fate
 from tests.support.virtual_time import in_virtual_time
 
@@ -387,6 +389,63 @@ async def test_a_silence_that_races_with_an_answer() -> None:
     (pd,) = decision(made).tasks
     assert (pd.version, pd.earlier) == ("6", ())
     assert made.model.calls == []
+
+
+# --- features that do not come ----------------------------------------------------------------------------------------
+
+STRICT: list[dict[str, Any]] = [
+    {"ref": "inputs.amount", "type": "DOUBLE", "required": True},
+    {"ref": "applicant.age", "required": True},
+]
+
+
+def strict(deadline: str) -> Revision:
+    """Two routes: ``/strict`` cannot end well without the stored feature, ``/lenient`` can."""
+    one = {"select": {"version": "1"}}
+    late = {"name": "late", "select": {"version": "1"}, "need": "default", "default": {"probability": 0.5}}
+    tasks = {"strict": [rd.task(**one)], "lenient": [rd.task(**late)]}
+    return rd.revision(
+        [
+            rd.document("Model", "credit-pd", {"owner": "risk"}),
+            rd.model_version("1", features=STRICT),
+            *(each for each in documents() if each["kind"] == "FeatureView"),
+            *(
+                rd.route(
+                    name, f"/{name}", deadline=deadline, rules=[{"name": "default", "tasks": tasks[name], "result": {}}]
+                )
+                for name in tasks
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("deadline", "silent", "path", "status", "code"),
+    [
+        ("20ms", True, "/strict", "expired", "deadline_exceeded"),
+        ("20ms", True, "/lenient", "partial", "deadline_exceeded"),
+        ("20ms", False, "/strict", "failed", "features_unavailable"),
+        ("3s", True, "/strict", "failed", "features_unavailable"),
+        ("3s", True, "/lenient", "partial", "features_unavailable"),
+    ],
+)
+def test_a_deadline_is_no_outage(deadline: str, silent: bool, path: str, status: str, code: str) -> None:
+    """Features that the request left no time for expire it; a store that is away, or had its time, fails it."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = World(strict(deadline))
+        made.features.silent = silent
+        made.features.available = silent
+        await made.start("one")
+        made.send("r", path)
+        await settled(made)
+        reply = made.reply()
+        assert (reply["status"], [error["code"] for error in reply["errors"]]) == (status, [code])
+        assert made.model.calls == []
+        assert decision(made).tasks[0].features[-1].status == "ERROR"
+
+    run()
 
 
 # --- quorums ----------------------------------------------------------------------------------------------------------

@@ -8,12 +8,21 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    InconsistentGroupProtocolError,
+    InvalidSessionTimeoutError,
+    KafkaError,
+)
 from faust.transport.drivers.aiokafka import Consumer
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from pydantic import ValidationError
 
 from app.adapters import faust_app
 from app.adapters.faust_app import committable, create_app
+from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
 REQUESTS = TP("requests", 3)
@@ -146,3 +155,56 @@ async def test_a_rebalance_interrupts_a_record_that_waits(app: faust.App, obstac
     consumer.suspend_flow.set()
     async with asyncio.timeout(5):
         await waiting
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (InvalidSessionTimeoutError(), "Kafka refuses a session timeout of 6 s for group decide: set BROKER_SESSION"),
+        (InconsistentGroupProtocolError(), "group decide is used by consumers of another kind"),
+        (GroupAuthorizationFailedError("decide"), "does not let this process join group decide"),
+    ],
+)
+async def test_what_keeps_a_worker_out_of_its_group_says_what_to_mend(
+    app: faust.App, cause: KafkaError, said: str
+) -> None:
+    """aiokafka wraps it in its own words, and gives up; anything else is a crash as it is."""
+    wrapped = KafkaError("Unexpected error during coordination")
+    wrapped.__cause__ = cause
+    failure = faust_app.join_failure(wrapped, app)
+    assert isinstance(failure, ConfigurationError)
+    assert said in str(failure)
+    other = KafkaError("Unexpected error during coordination")
+    assert faust_app.join_failure(other, app) is other
+
+
+async def test_a_consumer_that_gave_its_group_up_crashes_the_worker(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of aiokafka's coordination reaches the app; a cancelled one is a worker that stops."""
+    crashes: list[BaseException] = []
+
+    async def crash(reason: BaseException) -> None:
+        crashes.append(reason)
+
+    monkeypatch.setattr(app, "crash", crash)
+    app.loop = asyncio.get_running_loop()
+    consumer: Any = app.consumer
+    thread: Any = consumer._new_consumer_thread()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for each in (ended, stopped):
+        each.add_done_callback(thread._on_coordination_ended)
+    thread._on_coordination_failed(GroupCoordinatorNotAvailableError())  # aiokafka tries again by itself
+    stopped.cancel()
+    ended.set_exception(KafkaError("it is over"))
+    await asyncio.sleep(0.01)
+    assert [str(each) for each in crashes] == ["KafkaError: it is over"]
+
+
+@pytest.mark.parametrize("text", ["1ms", "999ms", "91s", "1h"])
+def test_a_session_timeout_has_bounds(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """One that no group would take, or that outlasts every request, is refused at the start."""
+    monkeypatch.setenv("BROKER_SESSION_TIMEOUT", text)
+    with pytest.raises(ValidationError, match="from 1s to 90s"):
+        Settings()

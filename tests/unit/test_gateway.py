@@ -238,6 +238,30 @@ async def test_id_beyond_latin(http: httpx.AsyncClient, client: FakeRequestReply
     assert "request-id" not in response.headers
 
 
+async def test_the_id_by_its_name_in_kafka(http: httpx.AsyncClient, client: FakeRequestReply) -> None:
+    """A request-id header is the id, as it is in Kafka; beside another Idempotency-Key it is refused."""
+    await http.post("/v1/decisions", content=BODY, headers={"request-id": "mine"})
+    assert client.sent[0].request_id == "mine"
+    await http.post("/v1/decisions", content=BODY, headers={"request-id": "mine", "Idempotency-Key": "mine"})
+    assert client.sent[1].request_id == "mine"
+    response = await http.post("/v1/decisions", content=BODY, headers={"request-id": "a", "Idempotency-Key": "b"})
+    assert response.status_code == 400
+    assert "name two ids" in problem_of(response)["detail"]
+    assert len(client.sent) == 2
+
+
+@pytest.mark.parametrize("url", ["/v1/decisions", "/v2/models/a/infer"])
+@pytest.mark.parametrize("content_type", ["application/avro", "image/png"])
+async def test_what_says_that_it_is_no_json(
+    http: httpx.AsyncClient, client: FakeRequestReply, url: str, content_type: str
+) -> None:
+    """415, with what is read."""
+    response = await http.post(url, content=BODY, headers={"content-type": content_type})
+    assert response.status_code == 415
+    assert "application/json" in problem_of(response)["detail"]
+    assert client.sent == []
+
+
 async def test_headers_passed_on(http: httpx.AsyncClient, client: FakeRequestReply, clock: FixedClock) -> None:
     """Deadline, trace and priority travel to the broker; a nearer deadline shortens the wait."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -45,11 +45,16 @@ class Rig:
         self.intake = Intake(app, in_flight_max=in_flight_max)
         self.begun: list[int] = []
         self.go = asyncio.Event()
+        self.stray: set[int] = set()
         self.reading = asyncio.create_task(self.intake.each(cast(Any, self.stream), self._handle))
 
     async def _handle(self, record: InboundRecord) -> None:
         self.begun.append(record.offset)
         await self.go.wait()
+        if record.offset in self.stray:
+            waited_for = asyncio.get_running_loop().create_future()
+            waited_for.cancel()
+            await waited_for
 
     def arrive(self, *offsets: int) -> None:
         """Records come in, all in one fetch."""
@@ -110,4 +115,30 @@ async def test_nothing_is_taken_past_the_stream_while_the_flow_is_off(app: faust
     assert len(rig.stream.given) <= 1
     await _turns()
     assert rig.stream.given == [10, 11]
+    rig.reading.cancel()
+
+
+async def test_a_stray_cancellation_is_a_crash_and_the_end_of_a_worker_is_none(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event whose handling was cancelled by what it waited for would be held back for ever, without a word."""
+    crashes: list[BaseException] = []
+
+    async def crash(reason: BaseException) -> None:
+        crashes.append(reason)
+
+    monkeypatch.setattr(app, "crash", crash)
+    rig = Rig(app, in_flight_max=8)
+    rig.stray = {10}
+    rig.arrive(10)
+    await _turns()
+    rig.go.set()
+    await _turns()
+    assert [type(each) for each in crashes] == [RuntimeError]
+    assert rig.intake.finished == {}
+    rig.go.clear()
+    rig.arrive(11)
+    await _turns()
+    await rig.intake.close()
+    assert len(crashes) == 1
     rig.reading.cancel()

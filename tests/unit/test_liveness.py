@@ -30,3 +30,17 @@ def test_what_is_caught_up_or_gone_is_forgotten() -> None:
     liveness.observe({P: 10, Q: 10}, {}, 0.0)
     liveness.observe({P: 10}, {P: 10}, 20.0)
     assert liveness.fault(100.0) is None
+
+
+def test_a_process_that_never_joins_its_group_is_a_fault() -> None:
+    """Three minutes outside while Kafka answers; an outage of Kafka's is none, nor is who has joined."""
+    liveness = Liveness()
+    liveness.observe_group(joined=False, kafka_answers=True, now_s=10.0)
+    liveness.observe_group(joined=False, kafka_answers=True, now_s=190.0)
+    assert liveness.fault(190.0) is None
+    assert liveness.fault(191.0) == "Kafka answers, and this process has not joined its group for 181 s"
+    liveness.observe_group(joined=False, kafka_answers=False, now_s=200.0)
+    assert liveness.fault(1_000.0) is None
+    liveness.observe_group(joined=False, kafka_answers=True, now_s=1_000.0)
+    liveness.observe_group(joined=True, kafka_answers=True, now_s=1_010.0)
+    assert liveness.fault(2_000.0) is None

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.adapters.redis_nodes import RedisNode
 from app.adapters.redis_sharing import COMMANDS_MAX, EXCHANGES_MAX, SharedExchanges
+from app.domain.breaker import BreakerPolicy
 from app.domain.errors import StoreUnavailable
 from tests.support.virtual_time import VirtualLoop, in_virtual_time
 
@@ -89,6 +91,45 @@ async def test_a_broken_exchange_fails_all_that_share_it_and_no_other() -> None:
     assert [str(outcome) for outcome in outcomes] == ["connection reset"] * 4
     redis.down = False
     assert await shared.ask([b"e"], 1_000) == [b"e"]
+
+
+@in_virtual_time
+async def test_an_error_that_nobody_foresaw_ends_each_read_and_cancels_none() -> None:
+    """Whatever breaks an exchange, those that shared it learn that Redis cannot be used, and the next one goes on."""
+    redis = Redis()
+
+    async def breaking(commands: Sequence[bytes], timeout_ms: int) -> list[Any]:
+        answers = await redis(commands, timeout_ms)
+        if len(commands) > 1:
+            raise RuntimeError("the handler is closed")
+        return answers
+
+    shared = SharedExchanges(breaking)
+    outcomes = await asyncio.gather(*reads(shared, [b"a"], [b"b"], [b"c"], [b"d"]), return_exceptions=True)
+    assert outcomes[:2] == [[b"a"], [b"b"]]
+    for outcome in outcomes[2:]:
+        assert isinstance(outcome, StoreUnavailable)
+        assert "the handler is closed" in str(outcome)
+    assert await shared.ask([b"e"], 1_000) == [b"e"]
+
+
+async def test_a_transport_that_was_closed_is_a_dead_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What uvloop says of a write to a closed transport is no OSError: it is tried anew, and then given up."""
+    tries: list[Sequence[bytes]] = []
+
+    async def exchange(_: RedisNode, commands: Sequence[bytes]) -> list[Any]:
+        tries.append(commands)
+        if len(tries) != 2:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        return list(commands)
+
+    monkeypatch.setattr(RedisNode, "_exchange", exchange)
+    node = RedisNode({"host": "127.0.0.1", "port": 1}, connections_max=1, policy=BreakerPolicy(failures=5, open_ms=100))
+    assert await node.ask([b"a"], 1_000, guarded=True) == [b"a"]
+    with pytest.raises(StoreUnavailable, match="the handler is closed"):
+        await node.ask([b"b"], 1_000, guarded=True)
+    assert len(tries) == 4
+    await node.close()
 
 
 @in_virtual_time

@@ -74,9 +74,11 @@ async def decoder(registry: Registry) -> AsyncIterator[RequestDecoder]:
 
 
 async def test_json() -> None:
-    """JSON is read under any content type, and the last of two members with one name counts."""
+    """JSON is read under each name that senders give it, or none, and the last of two members with one name counts."""
     decoder = RequestDecoder(None)
     assert await decoder.decode(JSON, orjson.dumps(REQUEST)) == REQUEST
+    for content_type in ("", "text/plain", "application/octet-stream", "application/vnd.lender.request+json"):
+        assert await decoder.decode(content_type, orjson.dumps(REQUEST)) == REQUEST
     assert await decoder.decode("text/plain", b'{"path": "/a", "path": "/b"}') == {"path": "/b"}
 
 
@@ -90,6 +92,8 @@ async def test_single_object(content_type: str) -> None:
 @pytest.mark.parametrize(
     ("content_type", "value"),
     [
+        ("image/png", orjson.dumps(REQUEST)),
+        ("application/xml", orjson.dumps(REQUEST)),
         (JSON, None),
         (JSON, b""),
         (JSON, b"{"),

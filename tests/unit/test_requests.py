@@ -47,6 +47,14 @@ def test_an_envelope_of_all_headers() -> None:
     assert envelope.address == ReplyAddress("replies", 2, (("kafka_correlationId", b"\x00\x01"),))
 
 
+def test_two_reply_topics_are_one_too_many() -> None:
+    """Which of them is meant nobody knows; one that is said twice is one."""
+    twice = (("kafka_replyTopic", b"a"), ("reply_to", b"a"))
+    assert read_envelope(record(twice)).address == ReplyAddress("a", None, ())
+    with pytest.raises(RequestRefused, match=r"name 2 reply topics \(a, b\)"):
+        read_envelope(record((*twice, ("kafka_replyTopic", b"b"))))
+
+
 def test_an_envelope_without_headers() -> None:
     """Nothing is needed."""
     envelope = read_envelope(record())

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from app.adapters.row_sharing import CALLS_PER_ENDPOINT, RowSharing
 from app.domain.dispatch import Answer, Row
 from app.domain.errors import Code
@@ -163,8 +165,8 @@ async def test_a_poison_row_fails_alone() -> None:
     poisoned = answers[4]
     assert poisoned.problem is not None
     assert poisoned.problem.code is Code.MODEL_ERROR
-    assert [(attempt.outcome, attempt.rows) for attempt in poisoned.attempts] == [("no good", 3), ("no good", 1)]
-    assert [(attempt.outcome, attempt.rows) for attempt in answers[3].attempts] == [("no good", 3), ("ok", 1)]
+    assert [(attempt.outcome, attempt.rows) for attempt in poisoned.attempts] == [("http 422", 3), ("http 422", 1)]
+    assert [(attempt.outcome, attempt.rows) for attempt in answers[3].attempts] == [("http 422", 3), ("ok", 1)]
 
 
 @in_virtual_time
@@ -179,6 +181,25 @@ async def test_a_model_that_is_away_is_not_asked_row_by_row() -> None:
     answers = await asyncio.gather(*together(sharing(away), *map(row, range(5))))
     assert {answer.problem and answer.problem.code for answer in answers} == {Code.MODEL_UNAVAILABLE}
     assert model.calls == [[0], [1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504, 404])
+def test_an_overloaded_model_is_not_asked_row_by_row(status: int) -> None:
+    """A shared call that it turns away is not made again as many times as it had rows."""
+
+    @in_virtual_time
+    async def run() -> None:
+        model = Model()
+
+        async def overloaded(rows: Sequence[Row]) -> Sequence[Mapping[str, Any]]:
+            await model(rows)
+            raise ValueError(f"http {status}")
+
+        answers = await asyncio.gather(*together(sharing(overloaded), *map(row, range(5))))
+        assert {answer.problem and answer.problem.code for answer in answers} == {Code.MODEL_ERROR}
+        assert model.calls == [[0], [1], [2, 3, 4]]
+
+    run()
 
 
 @in_virtual_time
@@ -241,3 +262,21 @@ async def test_nobody_is_left_waiting_when_it_closes() -> None:
     answers = await asyncio.gather(running[2], *waiting)
     assert {answer.problem and answer.problem.code for answer in answers} == {Code.MODEL_UNAVAILABLE}
     running[1].cancel()
+
+
+@in_virtual_time
+async def test_a_fault_of_the_backend_s_code_is_an_answer_that_says_so() -> None:
+    """Rows whose shared call raised what no backend should are answered, each with what it was."""
+
+    async def broken(rows: Sequence[Row]) -> Sequence[Mapping[str, Any]]:
+        await asyncio.sleep(CALL_S)
+        if len(rows) > 1:
+            raise ZeroDivisionError("of its own")
+        return [{"y": 1}]
+
+    answers = await asyncio.gather(*together(sharing(broken), *map(row, range(4))))
+    assert [answer.outputs for answer in answers[:2]] == [{"y": 1}] * 2
+    for answer in answers[2:]:
+        assert answer.problem is not None
+        assert answer.problem.code is Code.MODEL_ERROR
+        assert "ZeroDivisionError" in answer.problem.message
