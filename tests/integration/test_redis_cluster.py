@@ -138,7 +138,7 @@ async def test_one_master_away_costs_its_rows_only(cluster: RedisCluster, store:
     cluster.masters[1].pause()
     try:
         for _ in range(8):
-            found = await store.fetch(needs, 100)
+            found = await store.fetch(needs, 500)
             for number in range(12):
                 value = found[f"v{number}", "a"]
                 if number in frozen:

@@ -314,7 +314,9 @@ async def test_an_operator_pauses_resumes_and_aborts(commands: Cluster, new_mode
     async with traffic_to(cluster) as traffic:
         await until_told(cluster, since, 1)
         told_of = await asyncio.to_thread(command, "rollouts", "pause", name, "--json")
-        assert (told_of["from"], told_of["to"], told_of["percent"]) == ("progressing", "paused", 10)
+        assert (told_of["from"], told_of["to"]) == ("progressing", "paused")
+        # A command takes its time to start, and a step may be over by then.
+        assert told_of["percent"] in (10, 50)
         shown = await asyncio.to_thread(CliRunner().invoke, command_line, ["rollouts", "list"])
         assert "paused by operator" in shown.stdout
         paused_at = (await asyncio.to_thread(running, cluster)).status
