@@ -107,6 +107,20 @@ async def test_a_row_is_read_once_in_its_ttl() -> None:
 
 
 @in_virtual_time
+async def test_a_row_too_old_for_a_contract_is_read_again() -> None:
+    """Inside its ttl, for Redis may have a newer one by now."""
+    world = World()
+    strict = need()._replace(max_age_ms=3_000)
+    await world.write(1, world.clock.now_ms(), need())
+    await world.read(strict)
+    await asyncio.sleep(2)
+    assert (await world.read(strict))[0].source == "cache"
+    await asyncio.sleep(2)
+    await world.write(2, world.clock.now_ms(), need())
+    assert [(each.value, each.source) for each in await world.read(strict)] == [(2, "redis")]
+
+
+@in_virtual_time
 async def test_views_without_cache_are_read_each_time() -> None:
     """And what is read of all views, cached or not, is read in one fetch."""
     world = World()
