@@ -66,22 +66,24 @@ class FeatureSources:
         """See FeatureStore; StoreUnavailable only where ``needs`` are all Redis's."""
         if all(need.http is None for need in needs):
             return await self._store.fetch(needs, timeout_ms)
-        until_ms = self._clock.steady_ms() + timeout_ms
         stored = [need for need in needs if need.http is None or need.http.write_back is not None]
         alone = [(need, need.http) for need in needs if need.http is not None and need.http.write_back is None]
-        kept, *answers = await asyncio.gather(
-            self._from_redis(stored, timeout_ms), *(self._ask(need, source, timeout_ms) for need, source in alone)
+        answers = await asyncio.gather(
+            self._stored(stored, timeout_ms), *(self._ask(need, source, timeout_ms) for need, source in alone)
         )
-        fetched: dict[FeatureRef, Fetched] = dict(kept)
+        return {ref: found for answer in answers for ref, found in answer.items()}
+
+    async def _stored(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
+        """What Redis has, and then what the servers say of that which it lacks, while the other servers are asked."""
+        until_ms = self._clock.steady_ms() + timeout_ms
+        fetched: dict[FeatureRef, Fetched] = dict(await self._from_redis(needs, timeout_ms))
         again: list[tuple[ViewNeed, HttpSource]] = []
-        for need in stored:
+        for need in needs:
             lacking = self._lacking(need, fetched) if need.http is not None else ()
             if lacking and need.http is not None:
                 again.append((_part(need, lacking), need.http))
         remaining_ms = round(until_ms - self._clock.steady_ms())
-        if again and remaining_ms > 0:
-            answers += await asyncio.gather(*(self._ask(need, source, remaining_ms, fetched) for need, source in again))
-        for answer in answers:
+        for answer in await asyncio.gather(*(self._ask(need, source, remaining_ms, fetched) for need, source in again)):
             fetched.update(answer)
         return fetched
 
@@ -109,6 +111,8 @@ class FeatureSources:
     ) -> FetchedFeatures:
         """What the server says; where it fails, what is ``kept`` although it is old, else that it is unavailable."""
         try:
+            if timeout_ms <= 0:
+                raise StoreUnavailable("there was no time left to ask the feature server")
             answer = await self._servers.ask(need, source, timeout_ms)
         except StoreUnavailable as error:
             log.warning("feature_server_unavailable", view=need.view, reason=str(error))

@@ -2,8 +2,9 @@
 have changed, and by one fetch at a time.
 
 Of a request's needs, the fresh ones are answered from here; for those that are being fetched already, the request waits
-for that fetch; all others, cached views or not, go to the store in one. Such a fetch belongs to no request: it has the
-time that any fetch has, each request waits for it within its own deadline, and one that gives up fails nobody else.
+for that fetch; all others, cached views or not, go to the store in one fetch a source: Redis, and each view of a
+feature server, so that a slow source keeps no other's rows back. A fetch of cached rows belongs to no request: it has
+the time that any fetch has, each request waits for it within its own deadline, and who gives up fails nobody else.
 
 While the store does not answer, rows past their ttl are given out, as ``app.domain.near_cache`` says, and fetches are
 not waited for together any more: the store's breaker answers each at once.
@@ -24,6 +25,9 @@ from app.ports.feature_store import FeatureStore
 
 FETCHES_MAX: Final = 1_024
 """Fetches under way at once: more than a worker has requests in flight, so it holds only where they outlive them."""
+
+SERVER_SHARE: Final = 0.75
+"""Of a request's time, what a feature server may take: where it is slow, the models can still be asked without it."""
 
 _LOOKUPS = Counter(
     "broker_feature_cache_lookups",
@@ -62,7 +66,8 @@ class CachedFeatureStore:
         self._fetch_timeout_ms = fetch_timeout_ms
         self._fetches: set[_Fetch] = set()
         self._fetching: dict[ViewNeed, _Fetch] = {}
-        self._failing = False
+        self._failing: set[str | None] = set()
+        """Sources that did not answer last."""
         self._evicted = 0
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
@@ -89,7 +94,7 @@ class CachedFeatureStore:
                 found.update(entry.served())
                 continue
             cached[need] = (spec, entry)
-            under_way = None if self._failing else self._fetching.get(need)
+            under_way = None if _source(need) in self._failing else self._fetching.get(need)
             if under_way is not None:
                 waiting[need] = under_way
             else:
@@ -98,9 +103,9 @@ class CachedFeatureStore:
             _HIT.inc(hits)
         if negatives:
             _NEGATIVE.inc(negatives)
-        if not cached:
-            if not ask:
-                return found
+        if not cached and not ask:
+            return found
+        if not cached and all(need.http is None for need in ask):
             # Nothing to keep and nobody to share with.
             answer = await self._store.fetch(ask, timeout_ms)
             return {**found, **answer} if found else answer
@@ -139,12 +144,19 @@ class CachedFeatureStore:
         failure: StoreUnavailable | None = None
         if ask and len(self._fetches) >= FETCHES_MAX:
             failure = StoreUnavailable(f"{FETCHES_MAX} fetches are under way, and the feature store answers none")
-        elif ask:
-            fetch = self._begin(ask, cached)
-            waiting.update(dict.fromkeys(ask, fetch))
+        patience_ms = float(timeout_ms)
+        if any(need.http is not None for need in (*ask, *waiting)):
+            patience_ms *= SERVER_SHARE
+        # With something to fall back on, there must be time left to use it.
+        if any(entry is not None for _, entry in cached.values()):
+            patience_ms = timeout_ms / 2
+        if failure is None:
+            by_source: dict[str | None, list[ViewNeed]] = {}
+            for need in ask:
+                by_source.setdefault(_source(need), []).append(need)
+            for needs in by_source.values():
+                waiting.update(dict.fromkeys(needs, self._begin(needs, cached, max(1, round(patience_ms)))))
         if waiting:
-            # With something to fall back on, there must be time left to use it.
-            patience_ms = timeout_ms / 2 if any(entry is not None for _, entry in cached.values()) else timeout_ms
             await asyncio.wait(set(waiting.values()), timeout=patience_ms / 1000)
         known = len(found)
         for need in (*waiting, *(need for need in ask if need not in waiting)):
@@ -175,28 +187,35 @@ class CachedFeatureStore:
             return StoreUnavailable("the worker ends")
         return fetch.result()
 
-    def _begin(self, needs: Sequence[ViewNeed], cached: Mapping[ViewNeed, object]) -> _Fetch:
+    def _begin(self, needs: Sequence[ViewNeed], cached: Mapping[ViewNeed, object], patience_ms: int) -> _Fetch:
+        """Fetch ``needs`` of one source; what nobody else can use is given up with the request."""
         kept = [need for need in needs if need in cached]
-        fetch = asyncio.create_task(self._read(needs, kept), name="feature-fetch")
+        timeout_ms = self._fetch_timeout_ms if kept else patience_ms
+        fetch = asyncio.create_task(self._read(needs, kept, timeout_ms), name="feature-fetch")
         self._fetches.add(fetch)
         fetch.add_done_callback(self._fetches.discard)
         for need in kept:
             self._fetching[need] = fetch
         return fetch
 
-    async def _read(self, needs: Sequence[ViewNeed], kept: Sequence[ViewNeed]) -> FetchedFeatures | StoreUnavailable:
+    async def _read(
+        self, needs: Sequence[ViewNeed], kept: Sequence[ViewNeed], timeout_ms: int
+    ) -> FetchedFeatures | StoreUnavailable:
         """One fetch of the store; its failure is a result, for there may be nobody left who waits for it."""
-        this = asyncio.current_task()
+        this, source = asyncio.current_task(), _source(needs[0])
         try:
-            answer = await self._store.fetch(needs, self._fetch_timeout_ms)
+            answer = await self._store.fetch(needs, timeout_ms)
         except StoreUnavailable as error:
-            self._failing = True
+            self._failing.add(source)
             return error
         finally:
             for need in kept:
                 if self._fetching.get(need) is this:
                     del self._fetching[need]
-        self._failing = all(is_unavailable(_row(need, answer)) for need in kept)
+        if all(is_unavailable(_row(need, answer)) for need in needs):
+            self._failing.add(source)
+        else:
+            self._failing.discard(source)
         now_ms = self._clock.now_ms()
         for need in kept:
             self._cache.store(need, answer, now_ms)
@@ -209,6 +228,11 @@ class CachedFeatureStore:
         if self._cache.evicted > self._evicted:
             _EVICTED.inc(self._cache.evicted - self._evicted)
             self._evicted = self._cache.evicted
+
+
+def _source(need: ViewNeed) -> str | None:
+    """What answers for a need: a view's feature server, or Redis, which answers for all of its views at once."""
+    return None if need.http is None else need.view
 
 
 def _row(need: ViewNeed, answer: FetchedFeatures) -> tuple[Fetched, ...]:

@@ -38,6 +38,8 @@ LEARN_TIMEOUT_MS: Final = 2_000
 RELEARN_AFTER_MS: Final = 500
 """How soon the slot map is read again at the earliest: a cluster fails over in seconds."""
 TRY_AGAIN_S: Final = 0.01
+COUNTED_FROM_MS: Final = 50
+"""The least time after which silence is Redis's failure: a caller with less may be impatient with a healthy one."""
 
 _STATE: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 _BREAKER = Gauge(
@@ -114,7 +116,9 @@ class RedisNode:
                     await self.drop_idle()
                     answers = await self._exchange(commands)
         except TimeoutError as error:
-            self._failed()
+            # A trial that is not counted would leave the breaker half-open.
+            if timeout_ms >= COUNTED_FROM_MS or self._breaker.state is not BreakerState.CLOSED:
+                self._failed()
             raise StoreUnavailable(f"Redis at {self.name} did not answer within {timeout_ms:.0f} ms") from error
         except (RedisError, OSError, RuntimeError) as error:
             # RuntimeError: what uvloop says of a write to a connection that was closed meanwhile.

@@ -262,7 +262,7 @@ def needs_of(
             others = tuple(feature for feature in spec.types if feature not in want.features)
             needs.append(ViewNeed(want.view, key, want.features, want.types, spec.source, others, want.max_age_ms))
         else:
-            needs.append(ViewNeed(want.view, key, want.features, want.types))
+            needs.append(ViewNeed(want.view, key, want.features, want.types, max_age_ms=want.max_age_ms))
     return tuple(needs), tuple(dict.fromkeys(problems))
 
 
@@ -385,6 +385,7 @@ _BROKEN: Final[Mapping[FeatureStatus, tuple[Code, str]]] = {
     FeatureStatus.NULL: (Code.FEATURE_MISSING, "is null"),
 }
 _TOO_OLD: Final = "is older than its maxAge"
+_AGE_UNKNOWN: Final = "has no event time, so that its age is not known, and its maxAge bounds it"
 _PAST_TTL: Final = "is past its view's ttl"
 _AHEAD: Final = "has an event time in the future, so that its age is not known"
 
@@ -399,13 +400,9 @@ def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
 
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
-    # Where nobody said when a value was true, a cached one has been so since it was fetched at the latest.
-    true_since_ms = found.fetched_ms if found.event_time_ms is None else found.event_time_ms
-    if found.status in _SOUND and contract.max_age is not None and true_since_ms is not None:
-        # Within what clocks differ by, a time ahead of ours is an age of 0.
-        age_ms = now_ms - true_since_ms
-        if age_ms > contract.max_age or age_ms < -EVENT_TIME_AHEAD_MS_MAX:
-            why = _TOO_OLD if age_ms > 0 else _AHEAD
+    if found.status in _SOUND and contract.max_age is not None:
+        why = _too_old(found, contract.max_age, now_ms)
+        if why is not None:
             found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why, found.source)
     if found.status in _SOUND:
         return found, None
@@ -413,6 +410,19 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
         return found, _broken(contract, found.status, found.reason)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
     return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+
+
+def _too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
+    """Why a value may not be used under a maximum age; None where it may."""
+    if found.event_time_ms is None:
+        # What a request brings, and what is computed of that alone, is of now.
+        of_now = found.source == FROM_REQUEST or found.status is FeatureStatus.COMPUTED
+        return None if of_now else _AGE_UNKNOWN
+    age_ms = now_ms - found.event_time_ms
+    if age_ms > max_age_ms:
+        return _TOO_OLD
+    # Within what clocks differ by, a time ahead of ours is an age of 0.
+    return _AHEAD if age_ms < -EVENT_TIME_AHEAD_MS_MAX else None
 
 
 def _broken(contract: FeatureContract, status: FeatureStatus, reason: str | None) -> Problem:

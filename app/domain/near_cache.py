@@ -9,28 +9,40 @@ LRU*, NSDI 2024): entries stand in the order in which they came, a hit only mark
 the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
-sets a floor for some seconds: a row in which a feature that changes is older than announced is handed out and not kept.
-Floors are bounded too; while one that was given up may still count, nothing is kept.
+sets a floor: a row in which a feature that changes is older than announced is handed out and not kept, for minutes, as
+a materializer may lag. Where no time tells that the new row is there, nothing of it is kept for some seconds. Floors
+are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.domain.documents import CacheSpec
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, keys_of, unavailable
 
 FLOOR_MS: Final = 5_000
-"""How long an announced update may take to reach the store; a materializer takes some tens of milliseconds."""
+"""How long an announced update takes to reach the store at most, as a rule: a materializer takes some tens of ms."""
+LAG_MS: Final = 600_000
+"""How long a floor stands that the new row's times can lift. One that is never reached, as the update was refused,
+costs reads of its row until then."""
 FLOORS_MAX: Final = 100_000
-"""Some 20 MB at most; 20,000 updates of cached views a second for as long as a floor stands."""
+"""Some 20 MB at most; 20,000 updates of cached views a second for FLOOR_MS, 166 for LAG_MS."""
 ENTRY_BYTES: Final = 850
 """An entry without its values: its place, its need and key, and what the index takes for it."""
 VALUE_BYTES: Final = 145
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
-_Floor = Mapping[str, int] | None
-"""The least event time that each feature may have, those that an update names; None: no row is new enough."""
+_Times = Mapping[str, int]
+"""The least event time that each feature may have, those that updates name."""
+
+
+class _Floor(NamedTuple):
+    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough."""
+
+    times: _Times
+    whole_until_ms: int
+    announced_ms: int
 
 
 class Entry:
@@ -130,7 +142,7 @@ class NearCache:
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
-        self._floors: dict[_RowKey, tuple[_Floor, int]] = {}
+        self._floors: dict[_RowKey, _Floor] = {}
         self._nothing_kept_until_ms = 0
         self.bytes = 0
         self.evicted = 0
@@ -163,8 +175,10 @@ class NearCache:
             return False
         row = (need.view, need.key)
         floor = self._floors.get(row)
-        if floor is not None and now_ms < floor[1] and _below(need, values, floor[0]):
-            return False
+        if floor is not None:
+            lagging = now_ms < floor.announced_ms + LAG_MS and _below(need, values, floor.times)
+            if lagging or now_ms < floor.whole_until_ms:
+                return False
         for known in self._rows.get(row, ()):
             if known.need.features == need.features and known.need.types == need.types:
                 entry.marked = known.marked
@@ -185,26 +199,30 @@ class NearCache:
         """
         row = (view, key)
         # What guards nothing in the store cannot be told from what replaces it.
-        floor: _Floor = None if features is None else dict.fromkeys(features, max(1, event_time_ms))
+        times = dict.fromkeys(features or (), max(1, event_time_ms))
         # An update of what is as new already changes nothing there, and takes nothing here.
-        outdated = [entry for entry in self._rows.get(row, ()) if _below(entry.need, entry.values, floor)]
+        outdated = [
+            entry for entry in self._rows.get(row, ()) if features is None or _below(entry.need, entry.values, times)
+        ]
         for entry in outdated:
             self._remove(entry)
         known = self._floors.pop(row, None)
-        if known is not None and now_ms < known[1]:
-            floor = _higher(floor, known[0])
-        self._floors[row] = (floor, now_ms + FLOOR_MS)
+        whole_until_ms = now_ms + FLOOR_MS if features is None else 0
+        if known is not None and now_ms < known.announced_ms + LAG_MS:
+            times = {name: max(times.get(name, 0), known.times.get(name, 0)) for name in {*times, *known.times}}
+            whole_until_ms = max(whole_until_ms, known.whole_until_ms)
+        self._floors[row] = _Floor(times, whole_until_ms, now_ms)
         self._forget_floors(now_ms)
         return len(outdated)
 
     def _forget_floors(self, now_ms: int) -> None:
-        """Drop the floors whose time is over; they stand in the order of their ends."""
+        """Drop the floors whose time is over; they stand in the order of their announcement."""
         while self._floors:
-            row, (_, until_ms) = next(iter(self._floors.items()))
-            if until_ms > now_ms:
+            row, floor = next(iter(self._floors.items()))
+            if now_ms < floor.announced_ms + (LAG_MS if floor.times else FLOOR_MS):
                 if len(self._floors) <= self._floors_max:
                     return
-                self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, until_ms)
+                self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, floor.announced_ms + FLOOR_MS)
             del self._floors[row]
 
     def _link(self, entry: Entry) -> None:
@@ -249,17 +267,9 @@ class NearCache:
         self.evicted += 1
 
 
-def _below(need: ViewNeed, values: Sequence[Fetched], floor: _Floor) -> bool:
-    if floor is None:
-        return True
+def _below(need: ViewNeed, values: Sequence[Fetched], times: _Times) -> bool:
     for feature, value in zip(need.features, values, strict=True):
-        least_ms = floor.get(feature)
+        least_ms = times.get(feature)
         if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
             return True
     return False
-
-
-def _higher(floor: _Floor, other: _Floor) -> _Floor:
-    if floor is None or other is None:
-        return None
-    return {feature: max(floor.get(feature, 0), other.get(feature, 0)) for feature in {*floor, *other}}

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from app.adapters import near_cache
 from app.adapters.near_cache import CachedFeatureStore
-from app.domain.documents import FeatureViewSpec
+from app.domain.documents import FeatureViewSpec, HttpSource
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, unavailable
@@ -104,6 +104,20 @@ async def test_a_row_is_read_once_in_its_ttl() -> None:
     await asyncio.sleep(11)
     assert (await world.read())[0].source == "redis"
     assert len(world.store.asked) == 2
+
+
+@in_virtual_time
+async def test_a_row_too_old_for_a_contract_is_read_again() -> None:
+    """Inside its ttl, for Redis may have a newer one by now."""
+    world = World()
+    strict = need()._replace(max_age_ms=3_000)
+    await world.write(1, world.clock.now_ms(), need())
+    await world.read(strict)
+    await asyncio.sleep(2)
+    assert (await world.read(strict))[0].source == "cache"
+    await asyncio.sleep(2)
+    await world.write(2, world.clock.now_ms(), need())
+    assert [(each.value, each.source) for each in await world.read(strict)] == [(2, "redis")]
 
 
 @in_virtual_time
@@ -311,3 +325,33 @@ async def test_a_fault_of_the_store_s_code_is_not_hidden() -> None:
         await world.read()
     world.store.fetch = right  # type: ignore[method-assign]
     assert (await world.read())[0] == Fetched(MISSING)
+
+
+class SlowServer(CountedStore):
+    """Redis answers at once, the feature server takes as long as it takes."""
+
+    async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
+        """See FeatureStore."""
+        self.takes_s = 2.0 if any(each.http is not None for each in needs) else 0.01
+        return await super().fetch(needs, timeout_ms)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("served", ["plain", "kept"])
+async def test_a_slow_feature_server_keeps_no_row_of_redis_back(served: str) -> None:
+    """Its own features are unavailable, cached view or not, while there is time left; Redis's are there, also for who
+    joins."""
+    world = World()
+    world.store = SlowServer()
+    world.cached._store = world.store
+    await world.write(7, 5, need(name="also"), need(name="plain"))
+    server = HttpSource.model_validate({"type": "http", "endpoints": ("http://server.example:1",), "timeout": "2s"})
+    slow = need(name=served)._replace(http=server)
+    started_ms = world.clock.steady_ms()
+    both = asyncio.create_task(world.read(slow, need(name="also"), timeout_ms=800))
+    await asyncio.sleep(0)
+    assert (await world.read(need(name="also"), timeout_ms=800))[0].value == 7
+    assert world.clock.steady_ms() - started_ms == pytest.approx(10)
+    lacking, there = await both
+    assert (lacking.reason, there.value) == (UNAVAILABLE, 7)
+    assert world.clock.steady_ms() - started_ms <= 800 * near_cache.SERVER_SHARE

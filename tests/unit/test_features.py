@@ -272,7 +272,17 @@ def present(value: Any, age_ms: int = 0) -> Fetched:
             None,
             [Code.FEATURES_UNAVAILABLE],
         ),
-        (Fetched(FeatureStatus.PRESENT, 41), {"maxAge": "1d"}, FeatureStatus.PRESENT, 41, []),
+        (Fetched(FeatureStatus.PRESENT, 41), {}, FeatureStatus.PRESENT, 41, []),
+        (Fetched(FeatureStatus.PRESENT, 41), {"maxAge": "1d"}, FeatureStatus.DEFAULTED, None, []),
+        (
+            Fetched(FeatureStatus.PRESENT, 41, source="http"),
+            {"maxAge": "1d", "required": True},
+            FeatureStatus.STALE,
+            41,
+            [Code.FEATURE_STALE],
+        ),
+        # Computed of the request alone: of now.
+        (Fetched(FeatureStatus.COMPUTED, 41, source="onDemand"), {"maxAge": "1d"}, FeatureStatus.COMPUTED, 41, []),
     ],
 )
 def test_a_views_value_under_its_contract(
@@ -281,7 +291,7 @@ def test_a_views_value_under_its_contract(
     """Required: it must be there and young enough. Else: its default, and the record says why."""
     found, problems = one(contract("applicant.age", **changes), fetched)
     assert (found.status, found.value, problems) == (status, value, codes)
-    assert found.source == "redis"
+    assert found.source == (fetched.source if fetched else "redis")
     if status is FeatureStatus.DEFAULTED:
         assert found.reason
 
@@ -359,20 +369,26 @@ def found(**changes: Any) -> dict[tuple[str, str], Fetched]:
 
 
 def test_a_cached_value_says_so_and_its_age_counts() -> None:
-    """By its event time, and without one from when it was fetched; without a fetch time its age is not known."""
+    """By its event time; without one its age is not known, whenever it was fetched."""
     asked = [contract("applicant.age", maxAge="2d"), contract("applicant.age", maxAge="1h")]
     first, second = resolve(asked, VIEWS, request(), found(), NOW_MS).features
     assert (first.status, first.source, second.status, second.source) == (
         FeatureStatus.PRESENT, "cache", FeatureStatus.DEFAULTED, "cache",
     )  # fmt: skip
-    within, past = (
-        resolve([contract("applicant.age", maxAge=age)], VIEWS, request(), found(event_time_ms=None), NOW_MS)
-        for age in ("1m", "59s")
-    )
-    assert within.features[0].status is FeatureStatus.PRESENT
-    assert past.features[0].status is FeatureStatus.DEFAULTED
-    unknown = found(event_time_ms=None, fetched_ms=None)
-    assert resolve(asked[:1], VIEWS, request(), unknown, NOW_MS).features[0].status is FeatureStatus.PRESENT
+    [unknown] = resolve(asked[:1], VIEWS, request(), found(event_time_ms=None), NOW_MS).features
+    assert unknown.status is FeatureStatus.DEFAULTED
+    assert unknown.reason is not None
+    assert "age is not known" in unknown.reason
+
+
+def test_a_need_says_the_strictest_age_that_is_allowed() -> None:
+    """Of Redis's views too, so that a cached row which is too old for a contract is read again."""
+    given = request(entities={"applicant_id": 1})
+    ages = [contract("applicant.age", maxAge="20s"), contract("applicant.since", maxAge="1h")]
+    [need], _ = needs(ages, VIEWS, given)
+    assert need.max_age_ms == 20_000
+    [unbounded], _ = needs([contract("applicant.age")], VIEWS, given)
+    assert unbounded.max_age_ms is None
 
 
 def test_an_overdue_value_needs_a_max_age() -> None:

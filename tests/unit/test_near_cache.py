@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.domain.documents import CacheSpec, FeatureViewSpec, ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
-from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, Entry, NearCache, size_of
+from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, NearCache, size_of
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 NOW_MS = 1_750_000_000_000
@@ -156,7 +156,8 @@ def test_the_old_row_is_not_kept_while_an_update_is_under_way() -> None:
     assert made.store(need(2), answer(need(2), time_ms=NOW_MS), NOW_MS + 1)
     assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + 1)
     made.invalidate("v", key(3), ("a",), NOW_MS + 100, NOW_MS)
-    assert made.store(need(3), answer(need(3)), NOW_MS + FLOOR_MS)
+    assert not made.store(need(3), answer(need(3)), NOW_MS + LAG_MS - 1)
+    assert made.store(need(3), answer(need(3)), NOW_MS + LAG_MS)
 
 
 def test_an_update_that_changes_nothing_takes_nothing() -> None:
@@ -204,6 +205,26 @@ def test_floors_have_a_bound_and_nothing_is_kept_past_it() -> None:
     assert not made.store(need(8), answer(need(8)), NOW_MS + 10)
     assert not made.store(need(2), answer(need(2), time_ms=1), NOW_MS + FLOOR_MS)
     assert made.store(need(8), answer(need(8)), NOW_MS + FLOOR_MS)
+
+
+def test_a_floor_outlives_a_tombstone_s() -> None:
+    """A row that was announced with its time and then as a whole waits for both, each as long as it has to."""
+    made = cache()
+    made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS)
+    made.invalidate("v", key(), None, NOW_MS, NOW_MS)
+    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS - 1)
+    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS + FLOOR_MS)
+    assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS)
+
+
+def test_floors_past_their_bound_end_without_stopping_the_cache() -> None:
+    """Those of materializers that lag go first where there are too many, and nothing else pays for it."""
+    made = cache(floors=2)
+    for number in range(3):
+        made.invalidate("v", key(number), ("a",), NOW_MS + 100, NOW_MS + number * FLOOR_MS)
+    assert made.store(need(8), answer(need(8)), NOW_MS + 2 * FLOOR_MS)
+    assert made.store(need(0), answer(need(0)), NOW_MS + 2 * FLOOR_MS)
+    assert not made.store(need(1), answer(need(1)), NOW_MS + 2 * FLOOR_MS)
 
 
 def test_no_answer_is_not_kept() -> None:
