@@ -21,6 +21,7 @@ _LEXEME: Final = re.compile(
     | (?P<mark> && | \|\| | == | != | <= | >= | . )""",
     re.VERBOSE | re.DOTALL,
 )
+_MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
 SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
 _BINARY: Final = (
     frozenset({"<", "<=", ">", ">=", "==", "!=", "in"}),
@@ -65,6 +66,25 @@ def numbers_in(text: str) -> Iterator[float]:
         if match.lastgroup == "number":
             written = match[0].rstrip("uU")
             yield float(int(written, 16)) if written[:2] in ("0x", "0X") else float(written)
+
+
+def nests_macros(text: str) -> bool:
+    """Whether a macro that walks a list stands within another one: it would cost the product of their lengths.
+
+    >>> nests_macros("a.filter(x, x > 1).map(x, x + 1)"), nests_macros("a.map(x, a.exists(y, y == x))")
+    (False, True)
+    """
+    lexemes = [match[0] for match in _LEXEME.finditer(text) if match.lastgroup]
+    open_: list[bool] = []
+    for at, lexeme in enumerate(lexemes):
+        if lexeme in "([{":
+            walks = lexeme == "(" and lexemes[max(0, at - 2)] == "." and lexemes[at - 1] in _MACROS
+            if walks and any(open_):
+                return True
+            open_.append(walks)
+        elif lexeme in ")]}" and open_:
+            open_.pop()
+    return False
 
 
 class _Reader:

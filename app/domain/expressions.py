@@ -20,7 +20,7 @@ from typing import Any, Final
 import cel
 
 from app.domain.errors import ExpressionFailed
-from app.domain.expression_syntax import TEXT_PATTERN, Node, syntax
+from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -320,6 +320,9 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if absent:
         known = ", ".join(sorted(FUNCTIONS))
         raise ExpressionFailed(f"unknown function {', '.join(absent)} (there is: {known}) in: {text}")
+    if nests_macros(text):
+        # A list of a few thousand values would stop the worker, and with it every other request.
+        raise ExpressionFailed(f"a list is walked within the walk of another: walk one at a time in: {text}")
     if FUNCTIONS & set(program.functions()):
         for said in _calls_that_fail(syntax(text)):
             raise ExpressionFailed(f"{said} in: {text}")

@@ -193,3 +193,22 @@ def test_a_helper_that_fails_says_so_to_nobody_else(text: str, capfd: pytest.Cap
     with pytest.raises(ExpressionFailed, match=r"^(?!.*mean)"):
         compile_expression("1 / 0", ()).evaluate(activation)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("inputs.l.map(i, inputs.l.map(j, j + i))", False),
+        ("inputs.l.exists(i, size(inputs.m.filter(j, j > i)) > 0)", False),
+        ("inputs.l.filter(i, i > 1).map(i, i * 2) == [2]", True),
+        ('inputs.l.all(i, i != ".map(")', True),
+        ("inputs.l.all(i, i > 0) && inputs.m.all(i, i > 0)", True),
+    ],
+)
+def test_one_list_is_walked_at_a_time(text: str, allowed: bool) -> None:
+    """Nested walks take the product of their lists' lengths, in which a worker does nothing else."""
+    if allowed:
+        compile_expression(text, ("inputs",))
+        return
+    with pytest.raises(ExpressionFailed, match="walk one at a time"):
+        compile_expression(text, ("inputs",))
