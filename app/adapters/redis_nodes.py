@@ -107,8 +107,9 @@ class RedisNode:
             self._become(breaker)
             if not admitted:
                 raise StoreUnavailable(f"Redis at {self.name} does not answer, and is left alone for a moment")
+        limit = asyncio.timeout(timeout_ms / 1000)
         try:
-            async with asyncio.timeout(timeout_ms / 1000), self._places:
+            async with limit, self._places:
                 try:
                     answers = await self._exchange(commands)
                 except (RedisConnectionError, RuntimeError):
@@ -116,13 +117,15 @@ class RedisNode:
                     await self.drop_idle()
                     answers = await self._exchange(commands)
         except TimeoutError as error:
-            # A trial that is not counted would leave the breaker half-open.
-            if timeout_ms >= COUNTED_FROM_MS or self._breaker.state is not BreakerState.CLOSED:
-                self._failed()
+            self._silent(timeout_ms)
             raise StoreUnavailable(f"Redis at {self.name} did not answer within {timeout_ms:.0f} ms") from error
         except (RedisError, OSError, RuntimeError) as error:
-            # RuntimeError: what uvloop says of a write to a connection that was closed meanwhile.
-            self._failed()
+            # RuntimeError: what uvloop says of a write to a connection that was closed meanwhile. The end of the time
+            # can show as an error of the driver's too.
+            if limit.expired():
+                self._silent(timeout_ms)
+            else:
+                self._failed()
             raise StoreUnavailable(f"Redis at {self.name} is not usable: {error or type(error).__name__}") from error
         if self._breaker is not CLOSED:
             self._become(self._breaker.succeeded())
@@ -165,6 +168,11 @@ class RedisNode:
     def _connection(self) -> AbstractConnection:
         made: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return made
+
+    def _silent(self, timeout_ms: float) -> None:
+        # A trial that is not counted would leave the breaker half-open.
+        if timeout_ms >= COUNTED_FROM_MS or self._breaker.state is not BreakerState.CLOSED:
+            self._failed()
 
     def _failed(self) -> None:
         self._become(self._breaker.failed(_now_ms(), self._policy))
