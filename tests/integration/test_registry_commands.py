@@ -168,13 +168,14 @@ def test_every_fault_is_listed_and_nothing_is_published(settings: Settings, tmp_
     faults = run_json("apply", "-f", directory, "--yes", code=1)["faults"]
     assert {(each["document"], each["field"]) for each in faults} == {
         ("", ""),
+        ("", "kind"),
         ("Route credit", "spec.rules[default].when"),
         ("ModelVersion credit-pd-1", "spec.policy.hedgeAfter"),
     }
     assert all(each["origin"].startswith(directory) for each in faults)
     shown = run("apply", "-f", directory, "--yes")
     assert shown.exit_code == 1
-    assert "3 faults: nothing was published" in shown.stderr
+    assert "4 faults: nothing was published" in shown.stderr
     assert read_head(settings).id is None
     (tmp_path / "faulty" / "all.yaml").write_text("---\n")
     (tmp_path / "faulty" / "other.yaml").write_text("")
