@@ -24,7 +24,7 @@ from app.domain.decisions import DecisionRecord
 from app.domain.requests import Headers, InboundRecord, positional_id
 from tests.support.caller import Caller, request
 from tests.support.cluster import PARTITIONS, ROOT, Cluster
-from tests.support.cluster_documents import expected
+from tests.support.cluster_documents import HANGING_TIMEOUT_MS, expected
 from tests.support.cluster_models import Mode
 
 FOUND_WITHIN_S = 30.0
@@ -353,7 +353,7 @@ async def test_a_model_that_never_answers(cluster: Cluster) -> None:
             {
                 "code": "model_timeout",
                 "task": "hanging",
-                "message": "hanging 1 did not answer within its 300 ms",
+                "message": f"hanging 1 did not answer within its {HANGING_TIMEOUT_MS} ms",
             }
         ],
     )
