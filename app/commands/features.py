@@ -84,7 +84,7 @@ def load(
         str | None, typer.Option("--event-time", metavar="COLUMN", help="Where each row's event time is.")
     ] = None,
     event_time_value: Annotated[
-        str | None, typer.Option("--event-time-value", metavar="ISO", help="That of all rows; default: now.")
+        str | None, typer.Option("--event-time-value", metavar="ISO", help="That of all rows.")
     ] = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="csv, jsonl or parquet; default: by the file's name.")
@@ -103,17 +103,11 @@ def load(
     now_ms = time.time_ns() // 1_000_000
     try:
         waits_s = _duration_ms("--timeout", timeout) / 1_000
-        if event_time is not None and event_time_value is not None:
-            raise ConfigurationError("--event-time and --event-time-value exclude each other: give one of them")
+        time_ms = _time_of_all(event_time, event_time_value)
         spec = _stored_view(_current(settings), view)
-        if spec.plan is not None and event_time is None and event_time_value is None:
-            raise ConfigurationError(
-                f"view {view} has aggregates, to which it matters when each update was: give --event-time COLUMN"
-            )
         mapped = _mapping(mapping or [])
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
-        journal = Journal.open(settings, file, now_ms, **options)
-        time_ms = None if event_time else _moment(event_time_value) if event_time_value else journal.time_ms
+        journal = Journal.open(settings, file, **options)
         with FeatureFile(file, format_of(file, format_)) as rows:
             reader, ignored = row_reader(
                 view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
@@ -198,6 +192,19 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
             raise ConfigurationError(f"--map {each}: write COLUMN=FEATURE")
         mapped[column] = target
     return mapped
+
+
+def _time_of_all(column: str | None, value: str | None) -> int | None:
+    """The event time of every row, None where each has its own.
+
+    There is no default: with the moment of the load, a second load of the same file would be news, and win.
+    """
+    if (column is None) == (value is None):
+        raise ConfigurationError(
+            "a load names the time that its values are of, so that loading twice is loading once: give either "
+            "--event-time COLUMN, or --event-time-value ISO for all rows"
+        )
+    return None if value is None else _moment(value)
 
 
 def _moment(text: str) -> int:
