@@ -231,6 +231,20 @@ def test_faults_of_rows_have_their_line(tmp_path: Path) -> None:
     assert found == [(1, "line 1", True), (2, "line 3", False), (3, "line 4", False), (4, "line 5", True)]
 
 
+def test_columns_of_json_lines_are_those_of_any_line(tmp_path: Path) -> None:
+    """A column that the first line does not have is loaded where it is, and told where the view does not know it."""
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(
+        '{"iban": "DE1", "branch": 3, "age": 41}\n{"iban": "DE2", "branch": 3, "share": 0.5, "shoe": 44}\n'
+    )
+    with FeatureFile(lines, "jsonl") as file:
+        assert file.header == ("iban", "branch", "age", "share", "shoe")
+        made, ignored = row_reader("v", SPEC, file.header, mapping={}, time_column=None, time_ms=NOW_MS, text=file.text)
+        rows = [made.read(row.number, row.cells, NOW_MS)[1] for row in file.rows()]
+    assert ignored == ("shoe",)
+    assert [dict(zip(row.names, row.values, strict=True)) for row in rows] == [{"age": 41}, {"share": 0.5}]
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
