@@ -356,11 +356,13 @@ def check(
         typer.Option("--keys", exists=True, dir_okay=False, help="These entities instead: a file of their columns."),
     ] = None,
     tolerate: Annotated[
-        float, typer.Option("--tolerate", min=0, max=100, help="Percent of entities without a required feature.")
+        float, typer.Option("--tolerate", min=0, max=100, help="Percent of entities that may violate a contract.")
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Hold what model versions need against what the store has. Exit code 1 where requests would be rejected."""
+    """Hold what model versions need against what the store has. Exit code 1 where requests would be rejected or
+    referred to a person.
+    """
     settings = Settings()
     try:
         if keys is not None and view is None:
@@ -369,7 +371,7 @@ def check(
         if view is not None:
             _stored_view(revision, view)
         stored = {name: spec for name, spec in revision.views.items() if _is_stored(spec)}
-        needed = findings_of(revision.versions.values(), stored, view)
+        needed = findings_of(revision.versions.values(), stored, revision.computations, view)
         for name, findings in needed.items():
             entities = _keys_of(keys, name, stored[name]) if keys else _sample_of(settings, stored[name], sample)
             asyncio.run(_judge(settings, findings, entities, stored[name].ttl))
@@ -377,19 +379,20 @@ def check(
         raise failed(error) from error
     findings = [each for found in needed.values() for each in found]
     empty = [name for name, found in needed.items() if not found[0].sampled]
-    rejected = [each for each in findings if each.rejects(tolerate / 100)]
+    tolerated = tolerate / 100
+    violated = [each for each in findings if each.rejected_by(tolerated) or each.referred_by(tolerated)]
     if as_json:
         document = {
             "revision": revision.id,
             "tolerated_percent": tolerate,
-            "features": [_finding_json(each, tolerate / 100) for each in findings],
+            "features": [_finding_json(each, tolerated) for each in findings],
             "views_without_entities": empty,
-            "sound": not rejected and not empty,
+            "sound": not violated and not empty,
         }
         typer.echo(orjson.dumps(document))
     else:
-        _print_findings(findings, rejected, empty)
-    if rejected or empty:
+        _print_findings(findings, violated, empty, tolerated)
+    if violated or empty:
         raise typer.Exit(1)
 
 
@@ -449,11 +452,14 @@ def _finding_json(finding: Finding, tolerated: float) -> dict[str, Any]:
         "optional_for": finding.optional_for,
         "entities": finding.sampled,
         "statuses": {str(status): finding.statuses[status] for status in STORED_STATUSES},
-        "would_reject": finding.required_by if finding.rejects(tolerated) else [],
+        "would_reject": finding.rejected_by(tolerated),
+        "would_refer": finding.referred_by(tolerated),
     }
 
 
-def _print_findings(findings: Sequence[Finding], rejected: Sequence[Finding], empty: Sequence[str]) -> None:
+def _print_findings(
+    findings: Sequence[Finding], violated: Sequence[Finding], empty: Sequence[str], tolerated: float
+) -> None:
     console = Console(highlight=False)
     short = {FeatureStatus.PRESENT: "PRES", FeatureStatus.MISSING: "MISS"}
     heads = [short.get(status, str(status)) + " %" for status in STORED_STATUSES]
@@ -465,20 +471,20 @@ def _print_findings(findings: Sequence[Finding], rejected: Sequence[Finding], em
         bound = "" if finding.max_age_ms is None else f" within {format_duration(finding.max_age_ms)}"
         needed = "required" if finding.required_by else "optional"
         shares = [f"{100 * finding.share(status):.1f}" if finding.sampled else "-" for status in STORED_STATUSES]
-        style = "red" if finding in rejected else ""
+        style = "red" if finding in violated else ""
         table.add_row(f"{finding.view}.{finding.feature}{bound}", needed, *shares, style=style)
     console.print(table)
-    for finding in findings[:1]:
-        console.print(f"{finding.sampled} entities of view {finding.view} were looked at.", soft_wrap=True)
+    for view, sampled in {finding.view: finding.sampled for finding in findings}.items():
+        console.print(f"{sampled} entities of view {view} were looked at.", soft_wrap=True)
     for name in empty:
         console.print(f"View {name}: the store knows no entity of it.", style="red")
-    versions = sorted({version for finding in rejected for version in finding.required_by})
-    for version in versions:
-        refs = [f"{each.view}.{each.feature}" for each in rejected if version in each.required_by]
-        console.print(Text(f"{version} would reject requests for want of {', '.join(refs)}", style="red"))
+    for does, versions_of in (("reject", Finding.rejected_by), ("refer", Finding.referred_by)):
+        for version in sorted({version for each in violated for version in versions_of(each, tolerated)}):
+            refs = {f"{each.view}.{each.feature}": None for each in violated if version in versions_of(each, tolerated)}
+            console.print(Text(f"{version} would {does} requests for want of {', '.join(refs)}", style="red"))
     if not findings:
         console.print("No model version needs a stored feature.")
-    elif not versions and not empty:
+    elif not violated and not empty:
         console.print("What versions require is there.", style="green")
 
 
