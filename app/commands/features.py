@@ -28,6 +28,7 @@ from app.domain.documents import FeatureViewSpec, RedisSource
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_rows import (
+    LateRows,
     RowReader,
     RowRefused,
     Update,
@@ -35,6 +36,7 @@ from app.domain.feature_rows import (
     read_entity,
     row_reader,
 )
+from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, within_ttl
 from app.domain.registry import Revision
 from app.durations import format_duration, parse_duration_ms
@@ -112,8 +114,9 @@ def load(
             reader, ignored = row_reader(
                 view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
             )
+            late = None if spec.plan is None else LateRows(spec.lateness)
             with _progress("checking rows") as advance:
-                total = _check(rows, reader, now_ms, advance)
+                total = _check(rows, reader, now_ms, late, advance)
             resumed = journal.rows
             if not dry_run:
                 updates = _updates(rows, reader, now_ms)
@@ -126,6 +129,13 @@ def load(
     except BrokerError as error:
         raise failed(error) from error
     elapsed_s = time.monotonic() - started
+    if late and late.count:
+        typer.echo(
+            f"warning: at least {late.count:,} of {total:,} rows are more than the lateness of view {view} "
+            f"({format_duration(spec.lateness)}) behind an earlier row of their entity: aggregates do not count them. "
+            "Sort the file by event time, or declare a larger lateness",
+            err=True,
+        )
     if as_json:
         summary = {
             "file": str(file),
@@ -136,6 +146,7 @@ def load(
             "stored": not dry_run,
             "dry_run": dry_run,
             "ignored_columns": ignored,
+            "late_rows": late.count if late else 0,
             "seconds": round(elapsed_s, 3),
         }
         typer.echo(orjson.dumps(summary))
@@ -149,12 +160,14 @@ def load(
         typer.echo(f"{total:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
 
 
-def _check(rows: FeatureFile, reader: RowReader, now_ms: int, advance: "_Advance") -> int:
+def _check(rows: FeatureFile, reader: RowReader, now_ms: int, late: LateRows | None, advance: "_Advance") -> int:
     total, faults, shown = 0, 0, list[str]()
     for row in rows.rows():
         total = row.number
         try:
-            _update(row, reader, now_ms)
+            update, made = _update(row, reader, now_ms)
+            if late is not None:
+                late.see(update.key, made.event_time_ms)
         except RowRefused as error:
             faults += 1
             if len(shown) < FAULTS_SHOWN_MAX:
@@ -170,16 +183,16 @@ def _check(rows: FeatureFile, reader: RowReader, now_ms: int, advance: "_Advance
     return total
 
 
-def _update(row: FileRow, reader: RowReader, now_ms: int) -> Update:
+def _update(row: FileRow, reader: RowReader, now_ms: int) -> tuple[Update, FeatureRow]:
     if row.fault is not None:
         raise RowRefused(row.fault)
-    return reader.read(row.number, row.cells, now_ms)[0]
+    return reader.read(row.number, row.cells, now_ms)
 
 
 def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[Update]:
     for row in rows.rows():
         try:
-            yield _update(row, reader, now_ms)
+            yield _update(row, reader, now_ms)[0]
         except RowRefused as error:
             raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
 

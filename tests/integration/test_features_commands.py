@@ -170,6 +170,18 @@ def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: 
         }
 
 
+def test_rows_out_of_order_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Aggregates do not count what is later than the lateness, and the load says how much that is."""
+    now_ms = time.time_ns() // 1_000_000
+    file = tmp_path / "disorder.csv"
+    times = [now_ms - 60_000, now_ms - 8 * 3_600_000, now_ms - 90_000]
+    file.write_text("applicant_id,amount,at\n" + "".join(f"810,1,{at}\n" for at in times))
+    load = ["features", "load", file, "--view", "payments", "--event-time", "at"]
+    assert "at least 1 of 3 rows" in world.run(*load, "--dry-run").stderr
+    assert world.run_json(*load)["late_rows"] == 1
+    assert world.features("payments", "applicant_id=810")["count_24h"] == ("PRESENT", 2)
+
+
 def test_a_load_that_is_killed_goes_on(world: FeaturesWorld, tmp_path: Path) -> None:
     """What was acknowledged before the kill is not sent again, and in the end all rows are there, with one time."""
     file, rows = tmp_path / "many.csv", 20_000
