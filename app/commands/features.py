@@ -1,6 +1,7 @@
 """``model-broker features load|get|check``: values into the store from files, and what the store holds, looked at."""
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from app.adapters.feature_load import Journal, await_stored, publish
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
-from app.domain.documents import FeatureViewSpec, RedisSource
+from app.domain.documents import FeatureViewSpec, HttpSource, RedisSource
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_rows import (
@@ -265,9 +266,9 @@ def get(
     """Show what the store holds of one entity: values, with their status and age. Exit code 1 if it holds nothing."""
     settings = Settings()
     try:
-        spec = _stored_view(_current(settings), view)
+        spec = _kept_view(_current(settings), view)
         try:
-            given = dict(_named_value(each) for part in key for each in part.split(","))
+            given = named_values(key, [entity.name for entity in spec.entities])
             entity = read_entity(spec, view, given, text=True)
         except RowRefused as error:
             raise ConfigurationError(str(error)) from error
@@ -289,6 +290,23 @@ def get(
     if all(each.status is FeatureStatus.MISSING for each in found.values()):
         typer.echo(f"error: the store holds nothing of {entity_text(entity)} in view {view}", err=True)
         raise typer.Exit(1)
+
+
+def named_values(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Join keys by name: an argument each, or as one with commas between, as updates are keyed.
+
+    >>> named_values(["branch=3,iban=DE,1"], ["iban", "branch"]), named_values(["iban=DE,1"], ["iban"])
+    ({'branch': '3', 'iban': 'DE,1'}, {'iban': 'DE,1'})
+    """
+    # Values may have commas too: one parts two keys only where keys are fewer than names, and a name follows.
+    between = re.compile(rf",(?=(?:{'|'.join(map(re.escape, names))})=)")
+    parts = given if len(given) >= len(names) else [part for each in given for part in between.split(each)]
+    found: dict[str, str] = {}
+    for name, value in map(_named_value, parts):
+        if name in found:
+            raise ConfigurationError(f"{name} is given twice: {found[name]} and {value}")
+        found[name] = value
+    return found
 
 
 def _named_value(text: str) -> tuple[str, str]:
@@ -516,10 +534,31 @@ def _is_stored(spec: FeatureViewSpec) -> bool:
 
 
 def _stored_view(revision: Revision, name: str) -> FeatureViewSpec:
+    spec = _view(revision, name)
+    if spec.on_demand is not None:
+        raise ConfigurationError(f"view {name} is not stored: its features are computed for each request")
+    if not _is_stored(spec):
+        raise ConfigurationError(
+            f"view {name} is a feature server's: only views of source redis are loaded and checked"
+        )
+    return spec
+
+
+def _kept_view(revision: Revision, name: str) -> FeatureViewSpec:
+    """A view of which Redis has rows: stored there, or kept of what a feature server said."""
+    spec = _view(revision, name)
+    if isinstance(spec.source, HttpSource):
+        if spec.source.write_back is None:
+            raise ConfigurationError(
+                f"view {name} is a feature server's, and without writeBack nothing of it is stored"
+            )
+        return spec.model_copy(update={"source": RedisSource(type="redis", project=spec.project)})
+    return _stored_view(revision, name)
+
+
+def _view(revision: Revision, name: str) -> FeatureViewSpec:
     spec = revision.views.get(name)
     if spec is None:
         known = ", ".join(sorted(revision.views)) or "none"
         raise ConfigurationError(f"there is no FeatureView {name}: the registry has {known}")
-    if not _is_stored(spec):
-        raise ConfigurationError(f"view {name} is not stored here: its values are computed, or another server's")
     return spec

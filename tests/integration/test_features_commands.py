@@ -1,5 +1,6 @@
 """`features load`, `get` and `check` on real Kafka and Redis, with a features worker as an operator starts it."""
 
+import asyncio
 import re
 import shlex
 import subprocess
@@ -16,6 +17,9 @@ import pytest
 import yaml
 from pyarrow import parquet
 
+from app.adapters.redis_feast import RedisFeatureStore
+from app.domain.feature_updates import FeatureRow
+from app.domain.features import EntityKey
 from tests.support.features_world import FeaturesWorld, feature_view, features_world, model
 from tests.support.markdown import ROOT, blocks_of
 from tests.support.stack import ServiceStack
@@ -37,6 +41,16 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 feature_view("applicant", made.project, person),
                 feature_view("credit", made.project, {"housing": "STRING", "job": "STRING", "age": "INT64"}),
                 feature_view("short", made.project, {"mood": "STRING"}, ttl="1h"),
+                feature_view(
+                    "bureau",
+                    made.project,
+                    {"score": "INT64"},
+                    source={
+                        "type": "http",
+                        "endpoints": ["http://127.0.0.1:1"],
+                        "writeBack": {"project": made.project, "maxAge": "1d"},
+                    },
+                ),
                 feature_view(
                     "payments",
                     made.project,
@@ -249,6 +263,20 @@ def test_a_value_past_its_view_s_ttl_is_stale(world: FeaturesWorld, tmp_path: Pa
     world.run("features", "load", file, "--view", "short", "--event-time-value", "2026-01-31T00:00:00Z")
     [mood] = world.run_json("features", "get", "short", "applicant_id=960")["features"]
     assert (mood["status"], mood["value"], mood["reason"]) == ("STALE", "fine", "is past its view's ttl")
+
+
+def test_what_is_kept_of_a_feature_server_is_shown(world: FeaturesWorld) -> None:
+    """A view with writeBack has rows in Redis, and can be looked at; it is still the server's to fill."""
+    key = EntityKey(world.project, ("applicant_id",), (970,), ("INT64",))
+
+    async def keep() -> None:
+        store = RedisFeatureStore(world.env["BROKER_REDIS_URL"])
+        await store.write([FeatureRow("bureau", key, ("score",), (7,), ("INT64",), 1_700_000_000_000)])
+        await store.close()
+
+    asyncio.run(keep())
+    assert world.features("bureau", "applicant_id=970") == {"score": ("PRESENT", 7)}
+    assert "view bureau is a feature server's" in world.run("features", "check", "--view", "bureau", code=2).stderr
 
 
 @pytest.mark.parametrize(
