@@ -218,16 +218,19 @@ def _shadows(shadows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
     """How a rollout went, the first step first."""
-    table = Table("when", "action", "step", "percent", "decisions", "errors", "flips", "reason", box=SIMPLE_HEAD)
+    table = Table("when", "action", "step", "percent", "because", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = column.header != "because"
     for step in steps:
         told = step["evidence"] if isinstance(step.get("evidence"), dict) else {}
         stats = told.get("stats") or {}
+        seen = ", ".join(f"{stats[name]} {name}" for name in ("decisions", "errors", "flips") if name in stats)
+        because = "; ".join(said for said in (str(told.get("reason") or ""), seen and f"seen: {seen}") if said)
         table.add_row(
             _moment(step["received_ms"]),
             Text(str(told.get("action", "-"))),
             *(str(told.get(name, "-")) for name in ("step", "percent")),
-            *(str(stats.get(name, "-")) for name in ("decisions", "errors", "flips")),
-            Text(str(told.get("reason") or "-")),
+            Text(because or "-"),
         )
     return table
 

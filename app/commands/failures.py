@@ -4,13 +4,16 @@
 options, settings, topics or a dependency are wrong.
 """
 
+import orjson
 import typer
 
 from app.domain.errors import BrokerError, ConfigurationError
 
 
-def failed(error: BrokerError) -> typer.Exit:
-    """The exit of a command that ``error`` ends, once its line is written."""
+def failed(error: BrokerError, *, as_json: bool = False) -> typer.Exit:
+    """The exit of a command that ``error`` ends, once its line is written; ``as_json``: and its document."""
+    if as_json:
+        typer.echo(orjson.dumps({"error": str(error)}))
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(exit_code(error))
 

@@ -48,7 +48,8 @@ def history(
 def _table(publications: tuple[Publication, ...]) -> Table:
     table = Table("", "revision", "published (UTC)", "documents", "message", box=SIMPLE_HEAD)
     for column in table.columns:
-        column.overflow = "fold"
+        # An id or a moment that is broken in two is neither; messages have room below.
+        column.no_wrap, column.overflow = column.header != "message", "fold"
     table.columns[3].justify = "right"
     for each in publications:
         when = datetime.datetime.fromtimestamp(each.published_at / 1_000, datetime.UTC)

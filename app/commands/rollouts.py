@@ -68,7 +68,7 @@ def list_rollouts(
         found = _rollouts(published) if name is None else [_named(published, name)]
         windows = _windows(settings) if found else {}
     except BrokerError as error:
-        raise failed(error) from error
+        raise failed(error, as_json=as_json) from error
     now_ms = time.time_ns() // 1_000_000
     stats = {running.name: step_stats(windows.values(), running.step_id) for running in found}
     if as_json:
@@ -108,7 +108,7 @@ def _order(name: str, order: Order, *, as_json: bool) -> None:
     try:
         before, after, revision = give_order(Settings(), name, order)
     except BrokerError as error:
-        raise failed(error) from error
+        raise failed(error, as_json=as_json) from error
     if as_json:
         document = {"rollout": name, "from": before.status.state, "to": after.status.state, "percent": after.percent}
         typer.echo(orjson.dumps(document | {"revision": revision}))
@@ -239,10 +239,12 @@ def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_m
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         grid.add_row("  state", Text.assemble((status.state, _STATE_STYLES[status.state]), f": {step}"))
-        grid.add_row("  seen", Text(", ".join(saw)))
+        if status.state in ("progressing", "paused"):
+            # Of this step; one that has ended is told by its reason.
+            grid.add_row("  seen", Text(", ".join(saw)))
         said = _verdict(running, seen, now_ms)
         if said is not None:
-            grid.add_row("  waits", Text(said))
+            grid.add_row("  judged", Text(said))
         elif status.reason:
             grid.add_row("  why", Text(status.reason))
         title = Text.assemble((str(running.name), "bold"), f" to version {running.rollout.to}", overflow="fold")

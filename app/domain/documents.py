@@ -688,6 +688,15 @@ class TaskSpec(_Document):
         return self
 
     @model_validator(mode="after")
+    def _fallbacks_differ(self) -> "TaskSpec":
+        named = [(fallback.version, fallback.alias) for fallback in self.fallback if fallback.default is None]
+        if len(set(named)) < len(named):
+            raise ValueError("a fallback is named twice, and what has failed is not asked again: keep one")
+        if self.rollout is None and self.select.version is not None and (self.select.version, None) in named:
+            raise ValueError(f"fallback names version {self.select.version}, which is selected: name another")
+        return self
+
+    @model_validator(mode="after")
     def _fixed_answer_is_last(self) -> "TaskSpec":
         if any(fallback.default is not None for fallback in self.fallback[:-1]):
             raise ValueError("a fallback's default always holds: put it last")

@@ -205,7 +205,9 @@ def _field_at(content: object, path: Sequence[str | int]) -> str:
     for part in path:
         if isinstance(part, int):
             here = here[part] if isinstance(here, list) and part < len(here) else None
-            field += f"[{item_label(here, part)}]"
+            # These name versions, by number or by alias, and a number alone would read as a place.
+            by_place = field.endswith((".shadow", ".fallback"))
+            field += f"[{part if by_place else item_label(here, part)}]"
         else:
             here = here.get(part) if isinstance(here, dict) else None
             field += f".{part}"

@@ -7,13 +7,12 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any, Final
 
 import orjson
 import pytest
 
-from app.adapters.registry_topic import RegistryFollower
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
 from app.settings import Settings
 from tests.support.many_documents import write_documents
@@ -38,6 +37,32 @@ def settings(kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.Monkey
     return settings
 
 
+_LOAD: Final = """
+import asyncio
+import time
+
+import orjson
+
+from app.adapters.registry_topic import RegistryFollower
+from app.settings import Settings
+
+
+async def main() -> None:
+    follower = RegistryFollower(Settings())
+    began_s = time.process_time()
+    await follower.start()
+    seconds = time.process_time() - began_s
+    current = follower.current
+    await follower.stop()
+    assert current is not None
+    told = {"revision": current.id, "documents": len(current.documents), "seconds": seconds}
+    print(orjson.dumps(told).decode())
+
+
+asyncio.run(main())
+"""
+
+
 def apply(directory: Path, *, message: str) -> tuple[dict[str, object], float]:
     """What `apply` reports, and the processor time of its whole process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -54,13 +79,28 @@ def apply(directory: Path, *, message: str) -> tuple[dict[str, object], float]:
     return orjson.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def load() -> dict[str, Any]:
+    """What a process that follows the registry has after its start, and the processor time of that."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        timeout=ENDED_WITHIN_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    loaded: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
+    return loaded
+
+
 def change_one(directory: Path) -> None:
     """Give one route another deadline."""
     route = next(path for path in sorted(directory.iterdir()) if "deadline: 250ms" in path.read_text())
     route.write_text(route.read_text().replace("deadline: 250ms", "deadline: 300ms", 1))
 
 
-async def test_five_thousand_documents_apply_and_load_in_time(settings: Settings, tmp_path: Path) -> None:
+def test_five_thousand_documents_apply_and_load_in_time(settings: Settings, tmp_path: Path) -> None:
     """`apply` of all of them, of one change among them, and a worker that loads them: each within its bound."""
     write_documents(tmp_path, DOCUMENTS)
     first, first_s = apply(tmp_path, message="all")
@@ -69,16 +109,10 @@ async def test_five_thousand_documents_apply_and_load_in_time(settings: Settings
     second, second_s = apply(tmp_path, message="one of them")
     assert isinstance(second["changes"], list)
     assert len(second["changes"]) == 1
-    follower = RegistryFollower(settings)
-    began_s = time.process_time()
-    await follower.start()
-    loaded_s = time.process_time() - began_s
-    try:
-        assert follower.current is not None
-        assert follower.current.id == second["revision"]
-        assert len(follower.current.documents) == DOCUMENTS
-    finally:
-        await follower.stop()
+    # In a process of its own, as a worker has one: this one may be traced for its coverage.
+    loaded = load()
+    assert (loaded["revision"], loaded["documents"]) == (second["revision"], DOCUMENTS)
+    loaded_s = loaded["seconds"]
     print(f"apply {first_s:.1f} s, one change {second_s:.1f} s, load {loaded_s:.2f} s")
     assert first_s < APPLIED_WITHIN_S
     assert second_s < APPLIED_WITHIN_S

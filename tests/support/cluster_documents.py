@@ -17,7 +17,7 @@ PROJECT: Final = "arithmetic"
 SUBJECTS: Final = 50
 SCORE_DEFAULT: Final = 1_000_000.0
 DEADLINE: Final = "60s"
-HANGING_TIMEOUT_MS: Final = 300
+HANGING_TIMEOUT_MS: Final = 500
 HASTY_TIMEOUT_MS: Final = 1_000
 
 Document = Mapping[str, Any]

@@ -249,6 +249,18 @@ class Load:
             lambda: len({reply.correlation for reply in self.replies}) >= count, within_s, f"{count} replies"
         )
 
+    @property
+    def sent_so_far(self) -> int:
+        """How many messages are in Kafka."""
+        return self._sent
+
+    async def told(self, code: str, count: int, within_s: float = 90.0) -> None:
+        """Wait until ``count`` replies tell of an error by this code."""
+        sought = f'"code":"{code}"'.encode()
+        await self._until(
+            lambda: sum(sought in reply.value for reply in self.replies) >= count, within_s, f"{count} times {code}"
+        )
+
     async def answered(self, within_s: float = 120.0) -> None:
         """Wait until every message has a reply."""
         await self._until(lambda: not self._unanswered(), within_s, "every message answered")

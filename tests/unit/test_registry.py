@@ -218,9 +218,9 @@ def whole_route(*tasks: dict[str, Any], spec: dict[str, Any] | None = None, **ru
         ({"select": task()["select"] | {"experiment": "A B"}}, ".select.experiment", "write lower-case"),
         # shadows
         ({"shadow": [{}]}, ".shadow[0]", "exactly one of version, alias"),
-        ({"shadow": [{"version": "3", "alias": "champion"}]}, ".shadow[3]", "exactly one of version, alias"),
-        ({"shadow": [{"version": "3", "percent": 0}]}, ".shadow[3].percent", "greater than 0"),
-        ({"shadow": [{"version": "3", "percent": 101}]}, ".shadow[3].percent", "less than or equal to 100"),
+        ({"shadow": [{"version": "3", "alias": "champion"}]}, ".shadow[0]", "exactly one of version, alias"),
+        ({"shadow": [{"version": "3", "percent": 0}]}, ".shadow[0].percent", "greater than 0"),
+        ({"shadow": [{"version": "3", "percent": 101}]}, ".shadow[0].percent", "less than or equal to 100"),
         ({"shadow": [{"version": "7"}]}, ".shadow[0].version", "no version 7"),
         ({"shadow": [{"alias": "best"}]}, ".shadow[0].alias", "no alias best"),
         ({"shadow": [{"version": "3", "segment": "nofn(path)"}]}, ".shadow[0].segment", "unknown function nofn"),

@@ -68,7 +68,7 @@ def test_rollouts_are_readable_in_80_columns() -> None:
         RolloutName("credit-decision", "private-customers", "probability-of-default"),
         TaskSpec.model_validate_json('{"name": "pd", "model": "credit-pd", "select": {"alias": "champion"}}'),
         Rollout.model_validate_json('{"to": "2026-11-rc1", "steps": [5, 25, 50, 100], "every": "10m"}'),
-        RolloutStatus(state="aborted", step=1, since=1_790_000_000_000, of="x", reason="errors " + "of many " * 12),
+        RolloutStatus(state="paused", step=1, since=1_790_000_000_000, of="x", reason="errors " + "of many " * 12),
     )
     stats = StepStats(decisions=1_234_567, errors=1_234, compared=123_456, flips=1_234)
     console = Console(width=80)
@@ -76,7 +76,7 @@ def test_rollouts_are_readable_in_80_columns() -> None:
         console.print(told([running], {running.name: stats}, 1_790_000_600_000))
     lines = [line.rstrip() for line in capture.get().splitlines()]
     assert lines[0] == "credit-decision/private-customers/probability-of-default to version 2026-11-rc1"
-    assert lines[1] == "  state  aborted: step 2 of 4, 0 %, since 2026-09-21T14:13:20+00:00"
+    assert lines[1] == "  state  paused: step 2 of 4, 25 %, since 2026-09-21T14:13:20+00:00"
     assert lines[2] == "  seen   1234567 decisions, 1234 errors, 1234 of 123456 flips"
     assert lines[3].startswith("  why    errors of many")
     assert all(line.startswith("         ") for line in lines[4:])
