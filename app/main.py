@@ -362,11 +362,12 @@ async def _require_topics(publisher: "KafkaPublisher", settings: Settings, *name
 def _functions_ready(
     registry: "RegistryFollower", functions: "Mapping[str, FeatureFunction]"
 ) -> Callable[[], Awaitable[None]]:
-    """Fails where the current revision names functions that this worker's packages do not have."""
+    """Fails where versions need functions that this worker's packages lack; views that none uses do not count."""
     from app.domain.on_demand import functions_of
 
     async def check() -> None:
-        named = functions_of(registry.current.computations) if registry.current is not None else frozenset()
+        current = registry.current
+        named = frozenset() if current is None else functions_of(current.computed(current.versions.values()))
         absent = ", ".join(sorted(named - functions.keys()))
         if absent:
             raise StoreUnavailable(f"feature functions {absent} are not registered: install the package that has them")

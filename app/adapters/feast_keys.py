@@ -2,9 +2,10 @@
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import redis
+from redis.exceptions import RedisClusterException, ResponseError
 
 from app.domain.errors import StoreUnavailable
 from app.domain.features import EntityKey
@@ -58,16 +59,18 @@ def _part(data: bytes, at: int, end: int) -> tuple[int, bytes, int]:
 
 
 def sample_keys(
-    url: str, project: str, most: int, wanted: Callable[[EntityKey], bool], *, timeout_s: float = 10.0
+    urls: str, project: str, most: int, wanted: Callable[[EntityKey], bool], *, timeout_s: float = 10.0
 ) -> list[EntityKey]:
     """Up to ``most`` entities of ``project`` that are ``wanted``, of the first half million keys that SCAN shows.
+
+    ``urls`` is one server's, or several of one cluster's nodes with commas between; a cluster's masters are all asked.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     found: dict[EntityKey, None] = {}
     try:
-        with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
+        with _connected([url.strip() for url in urls.split(",")], timeout_s) as client:
             keys = client.scan_iter(match=f"*{project}", count=_SCAN_COUNT, _type="hash")
             for looked_at, data in enumerate(keys):
                 key = read_row_key(data, project)
@@ -75,6 +78,25 @@ def sample_keys(
                     found[key] = None
                 if len(found) >= most or looked_at >= KEYS_LOOKED_AT_MAX:
                     break
-    except redis.RedisError as error:
+    except (redis.RedisError, RedisClusterException) as error:
         raise StoreUnavailable(f"Redis is not usable: {error}") from error
     return list(found)
+
+
+def _connected(urls: list[str], timeout_s: float) -> Any:
+    """A client of the server or the cluster behind the first of ``urls`` that answers."""
+    within = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    for last, url in enumerate(urls, start=1 - len(urls)):
+        client = redis.Redis.from_url(url, **within)
+        try:
+            client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]  # redis-py has no types of it
+        except ResponseError:
+            return client  # It is no cluster, and says so.
+        except redis.RedisError:
+            client.close()
+            if last == 0:
+                raise
+        else:
+            client.close()
+            return redis.RedisCluster.from_url(url, **within)
+    raise AssertionError  # pragma: no cover - the last URL returns or raises

@@ -38,7 +38,7 @@ def format_of(path: Path, given: str | None) -> str:
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
-    """One file, opened once and read as often as asked; ``header`` are its columns, of JSON lines the first line's.
+    """One file, opened once and read as often as asked; ``header`` are its columns, of JSON lines those of any line.
 
     Raises (on entry):
         ConfigurationError: it cannot be opened, is not of the format, or the format's library is not installed.
@@ -65,7 +65,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 first = next(iter(self.rows()), None)
                 if first is not None and first.fault is not None:
                     raise ConfigurationError(f"{self.path}, {first.place}: {first.fault}")
-                self.header = tuple(first.cells) if first else ()
+                # Lines may leave out what they have no value of, so that no single one tells all columns.
+                self.header = tuple(dict.fromkeys(name for row in self.rows() for name in row.cells))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigurationError(f"{self.path} cannot be read as {self.format}: {error}") from error
         if not self.header:

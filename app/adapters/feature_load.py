@@ -1,8 +1,7 @@
 """A load of feature updates: published in parts that are acknowledged as a whole, and waited for until stored.
 
-A journal beside the local state says how far a load came and which event time it began with, so that one that was
-killed goes on where it was. Updates of the part that was under way are sent again; their ids and event times make that
-the same as sending them once.
+A journal beside the local state says how far a load came, so that one that was killed goes on where it was. Updates of
+the part that was under way are sent again; their ids and event times make that the same as sending them once.
 """
 
 import hashlib
@@ -31,15 +30,14 @@ _POLL_S: Final = 0.2
 
 @dataclass(slots=True)
 class Journal:
-    """How far a load came: rows that are published, its event time, and where in each partition they end."""
+    """How far a load came: rows that are published, and where in each partition they end."""
 
     path: Path
-    time_ms: int
     rows: int = 0
     ends: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, settings: Settings, file: Path, now_ms: int, **options: Any) -> "Journal":
+    def open(cls, settings: Settings, file: Path, **options: Any) -> "Journal":
         """The journal of this load, begun before or new: of the same file, unchanged, with the same options."""
         stat = file.stat()
         place = (settings.kafka_bootstrap, settings.topic_prefix)
@@ -49,9 +47,9 @@ class Journal:
         try:
             held = orjson.loads(path.read_bytes())
             ends = {int(partition): end for partition, end in held["ends"].items()}
-            return cls(path, held["time_ms"], held["rows"], ends)
+            return cls(path, held["rows"], ends)
         except FileNotFoundError:
-            return cls(path, now_ms)
+            return cls(path)
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigurationError(
                 f"{path}, the journal of this load, cannot be read ({error}): remove it"
@@ -62,11 +60,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             beside = self.path.with_suffix(".new")
-            beside.write_bytes(
-                orjson.dumps(
-                    {"time_ms": self.time_ms, "rows": self.rows, "ends": {str(p): e for p, e in self.ends.items()}}
-                )
-            )
+            beside.write_bytes(orjson.dumps({"rows": self.rows, "ends": {str(p): e for p, e in self.ends.items()}}))
             os.replace(beside, self.path)
         except OSError as error:
             raise ConfigurationError(

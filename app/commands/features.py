@@ -1,6 +1,7 @@
 """``model-broker features load|get|check``: values into the store from files, and what the store holds, looked at."""
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +25,11 @@ from app.adapters.feature_load import Journal, await_stored, publish
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
-from app.domain.documents import FeatureViewSpec, RedisSource
+from app.domain.documents import FeatureViewSpec, HttpSource, RedisSource
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_rows import (
+    LateRows,
     RowReader,
     RowRefused,
     Update,
@@ -35,6 +37,7 @@ from app.domain.feature_rows import (
     read_entity,
     row_reader,
 )
+from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, within_ttl
 from app.domain.registry import Revision
 from app.durations import format_duration, parse_duration_ms
@@ -84,7 +87,7 @@ def load(
         str | None, typer.Option("--event-time", metavar="COLUMN", help="Where each row's event time is.")
     ] = None,
     event_time_value: Annotated[
-        str | None, typer.Option("--event-time-value", metavar="ISO", help="That of all rows; default: now.")
+        str | None, typer.Option("--event-time-value", metavar="ISO", help="That of all rows.")
     ] = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="csv, jsonl or parquet; default: by the file's name.")
@@ -103,23 +106,18 @@ def load(
     now_ms = time.time_ns() // 1_000_000
     try:
         waits_s = _duration_ms("--timeout", timeout) / 1_000
-        if event_time is not None and event_time_value is not None:
-            raise ConfigurationError("--event-time and --event-time-value exclude each other: give one of them")
+        time_ms = _time_of_all(event_time, event_time_value)
         spec = _stored_view(_current(settings), view)
-        if spec.plan is not None and event_time is None and event_time_value is None:
-            raise ConfigurationError(
-                f"view {view} has aggregates, to which it matters when each update was: give --event-time COLUMN"
-            )
         mapped = _mapping(mapping or [])
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
-        journal = Journal.open(settings, file, now_ms, **options)
-        time_ms = None if event_time else _moment(event_time_value) if event_time_value else journal.time_ms
+        journal = Journal.open(settings, file, **options)
         with FeatureFile(file, format_of(file, format_)) as rows:
             reader, ignored = row_reader(
                 view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
             )
+            late = None if spec.plan is None else LateRows(spec.lateness)
             with _progress("checking rows") as advance:
-                total = _check(rows, reader, now_ms, advance)
+                total = _check(rows, reader, now_ms, late, advance)
             resumed = journal.rows
             if not dry_run:
                 updates = _updates(rows, reader, now_ms)
@@ -132,6 +130,13 @@ def load(
     except BrokerError as error:
         raise failed(error) from error
     elapsed_s = time.monotonic() - started
+    if late and late.count:
+        typer.echo(
+            f"warning: at least {late.count:,} of {total:,} rows are more than the lateness of view {view} "
+            f"({format_duration(spec.lateness)}) behind an earlier row of their entity: aggregates do not count them. "
+            "Sort the file by event time, or declare a larger lateness",
+            err=True,
+        )
     if as_json:
         summary = {
             "file": str(file),
@@ -142,6 +147,7 @@ def load(
             "stored": not dry_run,
             "dry_run": dry_run,
             "ignored_columns": ignored,
+            "late_rows": late.count if late else 0,
             "seconds": round(elapsed_s, 3),
         }
         typer.echo(orjson.dumps(summary))
@@ -155,12 +161,14 @@ def load(
         typer.echo(f"{total:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
 
 
-def _check(rows: FeatureFile, reader: RowReader, now_ms: int, advance: "_Advance") -> int:
+def _check(rows: FeatureFile, reader: RowReader, now_ms: int, late: LateRows | None, advance: "_Advance") -> int:
     total, faults, shown = 0, 0, list[str]()
     for row in rows.rows():
         total = row.number
         try:
-            _update(row, reader, now_ms)
+            update, made = _update(row, reader, now_ms)
+            if late is not None:
+                late.see(update.key, made.event_time_ms)
         except RowRefused as error:
             faults += 1
             if len(shown) < FAULTS_SHOWN_MAX:
@@ -176,16 +184,16 @@ def _check(rows: FeatureFile, reader: RowReader, now_ms: int, advance: "_Advance
     return total
 
 
-def _update(row: FileRow, reader: RowReader, now_ms: int) -> Update:
+def _update(row: FileRow, reader: RowReader, now_ms: int) -> tuple[Update, FeatureRow]:
     if row.fault is not None:
         raise RowRefused(row.fault)
-    return reader.read(row.number, row.cells, now_ms)[0]
+    return reader.read(row.number, row.cells, now_ms)
 
 
 def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[Update]:
     for row in rows.rows():
         try:
-            yield _update(row, reader, now_ms)
+            yield _update(row, reader, now_ms)[0]
         except RowRefused as error:
             raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
 
@@ -198,6 +206,19 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
             raise ConfigurationError(f"--map {each}: write COLUMN=FEATURE")
         mapped[column] = target
     return mapped
+
+
+def _time_of_all(column: str | None, value: str | None) -> int | None:
+    """The event time of every row, None where each has its own.
+
+    There is no default: with the moment of the load, a second load of the same file would be news, and win.
+    """
+    if (column is None) == (value is None):
+        raise ConfigurationError(
+            "a load names the time that its values are of, so that loading twice is loading once: give either "
+            "--event-time COLUMN, or --event-time-value ISO for all rows"
+        )
+    return None if value is None else _moment(value)
 
 
 def _moment(text: str) -> int:
@@ -245,9 +266,9 @@ def get(
     """Show what the store holds of one entity: values, with their status and age. Exit code 1 if it holds nothing."""
     settings = Settings()
     try:
-        spec = _stored_view(_current(settings), view)
+        spec = _kept_view(_current(settings), view)
         try:
-            given = dict(_named_value(each) for part in key for each in part.split(","))
+            given = named_values(key, [entity.name for entity in spec.entities])
             entity = read_entity(spec, view, given, text=True)
         except RowRefused as error:
             raise ConfigurationError(str(error)) from error
@@ -269,6 +290,23 @@ def get(
     if all(each.status is FeatureStatus.MISSING for each in found.values()):
         typer.echo(f"error: the store holds nothing of {entity_text(entity)} in view {view}", err=True)
         raise typer.Exit(1)
+
+
+def named_values(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Join keys by name: an argument each, or as one with commas between, as updates are keyed.
+
+    >>> named_values(["branch=3,iban=DE,1"], ["iban", "branch"]), named_values(["iban=DE,1"], ["iban"])
+    ({'branch': '3', 'iban': 'DE,1'}, {'iban': 'DE,1'})
+    """
+    # Values may have commas too: one parts two keys only where keys are fewer than names, and a name follows.
+    between = re.compile(rf",(?=(?:{'|'.join(map(re.escape, names))})=)")
+    parts = given if len(given) >= len(names) else [part for each in given for part in between.split(each)]
+    found: dict[str, str] = {}
+    for name, value in map(_named_value, parts):
+        if name in found:
+            raise ConfigurationError(f"{name} is given twice: {found[name]} and {value}")
+        found[name] = value
+    return found
 
 
 def _named_value(text: str) -> tuple[str, str]:
@@ -349,11 +387,13 @@ def check(
         typer.Option("--keys", exists=True, dir_okay=False, help="These entities instead: a file of their columns."),
     ] = None,
     tolerate: Annotated[
-        float, typer.Option("--tolerate", min=0, max=100, help="Percent of entities without a required feature.")
+        float, typer.Option("--tolerate", min=0, max=100, help="Percent of entities that may violate a contract.")
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Hold what model versions need against what the store has. Exit code 1 where requests would be rejected."""
+    """Hold what model versions need against what the store has. Exit code 1 where requests would be rejected or
+    referred to a person.
+    """
     settings = Settings()
     try:
         if keys is not None and view is None:
@@ -362,7 +402,7 @@ def check(
         if view is not None:
             _stored_view(revision, view)
         stored = {name: spec for name, spec in revision.views.items() if _is_stored(spec)}
-        needed = findings_of(revision.versions.values(), stored, view)
+        needed = findings_of(revision.versions.values(), stored, revision.computations, view)
         for name, findings in needed.items():
             entities = _keys_of(keys, name, stored[name]) if keys else _sample_of(settings, stored[name], sample)
             asyncio.run(_judge(settings, findings, entities, stored[name].ttl))
@@ -370,19 +410,20 @@ def check(
         raise failed(error) from error
     findings = [each for found in needed.values() for each in found]
     empty = [name for name, found in needed.items() if not found[0].sampled]
-    rejected = [each for each in findings if each.rejects(tolerate / 100)]
+    tolerated = tolerate / 100
+    violated = [each for each in findings if each.rejected_by(tolerated) or each.referred_by(tolerated)]
     if as_json:
         document = {
             "revision": revision.id,
             "tolerated_percent": tolerate,
-            "features": [_finding_json(each, tolerate / 100) for each in findings],
+            "features": [_finding_json(each, tolerated) for each in findings],
             "views_without_entities": empty,
-            "sound": not rejected and not empty,
+            "sound": not violated and not empty,
         }
         typer.echo(orjson.dumps(document))
     else:
-        _print_findings(findings, rejected, empty)
-    if rejected or empty:
+        _print_findings(findings, violated, empty, tolerated)
+    if violated or empty:
         raise typer.Exit(1)
 
 
@@ -442,11 +483,14 @@ def _finding_json(finding: Finding, tolerated: float) -> dict[str, Any]:
         "optional_for": finding.optional_for,
         "entities": finding.sampled,
         "statuses": {str(status): finding.statuses[status] for status in STORED_STATUSES},
-        "would_reject": finding.required_by if finding.rejects(tolerated) else [],
+        "would_reject": finding.rejected_by(tolerated),
+        "would_refer": finding.referred_by(tolerated),
     }
 
 
-def _print_findings(findings: Sequence[Finding], rejected: Sequence[Finding], empty: Sequence[str]) -> None:
+def _print_findings(
+    findings: Sequence[Finding], violated: Sequence[Finding], empty: Sequence[str], tolerated: float
+) -> None:
     console = Console(highlight=False)
     short = {FeatureStatus.PRESENT: "PRES", FeatureStatus.MISSING: "MISS"}
     heads = [short.get(status, str(status)) + " %" for status in STORED_STATUSES]
@@ -458,20 +502,20 @@ def _print_findings(findings: Sequence[Finding], rejected: Sequence[Finding], em
         bound = "" if finding.max_age_ms is None else f" within {format_duration(finding.max_age_ms)}"
         needed = "required" if finding.required_by else "optional"
         shares = [f"{100 * finding.share(status):.1f}" if finding.sampled else "-" for status in STORED_STATUSES]
-        style = "red" if finding in rejected else ""
+        style = "red" if finding in violated else ""
         table.add_row(f"{finding.view}.{finding.feature}{bound}", needed, *shares, style=style)
     console.print(table)
-    for finding in findings[:1]:
-        console.print(f"{finding.sampled} entities of view {finding.view} were looked at.", soft_wrap=True)
+    for view, sampled in {finding.view: finding.sampled for finding in findings}.items():
+        console.print(f"{sampled} entities of view {view} were looked at.", soft_wrap=True)
     for name in empty:
         console.print(f"View {name}: the store knows no entity of it.", style="red")
-    versions = sorted({version for finding in rejected for version in finding.required_by})
-    for version in versions:
-        refs = [f"{each.view}.{each.feature}" for each in rejected if version in each.required_by]
-        console.print(Text(f"{version} would reject requests for want of {', '.join(refs)}", style="red"))
+    for does, versions_of in (("reject", Finding.rejected_by), ("refer", Finding.referred_by)):
+        for version in sorted({version for each in violated for version in versions_of(each, tolerated)}):
+            refs = {f"{each.view}.{each.feature}": None for each in violated if version in versions_of(each, tolerated)}
+            console.print(Text(f"{version} would {does} requests for want of {', '.join(refs)}", style="red"))
     if not findings:
         console.print("No model version needs a stored feature.")
-    elif not versions and not empty:
+    elif not violated and not empty:
         console.print("What versions require is there.", style="green")
 
 
@@ -490,10 +534,31 @@ def _is_stored(spec: FeatureViewSpec) -> bool:
 
 
 def _stored_view(revision: Revision, name: str) -> FeatureViewSpec:
+    spec = _view(revision, name)
+    if spec.on_demand is not None:
+        raise ConfigurationError(f"view {name} is not stored: its features are computed for each request")
+    if not _is_stored(spec):
+        raise ConfigurationError(
+            f"view {name} is a feature server's: only views of source redis are loaded and checked"
+        )
+    return spec
+
+
+def _kept_view(revision: Revision, name: str) -> FeatureViewSpec:
+    """A view of which Redis has rows: stored there, or kept of what a feature server said."""
+    spec = _view(revision, name)
+    if isinstance(spec.source, HttpSource):
+        if spec.source.write_back is None:
+            raise ConfigurationError(
+                f"view {name} is a feature server's, and without writeBack nothing of it is stored"
+            )
+        return spec.model_copy(update={"source": RedisSource(type="redis", project=spec.project)})
+    return _stored_view(revision, name)
+
+
+def _view(revision: Revision, name: str) -> FeatureViewSpec:
     spec = revision.views.get(name)
     if spec is None:
         known = ", ".join(sorted(revision.views)) or "none"
         raise ConfigurationError(f"there is no FeatureView {name}: the registry has {known}")
-    if not _is_stored(spec):
-        raise ConfigurationError(f"view {name} is not stored here: its values are computed, or another server's")
     return spec

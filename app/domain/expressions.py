@@ -71,6 +71,7 @@ HELPERS: Final[Mapping[str, Callable[..., object]]] = {
     "weightedMean": _weighted_mean,
 }
 """Functions for ensembles, over lists."""
+_NO_OVERLOAD: Final = re.compile(r"Undefined variable or function: '(\w+)'")
 FUNCTIONS: Final = _CEL_FUNCTIONS | HELPERS.keys()
 """Every function that an expression may call."""
 _ARGUMENTS: Final[Mapping[str, int]] = {
@@ -235,7 +236,13 @@ class Expression:
         except KeyError as error:
             raise ExpressionFailed(f"unknown name {error} in: {self.text}") from error
         except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
-            raise ExpressionFailed(f"{error} in: {self.text}") from error
+            raise ExpressionFailed(f"{_told(str(error))} in: {self.text}") from error
+
+
+def _told(said: str) -> str:
+    """What the engine says, but of a function that has no such overload, which to the engine does not exist."""
+    found = _NO_OVERLOAD.match(said)
+    return said if found is None or found[1] not in FUNCTIONS else f"{found[1]}() does not take a value of this type"
 
 
 def _end_after(words: Sequence[str], start: int) -> int:

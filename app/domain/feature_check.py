@@ -3,18 +3,21 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from app.domain.documents import FeatureViewSpec, ModelVersionSpec, ValueType
+from app.domain.documents import FeatureContract, FeatureViewSpec, ModelVersionSpec, ValueType
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
     REQUEST_SOURCES,
     EntityKey,
+    FeatureRef,
     FeatureStatus,
     Fetched,
     FetchedFeatures,
     ViewNeed,
     within_ttl,
 )
+from app.domain.on_demand import Computations
 
 STORED_STATUSES = (
     FeatureStatus.PRESENT,
@@ -25,17 +28,40 @@ STORED_STATUSES = (
 )
 
 
+_UNSOUND = (FeatureStatus.STALE, FeatureStatus.ERROR)
+_ABSENT = (FeatureStatus.MISSING, FeatureStatus.NULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A version's need of a feature, its own or through what is computed of it, and what a violation of it does."""
+
+    version: str
+    required: bool
+    violation: Literal["reject", "default", "refer"]
+
+
 @dataclass(slots=True)
 class Finding:
-    """One feature under one age bound: which versions need it so, and how many entities have it in which status."""
+    """One feature under one age bound: who uses it so, and how many entities have it in which status."""
 
     view: str
     feature: str
     type: ValueType
     max_age_ms: int | None
-    required_by: list[str] = field(default_factory=list)
-    optional_for: list[str] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
     statuses: Counter[FeatureStatus] = field(default_factory=Counter)
+
+    @property
+    def required_by(self) -> list[str]:
+        """The versions that cannot do without it."""
+        return _once(use.version for use in self.uses if use.required)
+
+    @property
+    def optional_for(self) -> list[str]:
+        """The versions that can."""
+        needed = self.required_by
+        return _once(use.version for use in self.uses if use.version not in needed)
 
     @property
     def sampled(self) -> int:
@@ -46,9 +72,22 @@ class Finding:
         """The part of the entities that have it in ``status``."""
         return self.statuses[status] / self.sampled if self.sampled else 0.0
 
-    def rejects(self, tolerated: float) -> bool:
-        """Whether versions that require it would reject more than the part ``tolerated`` of the entities."""
-        return bool(self.required_by) and self.sampled > 0 and 1 - self.share(FeatureStatus.PRESENT) > tolerated
+    def rejected_by(self, tolerated: float) -> list[str]:
+        """The versions that would reject more than the part ``tolerated`` of the entities."""
+        return self._violated("reject", tolerated)
+
+    def referred_by(self, tolerated: float) -> list[str]:
+        """The versions that would leave more than the part ``tolerated`` of the entities to a person."""
+        return self._violated("refer", tolerated)
+
+    def _violated(self, violation: str, tolerated: float) -> list[str]:
+        unsound = sum(self.share(status) for status in _UNSOUND)
+        absent = sum(self.share(status) for status in _ABSENT)
+        return _once(
+            use.version
+            for use in self.uses
+            if use.violation == violation and unsound + (absent if use.required else 0.0) > tolerated
+        )
 
     def judge(self, found: Fetched, ttl_ms: int | None, now_ms: int) -> None:
         """Count what the store has for one entity."""
@@ -65,25 +104,48 @@ class Finding:
 
 
 def findings_of(
-    versions: Iterable[ModelVersionSpec], views: Mapping[str, FeatureViewSpec], only: str | None = None
+    versions: Iterable[ModelVersionSpec],
+    views: Mapping[str, FeatureViewSpec],
+    computations: Computations,
+    only: str | None = None,
 ) -> dict[str, list[Finding]]:
-    """What ``versions`` need, by view, nothing found yet; ``only``: of one view."""
+    """What ``versions`` need of ``views``, by view, nothing found yet; ``only``: of one view.
+
+    What is computed on demand needs its ingredients, each as young as the contract wants the whole.
+    """
     found: dict[tuple[str, str, int | None], Finding] = {}
     for version in versions:
         label = f"{version.model}/{version.version}"
         for contract in version.features:
-            view = contract.source
-            if view in REQUEST_SOURCES or view not in views or (only is not None and view != only):
-                continue
-            identity = (view, contract.feature, contract.max_age)
-            finding = found.setdefault(
-                identity, Finding(*identity[:2], views[view].types[contract.feature], contract.max_age)
-            )
-            (finding.required_by if contract.required else finding.optional_for).append(label)
+            for (view, feature), required in _needed(contract, computations).items():
+                if view in REQUEST_SOURCES or view not in views or (only is not None and view != only):
+                    continue
+                identity = (view, feature, contract.max_age)
+                finding = found.setdefault(identity, Finding(*identity[:2], views[view].types[feature], identity[2]))
+                finding.uses.append(Use(label, required, contract.violation))
     by_view: dict[str, list[Finding]] = {}
     for finding in found.values():
         by_view.setdefault(finding.view, []).append(finding)
     return by_view
+
+
+def _needed(contract: FeatureContract, computations: Computations) -> dict[FeatureRef, bool]:
+    """All that a contract is about, and whether it is violated where that is absent."""
+    needed: dict[FeatureRef, bool] = {}
+    waiting = [((contract.source, contract.feature), contract.required)]
+    while waiting:
+        ref, required = waiting.pop()
+        if ref in needed and (needed[ref] or not required):
+            continue
+        needed[ref] = required
+        made = computations.get(ref)
+        if made is not None:
+            waiting += [(each.ref, required and not each.optional) for each in made.ingredients]
+    return needed
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def need_of(findings: Iterable[Finding], key: EntityKey) -> ViewNeed:

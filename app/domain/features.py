@@ -445,8 +445,8 @@ def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> boo
     )
 
 
-UNAVAILABLE: Final = "could not be fetched: the feature store does not answer"
-"""The reason of values whose store was away: a failure of ours, not a fault of the request."""
+UNAVAILABLE: Final = "could not be fetched: its source does not answer in time"
+"""The reason of values whose store or feature server was away: a failure of ours, not a fault of the request."""
 _UNAVAILABLE: Final = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
 
 

@@ -278,9 +278,9 @@ def closure(refs: Iterable[FeatureRef], computations: Computations) -> tuple[Com
     return tuple(each for ref, each in computations.items() if ref in wanted) if wanted else ()
 
 
-def functions_of(computations: Computations) -> frozenset[str]:
+def functions_of(computations: Iterable[Computation]) -> frozenset[str]:
     """The functions that are called by name."""
-    return frozenset(each.function for each in computations.values() if each.function is not None)
+    return frozenset(each.function for each in computations if each.function is not None)
 
 
 # --- computing --------------------------------------------------------------------------------------------------------

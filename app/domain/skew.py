@@ -175,12 +175,12 @@ def baseline_of(
     >>> made.features["job"].categories, made.features["job"].missing
     ({'x': 300}, 100)
     """
-    columns, count = _columns(rows, features)
+    columns, count, names = _columns(rows, features)
     if not count:
         raise ValueError("there are no rows: a baseline is made of what a model was trained on")
     absent = sorted({*(features or ()), *categorical} - columns.keys())
     if absent:
-        have = ", ".join(sorted(columns)) or "none"
+        have = ", ".join(sorted(names)) or "none"
         raise ValueError(f"no row has {', '.join(absent)[:500]} (there is: {have[:500]})")
     content = {
         "format": 1,
@@ -257,19 +257,21 @@ def _read_category(text: str, type_: str) -> object:
 
 def _columns(
     rows: Iterable[Mapping[str, Cell]], features: Collection[str] | None
-) -> tuple[dict[str, dict[int, Cell]], int]:
-    """Each column's values by row, of at most ``ROWS_KEPT`` rows, and of how many.
+) -> tuple[dict[str, dict[int, Cell]], int, set[str]]:
+    """Each column's values by row, of at most ``ROWS_KEPT`` rows, of how many, and the names of all their columns.
 
     A row is kept by its number: multiples of the golden ratio fill [0, 1) evenly (Weyl's equidistribution theorem),
     also those of every second or hundredth row, so no order of the rows makes the kept ones differ from the others.
     """
     columns: dict[str, dict[int, Cell]] = {}
     kept: list[int] = []
+    names: set[str] = set()
     below = _WORD
     for number, row in enumerate(rows):
         if number * _GOLDEN % _WORD >= below:
             continue
         kept.append(number)
+        names.update(row)
         for name, value in row.items():
             if value is not None and (features is None or name in features):
                 columns.setdefault(name, {})[number] = value
@@ -283,7 +285,7 @@ def _columns(
                 name: {number: value for number, value in values.items() if number in left}
                 for name, values in columns.items()
             }
-    return columns, len(kept)
+    return columns, len(kept), names
 
 
 def _feature(values: Mapping[int, Cell], rows: int, categorical: bool, in_text: bool) -> dict[str, Any]:

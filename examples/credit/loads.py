@@ -55,13 +55,13 @@ def commands(today: datetime) -> dict[str, list[str]]:
 
     >>> for words in commands(datetime(2026, 1, 31, tzinfo=UTC)).values():
     ...     print(*words[3:])
-    --view applicant --map @row=applicant_id
-    --view purpose --event-time-value 2026-01-31
+    --event-time-value 2026-01-31 --view applicant --map @row=applicant_id
+    --event-time-value 2026-01-31 --view purpose
     """
-    load = ["features", "load", str(DATA)]
+    load = ["features", "load", str(DATA), "--event-time-value", today.date().isoformat()]
     return {
         VIEW: [*load, "--view", VIEW, "--map", "@row=applicant_id"],
-        PURPOSE_VIEW: [*load, "--view", PURPOSE_VIEW, "--event-time-value", today.date().isoformat()],
+        PURPOSE_VIEW: [*load, "--view", PURPOSE_VIEW],
     }
 
 

@@ -1,5 +1,6 @@
 """`features load`, `get` and `check` on real Kafka and Redis, with a features worker as an operator starts it."""
 
+import asyncio
 import re
 import shlex
 import subprocess
@@ -16,12 +17,16 @@ import pytest
 import yaml
 from pyarrow import parquet
 
+from app.adapters.redis_feast import RedisFeatureStore
+from app.domain.feature_updates import FeatureRow
+from app.domain.features import EntityKey
 from tests.support.features_world import FeaturesWorld, feature_view, features_world, model
 from tests.support.markdown import ROOT, blocks_of
 from tests.support.stack import ServiceStack
 
 PAGE = ROOT / "docs" / "features-writing.md"
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+TODAY = ("--event-time-value", f"{datetime.now(UTC):%F}")
 CREDIT = ROOT / "examples" / "credit" / "data" / "german_credit.csv"
 
 
@@ -36,6 +41,16 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 feature_view("applicant", made.project, person),
                 feature_view("credit", made.project, {"housing": "STRING", "job": "STRING", "age": "INT64"}),
                 feature_view("short", made.project, {"mood": "STRING"}, ttl="1h"),
+                feature_view(
+                    "bureau",
+                    made.project,
+                    {"score": "INT64"},
+                    source={
+                        "type": "http",
+                        "endpoints": ["http://127.0.0.1:1"],
+                        "writeBack": {"project": made.project, "maxAge": "1d"},
+                    },
+                ),
                 feature_view(
                     "payments",
                     made.project,
@@ -58,7 +73,7 @@ def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None
     """CSV, JSON lines and Parquet become the same rows; empty cells are null; what is unknown is named and left."""
     csv = tmp_path / "people.csv"
     csv.write_text("id,age_years,income,history,owner,shoe\n1,41,52000.5,good,true,44\n2,17,,,false,39\n")
-    shown = world.run_json("features", "load", csv, "--view", "applicant", "--map", "id=applicant_id")
+    shown = world.run_json("features", "load", csv, "--view", "applicant", "--map", "id=applicant_id", *TODAY)
     assert {name: shown[name] for name in ("rows", "published", "stored", "ignored_columns")} == {
         "rows": 2,
         "published": 2,
@@ -75,10 +90,10 @@ def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None
 
     lines = tmp_path / "people.jsonl"
     lines.write_bytes(b"".join(orjson.dumps({"applicant_id": n, "age_years": 50 + n}) + b"\n" for n in (3, 4)))
-    world.run("features", "load", lines, "--view", "applicant")
+    world.run("features", "load", lines, "--view", "applicant", *TODAY)
     table = tmp_path / "people.parquet"
     parquet.write_table(pyarrow.table({"applicant_id": [5, 6], "income": [1.5, None], "age_years": [55, 56]}), table)
-    world.run("features", "load", table, "--view", "applicant")
+    world.run("features", "load", table, "--view", "applicant", *TODAY)
     assert [world.features("applicant", f"applicant_id={n}")["age_years"][1] for n in (3, 4, 5, 6)] == [53, 54, 55, 56]
     assert world.features("applicant", "applicant_id=6")["income"] == ("NULL", None)
     assert world.features("applicant", "applicant_id=3")["income"] == ("MISSING", None)
@@ -102,7 +117,7 @@ def test_what_is_shown_fits_a_terminal(world: FeaturesWorld, tmp_path: Path) -> 
     """Tables are 80 columns wide at most, and say value, type, status and age."""
     file = tmp_path / "one.csv"
     file.write_text("applicant_id,age_years\n900,41\n")
-    told = world.run("features", "load", file, "--view", "applicant").stdout
+    told = world.run("features", "load", file, "--view", "applicant", *TODAY).stdout
     shown = world.run("features", "get", "applicant", "applicant_id=900").stdout
     checked = world.run("features", "check", "--view", "applicant", code=1).stdout
     assert max(len(line) for line in (told + shown + checked).splitlines()) <= 80
@@ -115,7 +130,7 @@ def test_bad_rows_are_listed_and_nothing_is_published(world: FeaturesWorld, tmp_
     file = tmp_path / "bad.csv"
     file.write_text("applicant_id,age_years,owner\n700,41,true\n701,old,true\n702,1,perhaps\n,1,true\n704,1\n")
     for more in ((), ("--dry-run",)):
-        told = world.run("features", "load", file, "--view", "applicant", *more, code=1).stderr
+        told = world.run("features", "load", file, "--view", "applicant", *TODAY, *more, code=1).stderr
         assert "4 of 5 rows" in told
         assert "line 3: column age_years: 'old' is not INT64" in told
         assert "line 4: column owner: 'perhaps' is not BOOL" in told
@@ -123,7 +138,10 @@ def test_bad_rows_are_listed_and_nothing_is_published(world: FeaturesWorld, tmp_
         assert "line 6: 2 cells, and the header has 3" in told
     assert world.features("applicant", "applicant_id=700", code=1)["age_years"] == ("MISSING", None)
     file.write_text("applicant_id,age_years\n700,41\n")
-    assert "Nothing was published" in world.run("features", "load", file, "--view", "applicant", "--dry-run").stdout
+    assert (
+        "Nothing was published"
+        in world.run("features", "load", file, "--view", "applicant", *TODAY, "--dry-run").stdout
+    )
     assert world.features("applicant", "applicant_id=700", code=1)["age_years"] == ("MISSING", None)
 
 
@@ -139,7 +157,6 @@ def test_bad_rows_are_listed_and_nothing_is_published(world: FeaturesWorld, tmp_
         (["--view", "applicant", "--map", "id=applicant_id", "--event-time-value", "soon"], "write ISO 8601"),
         (["--view", "applicant", "--map", "id=applicant_id", "--timeout", "soon"], "--timeout"),
         (["--view", "applicant", "--map", "id=applicant_id", "--format", "xlsx"], "--format"),
-        (["--view", "payments", "--map", "id=applicant_id"], "give --event-time COLUMN"),
         (["--view", "short", "--map", "id=applicant_id"], "no column of the file is a feature"),
     ],
 )
@@ -147,7 +164,8 @@ def test_a_wrong_command_is_told(world: FeaturesWorld, tmp_path: Path, arguments
     """Exit code 2, and a line that says what to do."""
     file = tmp_path / "people.csv"
     file.write_text("id,age_years\n1,41\n")
-    assert said in world.run("features", "load", file, *arguments, code=2).stderr
+    times = () if any(each.startswith("--event-time") for each in arguments) else TODAY
+    assert said in world.run("features", "load", file, *arguments, *times, code=2).stderr
 
 
 def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: Path) -> None:
@@ -166,11 +184,23 @@ def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: 
         }
 
 
+def test_rows_out_of_order_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Aggregates do not count what is later than the lateness, and the load says how much that is."""
+    now_ms = time.time_ns() // 1_000_000
+    file = tmp_path / "disorder.csv"
+    times = [now_ms - 60_000, now_ms - 8 * 3_600_000, now_ms - 90_000]
+    file.write_text("applicant_id,amount,at\n" + "".join(f"810,1,{at}\n" for at in times))
+    load = ["features", "load", file, "--view", "payments", "--event-time", "at"]
+    assert "at least 1 of 3 rows" in world.run(*load, "--dry-run").stderr
+    assert world.run_json(*load)["late_rows"] == 1
+    assert world.features("payments", "applicant_id=810")["count_24h"] == ("PRESENT", 2)
+
+
 def test_a_load_that_is_killed_goes_on(world: FeaturesWorld, tmp_path: Path) -> None:
     """What was acknowledged before the kill is not sent again, and in the end all rows are there, with one time."""
     file, rows = tmp_path / "many.csv", 20_000
     file.write_text("applicant_id,age_years\n" + "".join(f"{10_000 + n},{n}\n" for n in range(rows)))
-    command = [sys.executable, "-m", "app.cli", "features", "load", str(file), "--view", "applicant"]
+    command = [sys.executable, "-m", "app.cli", "features", "load", str(file), "--view", "applicant", *TODAY]
     journals = Path(world.env["BROKER_DATA_DIR"]) / "loads"
     before = set(journals.glob("*.json"))
     with subprocess.Popen(command, env=world.env, cwd=ROOT, stderr=subprocess.DEVNULL) as load:
@@ -180,7 +210,7 @@ def test_a_load_that_is_killed_goes_on(world: FeaturesWorld, tmp_path: Path) -> 
         load.kill()
     [journal] = set(journals.glob("*.json")) - before
     begun = orjson.loads(journal.read_bytes())
-    shown = world.run_json("features", "load", file, "--view", "applicant", "--timeout", "120s")
+    shown = world.run_json("features", "load", file, "--view", "applicant", "--timeout", "120s", *TODAY)
     assert shown["resumed_after"] == begun["rows"] > 0
     assert shown["published"] == rows - begun["rows"]
     for number in (0, begun["rows"] - 1, min(begun["rows"], rows - 1), rows - 1):
@@ -196,11 +226,11 @@ def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) ->
     file.write_text("applicant_id,age_years\n950,41\n")
     world.worker.stop()
     try:
-        told = world.run("features", "load", file, "--view", "applicant", "--timeout", "500ms", code=1).stderr
+        told = world.run("features", "load", file, "--view", "applicant", "--timeout", "500ms", *TODAY, code=1).stderr
         assert "does `model-broker worker features` run?" in told
     finally:
         world.worker.start()
-    assert world.run_json("features", "load", file, "--view", "applicant")["published"] == 0
+    assert world.run_json("features", "load", file, "--view", "applicant", *TODAY)["published"] == 0
     assert world.features("applicant", "applicant_id=950")["age_years"] == ("PRESENT", 41)
 
 
@@ -229,10 +259,24 @@ def test_a_value_past_its_view_s_ttl_is_stale(world: FeaturesWorld, tmp_path: Pa
     """A row that another view keeps alive shows the value with its status and reason."""
     file = tmp_path / "mood.csv"
     file.write_text("applicant_id,mood,age_years\n960,fine,30\n")
-    world.run("features", "load", file, "--view", "applicant")
+    world.run("features", "load", file, "--view", "applicant", *TODAY)
     world.run("features", "load", file, "--view", "short", "--event-time-value", "2026-01-31T00:00:00Z")
     [mood] = world.run_json("features", "get", "short", "applicant_id=960")["features"]
     assert (mood["status"], mood["value"], mood["reason"]) == ("STALE", "fine", "is past its view's ttl")
+
+
+def test_what_is_kept_of_a_feature_server_is_shown(world: FeaturesWorld) -> None:
+    """A view with writeBack has rows in Redis, and can be looked at; it is still the server's to fill."""
+    key = EntityKey(world.project, ("applicant_id",), (970,), ("INT64",))
+
+    async def keep() -> None:
+        store = RedisFeatureStore(world.env["BROKER_REDIS_URL"])
+        await store.write([FeatureRow("bureau", key, ("score",), (7,), ("INT64",), 1_700_000_000_000)])
+        await store.close()
+
+    asyncio.run(keep())
+    assert world.features("bureau", "applicant_id=970") == {"score": ("PRESENT", 7)}
+    assert "view bureau is a feature server's" in world.run("features", "check", "--view", "bureau", code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from redis.crc import key_slot
 
 from app.adapters.feast_codec import row_key
+from app.adapters.feast_keys import sample_keys
 from app.adapters.redis_feast import RedisFeatureStore
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
@@ -68,6 +69,16 @@ async def test_a_fetch_over_all_shards_is_one_pipeline_to_each(cluster: RedisClu
     calls = [client.info("commandstats").get("cmdstat_hmget", {}).get("calls", 0) for client in cluster.clients]
     owners = [cluster.owner(key_slot(row_key(key))) for key in mine]
     assert calls == [owners.count(number) for number in range(3)]
+
+
+async def test_a_sample_of_keys_is_of_all_shards(cluster: RedisCluster, store: RedisFeatureStore) -> None:
+    """Whether one node is named or several, of which one is away; and a cluster that is away is told as such."""
+    mine = keys(30)
+    await store.write([row(key, 1_000, 1) for key in mine])
+    for urls in (cluster.masters[0].url, f"redis://127.0.0.1:1, {cluster.masters[1].url}"):
+        assert set(sample_keys(urls, mine[0].project, 100, lambda _: True)) == set(mine)
+    with pytest.raises(StoreUnavailable):
+        sample_keys("redis://127.0.0.1:1,redis://127.0.0.1:2", mine[0].project, 100, lambda _: True)
 
 
 async def test_without_a_look_beforehand_the_first_redirect_tells(cluster: RedisCluster) -> None:

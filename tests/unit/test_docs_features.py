@@ -1,5 +1,6 @@
 """docs/features.md: what is stored and asked there does in the decide engine what the page says."""
 
+import datetime
 import typing
 
 import pytest
@@ -15,14 +16,14 @@ MODELS, *EXAMPLES = read_page(PAGE.read_text())
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.heading)
 
 
-def revision_of(*examples: Example) -> Revision:
+def revision_of(*examples: Example, today: datetime.date | None = None) -> Revision:
     """The examples' documents together."""
     sources = [
         Source(f"{each.heading}:{number}", document)
         for each in examples
         for number, document in enumerate(each.documents)
     ]
-    return read_revision(sources)
+    return read_revision(sources, today=today)
 
 
 @each_example
@@ -49,6 +50,12 @@ async def test_callers_and_auditors_see_what_the_page_shows(example: Example) ->
 def test_all_examples_live_in_one_registry() -> None:
     """They can be applied together."""
     assert len(revision_of(MODELS, *EXAMPLES).routes) == len(EXAMPLES)
+
+
+@each_example
+def test_apply_takes_the_page_s_documents(example: Example) -> None:
+    """As they stand, with the models: governance included, which `apply` asks of versions that serve."""
+    assert revision_of(MODELS, example, today=datetime.date(2026, 1, 31)).routes
 
 
 def test_the_pages_name_every_status_type_and_field() -> None:

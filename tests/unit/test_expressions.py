@@ -70,6 +70,14 @@ def test_a_failing_evaluation_names_its_expression(text: str) -> None:
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["double(inputs.a)", "size(inputs.b)"])
+def test_a_value_that_a_function_does_not_take_is_told_as_that(text: str) -> None:
+    """The function is there, so nobody is told that it is not."""
+    expression = compile_expression(text, ("inputs",))
+    with pytest.raises(ExpressionFailed, match=r"^(double|size)\(\) does not take a value of this type in: "):
+        expression.evaluate(Activation({"inputs": {"a": [1], "b": 1}}))
+
+
 def test_every_function_that_is_offered_works() -> None:
     """The list of functions is the engine's own: each is called here."""
     calls = [

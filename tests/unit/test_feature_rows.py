@@ -15,8 +15,9 @@ from app.adapters.feature_files import FeatureFile, format_of
 from app.domain.documents import FeatureViewSpec, ModelVersionSpec
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
-from app.domain.feature_rows import RowReader, RowRefused, read_entity, row_reader
+from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
 from app.domain.features import EntityKey, FeatureStatus, Fetched
+from app.domain.on_demand import compile_views
 
 NOW_MS = 1_795_392_000_000
 SPEC = FeatureViewSpec.model_validate_json(
@@ -186,6 +187,18 @@ def test_keys_are_read_back(key: EntityKey) -> None:
     assert read_row_key(b"p", "p") is None
 
 
+def test_rows_that_aggregates_will_not_count() -> None:
+    """Those further behind their entity's latest than the lateness allows; other entities' times do not matter."""
+    late = LateRows(60_000, most=2)
+    times = [(b"a", 0), (b"b", 500_000), (b"a", 100_000), (b"a", 40_000), (b"a", 39_999), (b"b", 600_000), (b"b", 1)]
+    for key, time_ms in times:
+        late.see(key, time_ms)
+    assert late.count == 2
+    for time_ms in (10**9, 0):
+        late.see(b"c", time_ms)
+    assert late.count == 2
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -231,29 +244,44 @@ def test_faults_of_rows_have_their_line(tmp_path: Path) -> None:
     assert found == [(1, "line 1", True), (2, "line 3", False), (3, "line 4", False), (4, "line 5", True)]
 
 
+def test_columns_of_json_lines_are_those_of_any_line(tmp_path: Path) -> None:
+    """A column that the first line does not have is loaded where it is, and told where the view does not know it."""
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(
+        '{"iban": "DE1", "branch": 3, "age": 41}\n{"iban": "DE2", "branch": 3, "share": 0.5, "shoe": 44}\n'
+    )
+    with FeatureFile(lines, "jsonl") as file:
+        assert file.header == ("iban", "branch", "age", "share", "shoe")
+        made, ignored = row_reader("v", SPEC, file.header, mapping={}, time_column=None, time_ms=NOW_MS, text=file.text)
+        rows = [made.read(row.number, row.cells, NOW_MS)[1] for row in file.rows()]
+    assert ignored == ("shoe",)
+    assert [dict(zip(row.names, row.values, strict=True)) for row in rows] == [{"age": 41}, {"share": 0.5}]
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
+
+
+def version(name: str, *features: dict[str, Any]) -> ModelVersionSpec:
+    """A version that needs these features."""
+    document = {
+        "model": name, "version": "1", "digest": f"sha256:{'0' * 64}", "features": features,
+        "backend": {"type": "http", "endpoints": ["http://127.0.0.1:1"]},
+        "outputs": [{"name": "y", "datatype": "FP64"}],
+    }  # fmt: skip
+    return ModelVersionSpec.model_validate_json(orjson.dumps(document))
 
 
 def test_needs_are_counted_by_view_feature_and_age() -> None:
     """Versions that need the same share a finding; each status counts, ttl and maxAge as they are at decision time."""
-
-    def version(name: str, *features: dict[str, Any]) -> ModelVersionSpec:
-        document = {
-            "model": name, "version": "1", "digest": f"sha256:{'0' * 64}", "features": features,
-            "backend": {"type": "http", "endpoints": ["http://127.0.0.1:1"]},
-            "outputs": [{"name": "y", "datatype": "FP64"}],
-        }  # fmt: skip
-        return ModelVersionSpec.model_validate_json(orjson.dumps(document))
-
     versions = [
         version("a", {"ref": "v.age", "required": True}, {"ref": "inputs.x"}, {"ref": "w.z"}),
         version("b", {"ref": "v.age"}, {"ref": "v.share", "required": True, "maxAge": "1h"}),
     ]
-    assert findings_of(versions, {"v": SPEC}, "w") == {}
-    needed = findings_of(versions, {"v": SPEC})
+    assert findings_of(versions, {"v": SPEC}, {}, "w") == {}
+    needed = findings_of(versions, {"v": SPEC}, {})
     age, share = needed["v"]
     assert (age.required_by, age.optional_for, share.required_by) == (["a/1"], ["b/1"], ["b/1"])
-    assert not age.rejects(0)
+    assert not age.rejected_by(0)
     key = EntityKey("p", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
     assert need_of(needed["v"], key).features == ("age", "share")
     hour, day = 3_600_000, 86_400_000
@@ -266,5 +294,52 @@ def test_needs_are_counted_by_view_feature_and_age() -> None:
         judge_all(needed["v"], fetched, SPEC.ttl, NOW_MS)
     assert dict(age.statuses) == {FeatureStatus.STALE: 1, FeatureStatus.PRESENT: 1, FeatureStatus.MISSING: 2}
     assert dict(share.statuses) == {FeatureStatus.MISSING: 1, FeatureStatus.PRESENT: 2, FeatureStatus.STALE: 1}
-    assert age.rejects(0.7)
-    assert not age.rejects(0.75)
+    assert age.rejected_by(0.7) == ["a/1"]
+    assert not age.rejected_by(0.75)
+
+
+@pytest.mark.parametrize(
+    ("contract", "status", "rejected", "referred"),
+    [
+        ({"required": True}, FeatureStatus.MISSING, True, False),
+        ({"required": True, "onViolation": "refer"}, FeatureStatus.NULL, False, True),
+        ({"required": True, "onViolation": "refer"}, FeatureStatus.STALE, False, True),
+        ({"onViolation": "reject"}, FeatureStatus.STALE, True, False),
+        ({"onViolation": "reject"}, FeatureStatus.ERROR, True, False),
+        ({"onViolation": "reject"}, FeatureStatus.MISSING, False, False),
+        ({"onViolation": "refer"}, FeatureStatus.STALE, False, True),
+        ({}, FeatureStatus.ERROR, False, False),
+    ],
+)
+def test_a_violation_does_what_its_contract_says(
+    contract: dict[str, Any], status: FeatureStatus, rejected: bool, referred: bool
+) -> None:
+    """An optional value that is absent is no violation, one that is stale or an error is; some refer, some reject."""
+    [finding] = findings_of([version("a", {"ref": "v.age", **contract})], {"v": SPEC}, {})["v"]
+    assert not finding.rejected_by(0)
+    assert not finding.referred_by(0)
+    finding.judge(Fetched(status), None, NOW_MS)
+    assert finding.rejected_by(0) == ["a/1"] * rejected
+    assert finding.referred_by(0) == ["a/1"] * referred
+
+
+def test_what_is_computed_needs_its_ingredients() -> None:
+    """Through every view on the way, as young as the contract wants it; what has() asks for may be absent."""
+    loan = FeatureViewSpec.model_validate_json(
+        """{"features": [{"name": "part", "type": "DOUBLE"}, {"name": "whole", "type": "DOUBLE"}],
+            "onDemand": {"part": "has(v.share) ? v.share : 0.0",
+                         "whole": "loan.part + double(v.age) + double(inputs.amount)"}}"""
+    )
+    computations, faults = compile_views({"v": SPEC, "loan": loan})
+    assert not faults
+    contract = {"ref": "loan.whole", "required": True, "maxAge": "1h"}
+    needed = findings_of([version("a", contract, {"ref": "v.share"})], {"v": SPEC}, computations)
+    assert set(needed) == {"v"}
+    found = {(each.feature, each.max_age_ms): each for each in needed["v"]}
+    assert found["age", 3_600_000].required_by == ["a/1"]
+    assert found["share", 3_600_000].optional_for == ["a/1"]
+    assert found["share", None].optional_for == ["a/1"]
+    found["share", 3_600_000].judge(Fetched(FeatureStatus.MISSING), None, NOW_MS)
+    found["age", 3_600_000].judge(Fetched(FeatureStatus.MISSING), None, NOW_MS)
+    assert not found["share", 3_600_000].rejected_by(0)
+    assert found["age", 3_600_000].rejected_by(0) == ["a/1"]

@@ -233,7 +233,7 @@ def test_functions_get_what_they_declare() -> None:
     assert seen == [{"applicant.age": 30, "inputs.n": (1,), "applicant.spent": (1.0,)}]
     assert computed_of(BY_FUNCTION, KNOWN, {"pick": pick})["loan", "x"].status is MISSING
     assert len(seen) == 1
-    assert functions_of(compile_views(BY_FUNCTION)[0]) == {"pick"}
+    assert functions_of(compile_views(BY_FUNCTION)[0].values()) == {"pick"}
 
 
 def test_a_function_that_fails_is_an_error_of_its_feature() -> None:

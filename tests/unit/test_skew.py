@@ -114,7 +114,9 @@ def test_only_what_was_asked_for_is_kept() -> None:
     """``features`` chooses; a name that no row has is refused, and so is a file without rows."""
     rows: list[dict[str, Any]] = [{"x": n, "label": 1} for n in range(10)]
     assert list(made(rows, features=["x"]).features) == ["x"]
-    with pytest.raises(ValueError, match=r"no row has age \(there is: x\)"):
+    with pytest.raises(ValueError, match=r"no row has zz \(there is: x, y\)"):
+        baseline_of([{"x": 1.0, "y": 2.0}], model="m", version="1", features={"zz"})
+    with pytest.raises(ValueError, match=r"no row has age \(there is: label, x\)"):
         made(rows, features=["x", "age"])
     with pytest.raises(ValueError, match="there are no rows"):
         made([])
