@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from app.adapters.http_feast import FeastServers
 from app.domain.documents import HttpSource
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
@@ -137,27 +137,19 @@ class FeatureSources:
     async def _write(self) -> None:
         while not self._rows.empty():
             rows = [self._rows.get_nowait() for _ in range(min(_ROWS_AT_ONCE, self._rows.qsize()))]
-            if await self._written(rows):
+            failed = 0
+            try:
+                written = await self._writer.write(rows)
+            except StoreUnavailable as error:
+                _WRITE_BACKS.labels("failed").inc(len(rows))
+                log.warning("feature_write_back_failed", rows=len(rows), reason=str(error))
                 continue
-            # One row's value may be what cannot be kept: it must not cost the others theirs.
-            for row in rows:
-                if not await self._written([row]):
-                    _WRITE_BACKS.labels("failed").inc()
-
-    async def _written(self, rows: Sequence[FeatureRow]) -> bool:
-        """False where one of the rows cannot be written at all; those that a store was away for are given up."""
-        try:
-            written = await self._writer.write(rows)
-        except StoreUnavailable as error:
-            _WRITE_BACKS.labels("failed").inc(len(rows))
-            log.warning("feature_write_back_failed", rows=len(rows), reason=str(error))
-            return True
-        except (ValueError, OverflowError) as error:
-            log.warning("feature_write_back_refused", rows=len(rows), view=rows[0].view, reason=str(error)[:300])
-            return False
-        _WRITE_BACKS.labels("written").inc(written)
-        _WRITE_BACKS.labels("outdated").inc(len(rows) - written)
-        return True
+            except RowsRefused as error:
+                written, failed = error.written, len(error.refused)
+                log.warning("feature_write_back_refused", rows=failed, reason=str(error))
+            _WRITE_BACKS.labels("written").inc(written)
+            _WRITE_BACKS.labels("failed").inc(failed)
+            _WRITE_BACKS.labels("outdated").inc(len(rows) - failed - written)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

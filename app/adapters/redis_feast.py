@@ -14,6 +14,7 @@ keep it for good.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -31,7 +32,7 @@ from app.adapters.feast_codec import (
 )
 from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
 from app.domain.breaker import BreakerPolicy
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
 
@@ -203,9 +204,15 @@ return 1
 """
 
 
+_IN_THE_WAY: Final = (
+    "what Redis holds under the entity's key is no row of features: find out who wrote it, delete it, and redrive"
+)
 _WRITE_SHA: Final = hashlib.sha1(_WRITE_LUA, usedforsecurity=False).hexdigest().encode()
 _LOAD: Final = pack((b"SCRIPT", b"LOAD", _WRITE_LUA))
 _PING: Final = pack((b"PING",))
+_ROW_FAULT: Final = re.compile(r"WRONGTYPE|user_script:\d+: (?:user_script:\d+: )?[a-z]")
+"""What Redis says of the row itself: that its key holds something else, or that the script, an error of which is in
+small letters where Redis' own begin with a code in capitals, stumbles over what others wrote there."""
 
 
 class RedisFeatureStore:
@@ -269,17 +276,33 @@ class RedisFeatureStore:
         """See FeatureWriter."""
         if not rows:
             return 0
+        refused: dict[int, str] = {}
+        commands: list[Command] = []
+        places: list[int] = []
+        for place, row in enumerate(rows):
+            try:
+                commands.append(_write_command(row))
+                places.append(place)
+            except (ValueError, OverflowError) as error:
+                refused[place] = f"view {row.view}: a value cannot be stored: {error}"
         # Loading the script each time costs one small command a batch, and no branch for a Redis that has forgotten it.
-        answers = await self._nodes.ask([_write_command(row) for row in rows], self._write_timeout_ms, first=_LOAD)
-        for answer in answers:
+        answers = await self._nodes.ask(commands, self._write_timeout_ms, first=_LOAD) if commands else []
+        written = 0
+        for place, answer in zip(places, answers, strict=True):
             if type(answer) is int:
+                written += answer
                 continue
-            if isinstance(answer, ResponseError) and "READONLY" in f"{answer.status_code} {answer}":
+            said = f"{answer.status_code} {answer}" if isinstance(answer, ResponseError) else ""
+            if _ROW_FAULT.search(said):
+                refused[place] = f"view {rows[place].view}: {_IN_THE_WAY} (Redis says: {answer})"
+                continue
+            if "READONLY" in said:
                 # Of a server that others have replaced: its name may stand for another by now.
                 await self._nodes.drop_idle()
-            if isinstance(answer, ResponseError | StoreUnavailable):
-                raise _refused("write", answer)
-        return sum(answers)
+            raise _refused("write", answer)
+        if refused:
+            raise RowsRefused(dict(sorted(refused.items())), written)
+        return written
 
     async def ping(self) -> None:
         """See FeatureStore; of a cluster, one master that answers will do: the others' rows end by their contracts."""

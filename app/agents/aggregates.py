@@ -27,7 +27,7 @@ from prometheus_client import Counter, Gauge
 
 from app.domain.aggregates import Event, Outcome, Plan, State, read_state, write_state
 from app.domain.documents import FeatureViewSpec
-from app.domain.errors import NotOwner, PublishFailed, StoreUnavailable
+from app.domain.errors import NotOwner, PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
 from app.domain.requests import InboundRecord
@@ -299,7 +299,11 @@ class Aggregates:
                     puts.append((text, write_state(state), due_ms))
             await self._put(partition, puts)
             if rows:
-                await self._writer.write(rows)
+                try:
+                    await self._writer.write(rows)
+                except RowsRefused as error:
+                    # The next computation tries them again; until then they are stale, and are refused as such.
+                    log.error("feature_aggregates_refused", partition=partition, reason=str(error))  # noqa: TRY400
             # Only now, for an entry that is gone is never computed again.
             await self._put(partition, over)
         _COMPUTED.labels("time").inc(len(rows))

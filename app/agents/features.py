@@ -1,9 +1,10 @@
 """The features worker: updates in from ``features.updates``, rows out to the feature store.
 
 A batch of one partition's records is read under the registry's views, written to the store in one round trip, and
-acknowledged only when the store has answered. Views with aggregates have theirs counted first, and written beside.
-While the store or Kafka is away the batch waits and is tried again: writing a row twice changes nothing. What cannot
-be stored goes to the dead-letter topic, acknowledged there first, and does not hold up the others.
+acknowledged only when the store has answered. Views with aggregates then have those updates counted that are stored,
+and what was computed is written too. While the store or Kafka is away the batch waits and is tried again: writing a
+row twice changes nothing. What cannot be stored, be it for what it says or for what stands in its place, goes to the
+dead-letter topic, acknowledged there first, and does not hold up the others.
 
 An update may overtake the revision that declares its view. So one that names something unknown is refused only when
 it has been in Kafka for ``REGISTRY_GRACE_MS``; an old backlog therefore never waits.
@@ -24,7 +25,7 @@ from app.adapters.dead_letters import dead_letter, publish_dead_letters
 from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
 from app.domain.documents import FeatureViewSpec
-from app.domain.errors import PublishFailed, StoreUnavailable
+from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.requests import InboundRecord
 from app.observability import LATENCY_BUCKETS_S
@@ -88,20 +89,21 @@ class FeatureUpdates:
             try:
                 updates.append((record, await self._row_of(record)))
             except UpdateRefused as error:
-                letters.append(dead_letter(record, str(error), "feature_update_refused", self._group))
-                log.warning("feature_update_refused", position=record.position, reason=str(error))
-        rows = [row for _, row in updates]
-        aggregates, computed = self._aggregates, list[FeatureRow]()
-        if aggregates is not None and updates:
-            computed = await self._until_done("kafka", lambda: aggregates.count(partition, updates))
-        stored = await self._until_done("store", lambda: self._writer.write(rows)) if rows else 0
-        if computed:
-            await self._until_done("store", lambda: self._writer.write(computed))
+                letters.append(self._letter(record, str(error)))
+        stored, refused = await self._store([row for _, row in updates])
+        letters += [self._letter(updates[place][0], reason) for place, reason in refused.items()]
+        # What is redriven later counts then; counted now too, it would count twice.
+        sound = [update for place, update in enumerate(updates) if place not in refused]
+        aggregates = self._aggregates
+        if aggregates is not None and sound:
+            computed = await self._until_done("kafka", lambda: aggregates.count(partition, sound))
+            for place, reason in (await self._store(computed))[1].items():
+                log.error("feature_aggregates_refused", partition=partition, view=computed[place].view, reason=reason)
         if letters:
             await self._until_done("kafka", lambda: publish_dead_letters(self._publisher, letters))
         elapsed_ms = self._clock.steady_ms() - started_ms
         _UPDATES.labels("stored").inc(stored)
-        _UPDATES.labels("outdated").inc(len(rows) - stored)
+        _UPDATES.labels("outdated").inc(len(sound) - stored)
         _UPDATES.labels("refused").inc(len(letters))
         _BATCH_SECONDS.observe(elapsed_ms / 1000)
         log.info(
@@ -110,10 +112,23 @@ class FeatureUpdates:
             first_offset=records[0].offset,
             last_offset=records[-1].offset,
             stored=stored,
-            outdated=len(rows) - stored,
+            outdated=len(sound) - stored,
             refused=len(letters),
             elapsed_ms=round(elapsed_ms, 1),
         )
+
+    def _letter(self, record: InboundRecord, reason: str) -> OutboundRecord:
+        log.warning("feature_update_refused", position=record.position, reason=reason)
+        return dead_letter(record, reason, "feature_update_refused", self._group)
+
+    async def _store(self, rows: Sequence[FeatureRow]) -> tuple[int, Mapping[int, str]]:
+        """How many rows changed something, and why some can never be stored, by their places."""
+        if not rows:
+            return 0, {}
+        try:
+            return await self._until_done("store", lambda: self._writer.write(rows)), {}
+        except RowsRefused as error:
+            return error.written, error.refused
 
     async def _row_of(self, record: InboundRecord) -> FeatureRow:
         body = self._decode(record.value)

@@ -11,6 +11,7 @@ for what stops the work at hand::
     ├── ExpressionFailed    a CEL expression did not evaluate: the caller of the expression names where
     ├── NotOwner            this worker lost the partition: drop the work, the new owner does it (retry)
     ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
+    ├── RowsRefused         some rows can never be stored, the others are: bury those (dead-letter)
     ├── ReplyTimeout        a request reached Kafka and no reply came while its caller waited: ask again by its id
     ├── RepliesFull         as many requests wait for replies as may: refuse, with a time to come back (retry)
     ├── EvidenceDamaged     an audit record is not what its pointer says: an operator looks into it
@@ -23,7 +24,7 @@ for what stops the work at hand::
         └── Unreachable     Kafka cannot be reached at all: a command ends by it, a worker tries again (retry)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -140,6 +141,18 @@ class NotOwner(BrokerError):
 
 class StoreUnavailable(BrokerError):
     """A store did not answer in time; what it holds is unknown, which is not the same as missing."""
+
+
+class RowsRefused(BrokerError):
+    """Rows that no repetition will store; all others of the same call are stored.
+
+    ``refused`` are the reasons, by the rows' places in the call; ``written`` is how many others changed something.
+    """
+
+    def __init__(self, refused: Mapping[int, str], written: int) -> None:
+        super().__init__(f"{len(refused)} rows cannot be stored, the first: {next(iter(refused.values()), '')[:300]}")
+        self.refused = dict(refused)
+        self.written = written
 
 
 class ReplyTimeout(BrokerError):

@@ -39,5 +39,6 @@ class FeatureWriter(Protocol):
 
         Raises:
             StoreUnavailable: the store did not acknowledge all of them; writing them again is safe.
+            RowsRefused: some can never be stored, as what stands in their place is no row; the others are.
         """
         ...

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from app.adapters.feast_codec import feature_field, row_key
 from app.adapters.redis_feast import RedisFeatureStore
 from app.domain.breaker import BreakerPolicy
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, ViewNeed
 from tests.support.feast_rows import feast_rows
@@ -94,6 +94,23 @@ async def test_foreign_content_is_an_error_of_that_value(
     assert (await store.fetch([need(EntityKey(key.project, key.names, (19,), key.types))], 5_000))[
         "v", "a"
     ].value is None
+
+
+async def test_what_stands_in_a_row_s_place_costs_that_row(
+    store: RedisFeatureStore, client: Redis, key: EntityKey
+) -> None:
+    """A key of another type, or a list of times that cannot be read, refuses its own row; the others are stored."""
+    keys = [EntityKey(key.project, key.names, (number,), key.types) for number in range(4)]
+    await client.set(row_key(keys[1]), b"text")
+    await store.write([row(keys[2], 1_000, 0)])
+    stored = await client.hget(row_key(keys[2]), "_ts:v")
+    assert isinstance(stored, bytes)
+    await client.hset(row_key(keys[2]), "_at:v", bytes((len(stored),)) + stored + b"abcd")
+    with pytest.raises(RowsRefused, match="no row of features") as raised:
+        await store.write([row(each, 2_000, number)._replace(kept=("b",)) for number, each in enumerate(keys)])
+    assert (sorted(raised.value.refused), raised.value.written) == ([1, 2], 2)
+    found = [(await store.fetch([need(each)], 5_000))["v", "a"].value for each in (keys[0], keys[3])]
+    assert found == [0, 3]
 
 
 async def test_of_concurrent_writers_the_latest_event_wins(redis_url: str, key: EntityKey) -> None:

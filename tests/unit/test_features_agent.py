@@ -9,7 +9,7 @@ import pytest
 from app.adapters.avro import AvroCodec
 from app.agents.features import FeatureUpdates
 from app.domain.documents import FeatureViewSpec
-from app.domain.errors import PublishFailed, StoreUnavailable
+from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, Value, ViewNeed
 from app.domain.requests import InboundRecord
@@ -68,6 +68,18 @@ class FlakyStore(MemoryFeatureStore):
             self.failures -= 1
             raise StoreUnavailable("switched off")
         return await super().write(rows)
+
+
+class BlockedStore(MemoryFeatureStore):
+    """A store in which something that is no row stands in the place of applicant 18."""
+
+    async def write(self, rows: Sequence[FeatureRow]) -> int:
+        """See FeatureWriter."""
+        sound = [row for row in rows if row.key.values != (18,)]
+        written = await super().write(sound)
+        if len(sound) < len(rows):
+            raise RowsRefused({rows.index(row): "no row" for row in rows if row not in sound}, written)
+        return written
 
 
 def body(age: object = 41, *, view: str = "applicant", time_ms: int = NOW_MS) -> dict[str, object]:
@@ -142,6 +154,18 @@ async def test_what_cannot_be_stored_is_buried_and_holds_up_nobody(value: bytes 
     assert (letter.topic, letter.value, letter.partition) == ("features.updates-dlt", value, 0)
     assert dict(letter.headers)["kafka_dlt-original-offset"] == (2).to_bytes(8, "big")
     assert dict(letter.headers)["kafka_dlt-exception-message"]
+
+
+async def test_a_row_that_no_repetition_stores_is_buried() -> None:
+    """An entity's place in the store that others have taken costs its own update, and neither the batch nor its end."""
+    store, log = BlockedStore(), FailingLog()
+    blocked = orjson.dumps(body(7) | {"entities": {"applicant_id": 18}})
+    batch = [record(b"?", 1), record(orjson.dumps(body(41)), 2), record(blocked, 3)]
+    async with asyncio.timeout(5):
+        await worker(store, log).handle(0, batch)
+    assert await age_of(store) == 41
+    assert [letter.value for letter in log.records] == [b"?", blocked]
+    assert dict(log.records[1].headers)["kafka_dlt-exception-message"] == b"no row"
 
 
 async def test_a_batch_waits_for_its_store_and_its_log() -> None:
