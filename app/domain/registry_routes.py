@@ -177,10 +177,10 @@ class _Compiler:
             if found is not None:
                 reasons[reason.code] = found
         for name, expression in reasons.items():
-            for path, _ in expression.members("result"):
-                if path[0] not in rule.result and not any(map(is_unread, rule.result)):
+            for member in dict.fromkeys(path[0] for path, _ in expression.members("result")):
+                if member not in rule.result and not any(map(is_unread, rule.result)):
                     have = ", ".join(rule.result) or "nothing"
-                    self._add(f"{at}.reasons[{name}].when", f"result has no {path[0]} (there is: {have})")
+                    self._add(f"{at}.reasons[{name}].when", f"result has no {member} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
         unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
         conditions = {

@@ -1056,7 +1056,11 @@ def test_every_pattern_is_said_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "said"),
-    [("1 + 1", "is always 2"), ("result.absent == 1", "result has no absent (there is: decision)")],
+    [
+        ("1 + 1", "is always 2"),
+        ("result.absent == 1", "result has no absent (there is: decision)"),
+        ("has(result.y) && result.y.a > result.y.b", "result has no y (there is: decision)"),
+    ],
 )
 def test_a_reason_that_would_fail_every_decision(reason: str, said: str) -> None:
     """It is refused at apply: a condition that is none, or of a result that there is not."""
