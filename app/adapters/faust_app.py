@@ -19,6 +19,7 @@ from faust.types import TP, AppT
 from faust.types.settings import Settings as FaustSettings
 from mode.services import WaitArgT, WaitResults
 
+from app.adapters.kafka_clients import close_clients
 from app.adapters.membership import membership
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
@@ -29,6 +30,8 @@ _FETCH_WAIT_MS: Final = 50
 aiokafka has one fetch under way a broker, for those partitions whose records it has handed over; the others wait
 until it returns. Faust sets 1,500 ms, which is what a busy worker's requests then waited.
 """
+
+_COMMIT_WITHIN_S: Final = 3.0
 
 _COMMITTABLE: Final["WeakKeyDictionary[AppT, dict[TP, int]]"] = WeakKeyDictionary()
 
@@ -92,6 +95,21 @@ class _ConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         self._watch_membership()
+
+    async def on_thread_stop(self) -> None:
+        await super(AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            # Faust's own way ends the thread, and its app's stop, where a broker is away.
+            await close_clients(self._consumer.stop())
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """As Faust's, within a bound: aiokafka tries for as long as its coordinator is away, and all that commits
+        waits for it, a worker that is to stop among them. What is not committed is tried again."""
+        try:
+            async with asyncio.timeout(_COMMIT_WITHIN_S):
+                return await super()._commit(offsets)
+        except TimeoutError:
+            return False
 
     def _watch_membership(self) -> None:
         """Have the group's answers renew the lease; no hook of aiokafka's tells of them."""
