@@ -23,7 +23,7 @@ _LENGTH_FLOOR: Final = 100
 _OBJECT_WEIGHT: Final = 4
 """What an object costs to copy beside its members, in numbers."""
 _WORK_MAX: Final = LIST_LENGTH_MAX**2
-TEXT_LENGTH_MAX: Final = 100_000
+TEXT_LENGTH_MAX: Final = 10_000
 """Characters of a text that an expression sees."""
 SHORT_TEXT_MAX: Final = 250
 """Characters that are copied about as fast as a number; a text counts as one value more for each so many."""
@@ -40,6 +40,9 @@ _MATCHES: Final = frozenset({".matches", "matches()"})
 _COSTLY_PATTERN: Final = re.compile(r"\{|\\[^.^$*+?()\[\]{}|\\/-]|\(\?")
 _PATTERNS_LENGTH_MAX: Final = 30
 """Characters of all the patterns that walks of one expression match."""
+_REPEATS_MAX: Final = 60
+"""Repetitions that are counted, as in ``{60}``, in all patterns of one expression: a state of the automaton each."""
+_REPEAT: Final = re.compile(r"(.)\{(\d+)(?:,(\d*))?\}", re.DOTALL)
 _LOOKUPS_MAX: Final = 4
 """Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
 
@@ -205,6 +208,12 @@ def costs_too_much(node: Node) -> str | None:
     if wholes > WHOLES_MAX:
         said = f"+, == and != are used {wholes} times on what may be lists or texts; at most {WHOLES_MAX}"
         return f"{said} in one expression: write double(…) around numbers"
+    written = [each.parts[-1] for each in _all_of(node) if each.kind in _MATCHES]
+    repeats = sum(_repeats_in(each.names[0]) for each in written if each.kind == "literal")
+    if repeats > _REPEATS_MAX:
+        return f"patterns count {repeats} repetitions; at most {_REPEATS_MAX} in one expression: match less closely"
+    if sum(1 for each in written if each.kind != "literal") > 1:
+        return "matches has more than one pattern that is not written out; at most 1 in one expression"
     lookups = sum(1 for walk in walks for body in walk.bodies for each in _all_of(body) if walk.looks_up(each))
     if lookups > _LOOKUPS_MAX:
         return f"objects are looked up by their keys {lookups} times in walks; at most {_LOOKUPS_MAX} in one expression"
@@ -337,6 +346,18 @@ class _Body:
 
     def _is_outside(self, node: Node) -> bool:
         return node.kind == "path" and node.names[0] != self.walk.variable
+
+
+def _repeats_in(pattern: str) -> int:
+    """How often counted repetitions have a pattern repeat its parts, those of groups multiplied."""
+    most, groups = 0, 1
+    for before, low, high in _REPEAT.findall(pattern):
+        count = max(int(low), int(high or 0))
+        if before in ")}":
+            groups *= max(count, 1)
+        else:
+            most += count
+    return max(most, groups > 1) * groups
 
 
 def _length_of(patterns: Iterable[Node]) -> int:
