@@ -409,4 +409,4 @@ def _given(value: Value) -> Value:
 
 
 def _plain(value: object) -> object:
-    return int(value.timestamp()) if isinstance(value, datetime) else value
+    return value.timestamp() if isinstance(value, datetime) else value

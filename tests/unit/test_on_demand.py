@@ -206,12 +206,18 @@ def test_what_is_computed_is_as_old_as_its_oldest_ingredient() -> None:
 
 
 def test_null_and_times_are_values_too() -> None:
-    """An expression may say null; one that says a time is epoch seconds."""
+    """An expression may say null; one that says a time is epoch seconds, whole ones."""
     found = computed_of(
-        views(("n", "DOUBLE", "null"), ("t", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00Z")')), {}
+        views(
+            ("n", "DOUBLE", "null"),
+            ("t", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00Z")'),
+            ("cut", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00.5Z")'),
+        ),
+        {},
     )
     assert found["loan", "n"].status is NULL
     assert found["loan", "t"].value == 1_704_067_200
+    assert (found["loan", "cut"].status, found["loan", "cut"].value) == (ERROR, None)
 
 
 # --- functions --------------------------------------------------------------------------------------------------------
