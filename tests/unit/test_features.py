@@ -251,6 +251,13 @@ def test_what_a_violation_does(
     assert (inputs.obstacle is None) == (not reject and not refer)
 
 
+@pytest.mark.parametrize("given", [{"a": 1}, [1, "a"], [1, None], 2**70])
+def test_an_input_of_no_declared_type_can_be_violated_too(given: object) -> None:
+    """What has no type at all is an ERROR, so that onViolation says something of it, required or not."""
+    value, problems = one(contract("inputs.x", onViolation="reject"), inputs={"x": given})
+    assert (value.status, problems) == (FeatureStatus.ERROR, ["feature_invalid"])
+
+
 def test_a_source_that_calls_a_value_stale_is_believed() -> None:
     """Whatever the contract's maxAge."""
     found = Fetched(FeatureStatus.STALE, 30, NOW_MS, "is older than the feature server allows", "http")
