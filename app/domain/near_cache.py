@@ -15,6 +15,7 @@ are bounded too; while one that was given up in its first seconds may still coun
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from app.domain.documents import CacheSpec
@@ -27,12 +28,14 @@ LAG_MS: Final = 600_000
 costs reads of its row until then."""
 FLOORS_MAX: Final = 100_000
 """Some 20 MB at most; 20,000 updates of cached views a second for FLOOR_MS, 166 for LAG_MS."""
-ENTRY_BYTES: Final = 850
+ENTRY_BYTES: Final = 1_000
 """An entry without its values: its place, its need and key, and what the index takes for it."""
 VALUE_BYTES: Final = 145
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
+EntityRows = Mapping[str, Sequence["Entry"]]
+"""An entity's entries by view; of one view there is one for each set of features that is asked for."""
 _Times = Mapping[str, int]
 """The least event time that each feature may have, those that updates name."""
 
@@ -51,11 +54,13 @@ class Entry:
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms", "size",
-                 "values")  # fmt: skip
+    __slots__ = ("_served", "features", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms",
+                 "size", "types", "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
+        self.features = need.features
+        self.types = need.types
         self.values = values
         self.fetched_ms = fetched_ms
         self.negative = is_negative(values)
@@ -131,6 +136,9 @@ def _content(value: Value | Sequence[Value]) -> int:
     return 32
 
 
+_NO_ROWS: Final[EntityRows] = MappingProxyType({})
+
+
 class NearCache:
     """Entries by row, within ``entries_max`` and ``bytes_max``; times are epoch milliseconds, as arguments."""
 
@@ -138,7 +146,7 @@ class NearCache:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._floors_max = floors_max
-        self._rows: dict[_RowKey, list[Entry]] = {}
+        self._rows: dict[EntityKey, dict[str, list[Entry]]] = {}
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
@@ -152,17 +160,19 @@ class NearCache:
         """How many entries there are."""
         return self._count
 
-    def find(self, need: ViewNeed) -> Entry | None:
-        """The entry that was stored for exactly this need, whatever its age."""
-        entries = self._rows.get((need.view, need.key))
-        if entries is not None:
-            for entry in entries:
-                known = entry.need
-                if (known.features is need.features or known.features == need.features) and (
-                    known.types is need.types or known.types == need.types
-                ):
-                    entry.marked = True
-                    return entry
+    def rows_of(self, key: EntityKey) -> EntityRows:
+        """What there is of an entity: looked up once for all views that a request asks of it."""
+        return self._rows.get(key, _NO_ROWS)
+
+    def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
+        """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
+        view, key, features, types, _, _, _ = need
+        for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
+            if (entry.features is features or entry.features == features) and (
+                entry.types is types or entry.types == types
+            ):
+                entry.marked = True
+                return entry
         return None
 
     def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
@@ -179,14 +189,14 @@ class NearCache:
             lagging = now_ms < floor.announced_ms + LAG_MS and _below(need, values, floor.times)
             if lagging or now_ms < floor.whole_until_ms:
                 return False
-        for known in self._rows.get(row, ()):
-            if known.need.features == need.features and known.need.types == need.types:
+        for known in self.rows_of(need.key).get(need.view, ()):
+            if known.features == need.features and known.types == need.types:
                 entry.marked = known.marked
                 self._remove(known)
                 break
         while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:
             self._evict()
-        self._rows.setdefault(row, []).append(entry)
+        self._rows.setdefault(need.key, {}).setdefault(need.view, []).append(entry)
         self._link(entry)
         return True
 
@@ -202,7 +212,9 @@ class NearCache:
         times = dict.fromkeys(features or (), max(1, event_time_ms))
         # An update of what is as new already changes nothing there, and takes nothing here.
         outdated = [
-            entry for entry in self._rows.get(row, ()) if features is None or _below(entry.need, entry.values, times)
+            entry
+            for entry in self.rows_of(key).get(view, ())
+            if features is None or _below(entry.need, entry.values, times)
         ]
         for entry in outdated:
             self._remove(entry)
@@ -236,11 +248,13 @@ class NearCache:
         self.bytes += entry.size
 
     def _remove(self, entry: Entry) -> None:
-        row = (entry.need.view, entry.need.key)
-        entries = self._rows[row]
-        entries.remove(entry)
-        if not entries:
-            del self._rows[row]
+        view, key, *_ = entry.need
+        rows = self._rows[key]
+        rows[view].remove(entry)
+        if not rows[view]:
+            del rows[view]
+        if not rows:
+            del self._rows[key]
         if self._hand is entry:
             self._hand = entry.newer
         if entry.newer is not None:

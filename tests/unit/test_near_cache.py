@@ -227,6 +227,22 @@ def test_floors_past_their_bound_end_without_stopping_the_cache() -> None:
     assert not made.store(need(1), answer(need(1)), NOW_MS + 2 * FLOOR_MS)
 
 
+def test_an_entity_s_rows_go_one_by_one() -> None:
+    """Views of one entity are found together and end each for itself; of the last nothing is left."""
+    made = cache()
+    views = [need(1, view="v"), need(1, view="w"), need(1, "b", view="w")]
+    for each in views:
+        assert made.store(each, answer(each), NOW_MS)
+    rows = made.rows_of(key(1))
+    assert [made.find(each, rows) for each in views] == [made.find(each) for each in views]
+    assert {view: len(entries) for view, entries in rows.items()} == {"v": 1, "w": 2}
+    assert made.invalidate("w", key(1), None, 0, NOW_MS) == 2
+    assert [made.find(each) is None for each in views] == [False, True, True]
+    assert made.invalidate("v", key(1), None, 0, NOW_MS) == 1
+    assert not made.rows_of(key(1))
+    assert (len(made), made.bytes) == (0, 0)
+
+
 def test_no_answer_is_not_kept() -> None:
     """That the store was away says nothing of a row."""
     made = cache()
