@@ -83,7 +83,8 @@ class Fetched(NamedTuple):
 
     ``source`` is where it was found: request, redis, cache, http or onDemand. Of a value out of a cache, ``fetched_ms``
     is when the store gave it. One that is ``overdue`` was kept for the case that the store does not answer, and is good
-    only for contracts that bound its age themselves.
+    only for contracts that bound its age themselves. One that is ``undated`` was computed of a value without an event
+    time, so that its own age is not known, whatever time its other ingredients give it.
 
     A tuple, because one is made of each value of each request, at a fifth of a frozen dataclass's cost.
     """
@@ -95,6 +96,7 @@ class Fetched(NamedTuple):
     source: str = "redis"
     fetched_ms: int | None = None
     overdue: bool = False
+    undated: bool = False
 
 
 FROM_REQUEST: Final = "request"
@@ -404,6 +406,9 @@ _BROKEN: Final[Mapping[FeatureStatus, tuple[Code, str]]] = {
 }
 _TOO_OLD: Final = "is older than its maxAge"
 _AGE_UNKNOWN: Final = "has no event time, so that its age is not known, and its maxAge bounds it"
+_MADE_OF_UNDATED: Final = (
+    "is computed of a value that has no event time, so that its age is not known, and its maxAge bounds it"
+)
 _PAST_TTL: Final = "is past its view's ttl"
 _AHEAD: Final = "has an event time in the future, so that its age is not known"
 
@@ -432,6 +437,8 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
 
 def _too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
     """Why a value may not be used under a maximum age; None where it may."""
+    if found.undated:
+        return _MADE_OF_UNDATED
     if found.event_time_ms is None:
         # What a request brings, and what is computed of that alone, is of now.
         of_now = found.source == FROM_REQUEST or found.status is FeatureStatus.COMPUTED
