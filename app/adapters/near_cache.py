@@ -132,9 +132,12 @@ class CachedFeatureStore:
         await asyncio.gather(*self._fetches, return_exceptions=True)
         await self._store.close()
 
-    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+    ) -> None:
         """See Invalidates of the update follower."""
-        if taken := self._cache.invalidate(view, key, features, event_time_ms, self._clock.now_ms()):
+        now_ms = self._clock.now_ms()
+        if taken := self._cache.invalidate(view, key, features, event_time_ms, now_ms, aggregates=aggregates):
             _INVALIDATED.inc(taken)
             self._measure()
 

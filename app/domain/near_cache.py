@@ -9,9 +9,10 @@ LRU*, NSDI 2024): entries stand in the order in which they came, a hit only mark
 the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
-sets a floor: a row in which a feature that changes is older than announced is handed out and not kept, for minutes, as
-a materializer may lag. Where no time tells that the new row is there, nothing of it is kept for some seconds. Floors
-are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
+sets a floor: a row in which a feature that changes is older than announced, or one that is deleted is still there, is
+handed out and not kept, for minutes, as a materializer may lag. Aggregates have no time that tells whether an update is
+in them, for the materializer computes them anew for other reasons too: nothing of their rows is kept for some seconds
+after one. Floors are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +42,38 @@ _Times = Mapping[str, int]
 
 
 class _Floor(NamedTuple):
-    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough."""
+    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough.
+
+    ``deleted_ms`` is the latest tombstone's time: what is there and not later is to go.
+    """
 
     times: _Times
+    deleted_ms: int | None
     whole_until_ms: int
     announced_ms: int
+
+    def above(self, need: ViewNeed, values: Sequence[Fetched]) -> bool:
+        """Whether one of ``values`` is not new enough."""
+        for feature, value in zip(need.features, values, strict=True):
+            least_ms = self.times.get(feature)
+            if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
+                return True
+            if self.deleted_ms is None or value.status is FeatureStatus.MISSING:
+                continue
+            if value.event_time_ms is None or value.event_time_ms <= self.deleted_ms:
+                return True
+        return False
+
+    def joined(self, earlier: "_Floor") -> "_Floor":
+        """Both demands, as of this one's announcement."""
+        deleted_ms = max((each for each in (self.deleted_ms, earlier.deleted_ms) if each is not None), default=None)
+        times = {
+            name: max(self.times.get(name, 0), earlier.times.get(name, 0)) for name in {*self.times, *earlier.times}
+        }
+        if deleted_ms is not None:
+            # An update that is not later than a tombstone brings nothing back.
+            times = {name: least_ms for name, least_ms in times.items() if least_ms > deleted_ms}
+        return _Floor(times, deleted_ms, max(self.whole_until_ms, earlier.whole_until_ms), self.announced_ms)
 
 
 class Entry:
@@ -186,7 +214,7 @@ class NearCache:
         row = (need.view, need.key)
         floor = self._floors.get(row)
         if floor is not None:
-            lagging = now_ms < floor.announced_ms + LAG_MS and _below(need, values, floor.times)
+            lagging = now_ms < floor.announced_ms + LAG_MS and floor.above(need, values)
             if lagging or now_ms < floor.whole_until_ms:
                 return False
         for known in self.rows_of(need.key).get(need.view, ()):
@@ -201,29 +229,32 @@ class NearCache:
         return True
 
     def invalidate(
-        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, now_ms: int
+        self,
+        view: str,
+        key: EntityKey,
+        features: Sequence[str] | None,
+        event_time_ms: int,
+        now_ms: int,
+        *,
+        aggregates: bool = False,
     ) -> int:
         """An update of ``features``, true since ``event_time_ms``, is on its way to the store; the entries it took.
 
-        ``features`` None: of all, and their times will not tell when it is there.
+        ``features`` None: a tombstone of all that is not later. ``aggregates``: the row has some, which follow it.
         """
         row = (view, key)
         # What guards nothing in the store cannot be told from what replaces it.
         times = dict.fromkeys(features or (), max(1, event_time_ms))
+        deleted_ms = event_time_ms if features is None else None
+        floor = _Floor(times, deleted_ms, now_ms + FLOOR_MS if aggregates else 0, now_ms)
         # An update of what is as new already changes nothing there, and takes nothing here.
         outdated = [
-            entry
-            for entry in self.rows_of(key).get(view, ())
-            if features is None or _below(entry.need, entry.values, times)
+            entry for entry in self.rows_of(key).get(view, ()) if aggregates or floor.above(entry.need, entry.values)
         ]
         for entry in outdated:
             self._remove(entry)
         known = self._floors.pop(row, None)
-        whole_until_ms = now_ms + FLOOR_MS if features is None else 0
-        if known is not None and now_ms < known.announced_ms + LAG_MS:
-            times = {name: max(times.get(name, 0), known.times.get(name, 0)) for name in {*times, *known.times}}
-            whole_until_ms = max(whole_until_ms, known.whole_until_ms)
-        self._floors[row] = _Floor(times, whole_until_ms, now_ms)
+        self._floors[row] = floor if known is None or now_ms >= known.announced_ms + LAG_MS else floor.joined(known)
         self._forget_floors(now_ms)
         return len(outdated)
 
@@ -231,7 +262,7 @@ class NearCache:
         """Drop the floors whose time is over; they stand in the order of their announcement."""
         while self._floors:
             row, floor = next(iter(self._floors.items()))
-            if now_ms < floor.announced_ms + (LAG_MS if floor.times else FLOOR_MS):
+            if now_ms < floor.announced_ms + LAG_MS:
                 if len(self._floors) <= self._floors_max:
                     return
                 self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, floor.announced_ms + FLOOR_MS)
@@ -279,11 +310,3 @@ class NearCache:
         self._hand = entry
         self._remove(entry)
         self.evicted += 1
-
-
-def _below(need: ViewNeed, values: Sequence[Fetched], times: _Times) -> bool:
-    for feature, value in zip(need.features, values, strict=True):
-        least_ms = times.get(feature)
-        if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
-            return True
-    return False
