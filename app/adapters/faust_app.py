@@ -19,6 +19,7 @@ from faust.types import TP, AppT
 from faust.types.settings import Settings as FaustSettings
 from mode.services import WaitArgT, WaitResults
 
+from app.adapters.kafka_clients import close_clients
 from app.adapters.membership import membership
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
@@ -92,6 +93,12 @@ class _ConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         self._watch_membership()
+
+    async def on_thread_stop(self) -> None:
+        await super(AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            # Faust's own way ends the thread, and its app's stop, where a broker is away.
+            await close_clients(self._consumer.stop())
 
     def _watch_membership(self) -> None:
         """Have the group's answers renew the lease; no hook of aiokafka's tells of them."""

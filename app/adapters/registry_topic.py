@@ -34,6 +34,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka import TopicPartition as AssignedPartition
 from prometheus_client import Counter, Gauge
 
+from app.adapters.kafka_clients import close_clients
 from app.adapters.topics import CONNECT_WITHIN_S, REGISTRY_TOPIC, refused_by_kafka
 from app.domain.documents import Document
 from app.domain.errors import (
@@ -537,13 +538,13 @@ class RegistryFollower:
                 end = (await consumer.end_offsets([self._partition]))[self._partition]
                 await self._read_until(consumer, end)
         except (AiokafkaError, TimeoutError) as error:
-            await consumer.stop()
+            await close_clients(consumer.stop())
             raise ConfigurationError(
                 f"Kafka at {self._bootstrap}: reading {topic}: {error or f'no answer within {timeout_s:.0f} s'}; "
                 "is it running, and is BROKER_KAFKA_BOOTSTRAP right?"
             ) from error
         except BaseException:
-            await consumer.stop()
+            await close_clients(consumer.stop())
             raise
         self._consumer = consumer
         self._reading = asyncio.create_task(self._follow(consumer), name="registry-follower")
@@ -555,7 +556,7 @@ class RegistryFollower:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
         if self._consumer is not None:
-            await self._consumer.stop()
+            await close_clients(self._consumer.stop())
             self._consumer = None
 
     async def _read_until(self, consumer: AIOKafkaConsumer, end: int) -> None:

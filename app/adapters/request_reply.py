@@ -12,7 +12,7 @@ import hashlib
 import struct
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter, Gauge
 
+from app.adapters.kafka_clients import close_clients
 from app.domain.errors import (
     ConfigurationError,
     PublishFailed,
@@ -36,7 +37,6 @@ from app.settings import Settings
 CORRELATION_HEADER: Final = "kafka_correlationId"
 
 _START_WITHIN_S: Final = 20.0
-_STOP_WITHIN_S: Final = 5.0
 _PING_WITHIN_S: Final = 2.0
 _READ_WAIT_MS: Final = 1_000
 _READ_RETRY_S: Final = 0.5
@@ -136,9 +136,7 @@ class RequestReplyClient:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         # What is still to be sent has no caller left to wait for it.
-        for client in (self._consumer, self._producer):
-            with suppress(KafkaError, TimeoutError):
-                await asyncio.wait_for(client.stop(), _STOP_WITHIN_S)
+        await close_clients(self._consumer.stop(), self._producer.stop())
 
     async def call(
         self, body: bytes, *, request_id: str, wait_ms: int, deadline_ms: int | None = None, headers: Headers = ()

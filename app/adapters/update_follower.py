@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from prometheus_client import Gauge
 
 from app.adapters.avro import AvroCodec
+from app.adapters.kafka_clients import close_clients
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import UpdateRefused, read_update
 from app.domain.features import EntityKey
@@ -29,7 +30,6 @@ _CHECK_EVERY_MS: Final = 2_000
 _CHECK_WITHIN_S: Final = 5.0
 _PARTITIONS_EVERY_MS: Final = 60_000
 """How soon a new partition is noticed; it is read from its beginning."""
-_STOP_WITHIN_S: Final = 5.0
 _START_WITHIN_S: Final = 30.0
 _RETRY_S: Final = 1.0
 _AT_ONCE: Final = 50
@@ -98,9 +98,7 @@ class UpdateFollower:
                 log.warning("feature_updates_not_followed", topic=self._topic, reason="a task of the client's ended")
             finally:
                 _FOLLOWING.set(0)
-                # In tasks of their own: stopping a client whose broker is gone ends in what looks like a cancellation.
-                stops = {asyncio.create_task(consumer.stop()), asyncio.create_task(admin.close())}
-                await asyncio.wait(stops, timeout=_STOP_WITHIN_S)
+                await close_clients(consumer.stop(), admin.close())
             await asyncio.sleep(_RETRY_S)
 
     async def _partitions(self, admin: AIOKafkaAdminClient) -> list[TopicPartition]:

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from app.adapters.kafka_clients import close_clients
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.settings import Settings
 
@@ -95,10 +96,10 @@ class WindowFollower:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
         if self._consumer is not None:
-            await self._consumer.stop()
+            await close_clients(self._consumer.stop())
             self._consumer = None
         if self._admin is not None:
-            await self._admin.close()
+            await close_clients(self._admin.close())
             self._admin = None
 
     async def ends(self) -> Mapping[int, int]:

@@ -38,6 +38,8 @@ _LAG_MAX_S: Final = 30.0
 _JOIN_WITHIN_S: Final = 180.0
 """A join waits for the session timeout of who was here before, 90 s at most, and for a rebalance, at most as long."""
 _STOP_TIMEOUT_S: Final = 15.0
+_COMMIT_WITHIN_S: Final = 5.0
+"""Where Kafka is away: what is finished and not committed is read again, and answered as before."""
 _GC_THRESHOLDS: Final = (20_000, 50, 50)
 
 
@@ -179,7 +181,7 @@ class Worker:
         if not all(drained):
             log.warning("drain_incomplete", in_flight=sum(intake.in_flight for intake in self._intakes))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._app.consumer.commit(), _STOP_TIMEOUT_S)
+            await asyncio.wait_for(self._app.consumer.commit(), _COMMIT_WITHIN_S)
 
     async def _watch(self) -> None:
         """Hold the loop's ticks against the clock, and our finished offsets against the group's commits."""
