@@ -20,6 +20,8 @@ from app.settings import Settings
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; from a cached answer to a request at its deadline."""
 _CHILDREN_MAX = 4_096
+_REPEAT_AFTER_S = 10.0
+_REPEATS_KEPT = 256
 _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
@@ -49,6 +51,33 @@ def json_line(event: Any, default: Callable[[Any], Any]) -> str:
         return json.dumps(event, default=default)
 
 
+class Repeats(logging.Filter):
+    """Passes what libraries say once in ten seconds, with how often it was said in between.
+
+    A Kafka client whose broker is away tells every attempt, dozens a second, and buries the lines of the broker.
+    Messages are the same by their logger, their template and its first argument (a node, a facility), not by what
+    differs from one attempt to the next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        about = record.args[:1] if isinstance(record.args, tuple) else ()
+        key = (record.name, record.levelno, record.msg, *map(str, about))
+        at_s, unsaid = self._said.get(key, (float("-inf"), 0))
+        if record.created - at_s < _REPEAT_AFTER_S:
+            self._said[key] = (at_s, unsaid + 1)
+            return False
+        if len(self._said) >= _REPEATS_KEPT:
+            self._said.clear()
+        self._said[key] = (record.created, 0)
+        if unsaid:
+            record.msg, record.args = f"{record.getMessage()} (and {unsaid} times more since it was said last)", ()
+        return True
+
+
 def configure_logging(settings: Settings) -> None:
     """Send structlog's and the libraries' records to standard error in one format."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -68,6 +97,7 @@ def configure_logging(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Repeats())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     # Records that a library makes at DEBUG and nobody keeps cost a twentieth of a worker's CPU.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     commit_interval: DurationMs = Field(500, description="how often finished offsets are committed")
     drain_timeout: DurationMs = Field(
         20_000,
-        description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be longer",
+        description="how long SIGTERM waits for work in flight; Kubernetes' grace period must be 15 s longer, which a "
+        "worker can need to end while Kafka is away",
     )
     feature_timeout: DurationMs = Field(
         1_000,

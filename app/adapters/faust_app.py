@@ -31,6 +31,8 @@ aiokafka has one fetch under way a broker, for those partitions whose records it
 until it returns. Faust sets 1,500 ms, which is what a busy worker's requests then waited.
 """
 
+_COMMIT_WITHIN_S: Final = 3.0
+
 _COMMITTABLE: Final["WeakKeyDictionary[AppT, dict[TP, int]]"] = WeakKeyDictionary()
 
 
@@ -99,6 +101,15 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         if self._consumer is not None:
             # Faust's own way ends the thread, and its app's stop, where a broker is away.
             await close_clients(self._consumer.stop())
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """As Faust's, within a bound: aiokafka tries for as long as its coordinator is away, and all that commits
+        waits for it, a worker that is to stop among them. What is not committed is tried again."""
+        try:
+            async with asyncio.timeout(_COMMIT_WITHIN_S):
+                return await super()._commit(offsets)
+        except TimeoutError:
+            return False
 
     def _watch_membership(self) -> None:
         """Have the group's answers renew the lease; no hook of aiokafka's tells of them."""

@@ -151,8 +151,7 @@ class Worker:
         finally:
             for task in (*background, start, stop, crash):
                 task.cancel()
-            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
+            await _within(_STOP_TIMEOUT_S, self._app.stop())
             for intake in self._intakes:
                 await intake.close()
             await self._health.stop()
@@ -180,8 +179,7 @@ class Worker:
         drained = [await intake.drain(max(0.0, end_s - loop.time())) for intake in self._intakes]
         if not all(drained):
             log.warning("drain_incomplete", in_flight=sum(intake.in_flight for intake in self._intakes))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._app.consumer.commit(), _COMMIT_WITHIN_S)
+        await _within(_COMMIT_WITHIN_S, self._app.consumer.commit())
 
     async def _watch(self) -> None:
         """Hold the loop's ticks against the clock, and our finished offsets against the group's commits."""
@@ -212,6 +210,21 @@ class Worker:
         finally:
             if admin is not None:
                 await admin.close()
+
+
+async def _within(timeout_s: float, step: Coroutine[Any, Any, Any]) -> None:
+    """Wait for a step of Faust's for so long, whatever it does with a cancellation.
+
+    A commit takes one for the end of the commit that it waits for, and begins anew: where Kafka is away,
+    ``asyncio.wait_for`` would wait for that without end.
+    """
+    task = asyncio.ensure_future(step)
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    if not done:
+        task.cancel()
+        log.warning("stop_step_abandoned", step=getattr(step, "__qualname__", repr(step)), after_s=timeout_s)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("stop_step_failed", reason=repr(error))
 
 
 @contextlib.contextmanager

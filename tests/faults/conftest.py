@@ -11,6 +11,8 @@ from tests.support.stack import ServiceStack
 
 FEATURE_TIMEOUT = "3s"
 """Longer than the default: what is shown here is what faults do, and not what a starved machine does."""
+DRAIN_TIMEOUT_S = 6
+"""Shorter than the default: it is what a worker waits that stops while Kafka is away."""
 
 
 @pytest.fixture(scope="package")
@@ -22,7 +24,8 @@ def standing_cluster(stack: ServiceStack, tmp_path_factory: pytest.TempPathFacto
                 patch.setenv(name, value)
         prefix = f"f{uuid.uuid4().hex[:10]}."
         directory = tmp_path_factory.mktemp("faults")
-        with Cluster(stack, directory, prefix=prefix, BROKER_FEATURE_TIMEOUT=FEATURE_TIMEOUT) as cluster:
+        settings = {"BROKER_FEATURE_TIMEOUT": FEATURE_TIMEOUT, "BROKER_DRAIN_TIMEOUT": f"{DRAIN_TIMEOUT_S}s"}
+        with Cluster(stack, directory, prefix=prefix, **settings) as cluster:
             yield cluster
 
 
