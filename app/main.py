@@ -175,7 +175,7 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
         registry = RegistryFollower(settings)
         await registry.start()
         stack.push_async_callback(registry.stop)
-        store = RedisFeatureStore(settings.redis_url)
+        store = RedisFeatureStore(settings.redis_url, value_bytes_max=settings.feature_value_bytes_max)
         stack.push_async_callback(store.close)
         await store.ping()
         await _require_topics(publisher, settings, "features.updates", "features.updates-dlt")

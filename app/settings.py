@@ -110,7 +110,9 @@ class Settings(BaseSettings):
         67_108_864, ge=0, description="bytes that they take at most, as estimated; counts towards the worker's memory"
     )
     feature_value_bytes_max: int = Field(
-        65_536, gt=0, description="bytes of one stored value; a longer one is an ERROR, for a record must hold it"
+        65_536,
+        gt=0,
+        description="bytes of one stored value, as a record must hold it; a longer one is not stored, or an ERROR",
     )
     feature_breaker_failures: int = Field(
         3, gt=0, description="exchanges that a Redis server must fail in a row to be left alone"

@@ -126,7 +126,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):
             return answered
 
         async def join_complete(generation: int, member_id: str, *rest: Any) -> None:
-            if not mine.join(member_id):
+            if not mine.join(member_id, generation):
                 said = (
                     f"expelled from group {app.conf.id} again and again: another process runs as instance "
                     f"{app.conf.broker_client_id}; give each an --instance of its own"

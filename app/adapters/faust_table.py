@@ -8,15 +8,19 @@ changelog offset, so that a replay during a rebalance cannot put an older entry 
 Nothing is written while the membership's lease is over, and what was sent before counts only once it stands again. A
 process that was expelled meanwhile comes back as another member: it reads what was written since, and counts every
 partition as gained, for others wrote there.
+
+What a frozen process had handed to its producer goes out all the same, behind what its successor wrote. So each entry
+carries the epoch of its writer's ownership, as Kafka's own log does with its leaders' epochs (KIP-101): of two entries
+of one key, that of the earlier owner never stands.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import faust
 from faust.stores.memory import Store
-from faust.types import TP, EventT
+from faust.types import TP, EventT, HeadersArg
 from faust.types.stores import StoreT
 from prometheus_client import Gauge
 
@@ -25,30 +29,48 @@ from app.domain.errors import NotOwner
 from app.ports.log import OutboundRecord, Publisher
 
 _ENTRIES = Gauge("broker_join_entries", "Entries of the joins table held by this worker")
+_EPOCH_HEADER: Final = "epoch"
 _LEASE_POLL_S: Final = 0.05
 _SETTLE_TIMEOUT_S: Final = 120.0
 """A rebalance and its recovery take seconds; past this bound the work is left to whoever owns the partition."""
 
 
+class _Held(NamedTuple):
+    """An entry, and the changelog offset and the epoch in which it was written."""
+
+    offset: int
+    epoch: int
+    value: bytes
+
+
 class PartitionedStore(Store[bytes, bytes]):
-    """Entries by partition, each with the changelog offset that wrote it; Faust recovers into it."""
+    """Entries by partition, each with where and by which owner it was written; Faust recovers into it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.partitions: dict[int, dict[bytes, tuple[int, bytes]]] = {}
+        self.partitions: dict[int, dict[bytes, _Held]] = {}
+        self.epochs: dict[int, int] = {}
+        """The highest epoch that wrote into each partition."""
         self.yields: Callable[[bytes, bytes], bool] = lambda held, entry: True
         self._applied: dict[TP, int] = {}
 
-    def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None) -> None:
+    def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None, epoch: int) -> None:
         """One changelog record, unless a later one of its key is here already, or what is here does not yield to it."""
         entries = self.partitions.setdefault(tp.partition, {})
         held = entries.get(key)
-        if held is None or offset > held[0]:
+        if held is None or (offset > held.offset and self._gives_way(held, value, epoch)):
             if value is None:
                 entries.pop(key, None)
-            elif held is None or self.yields(held[1], value):
-                entries[key] = (offset, value)
+            else:
+                entries[key] = _Held(offset, epoch, value)
+        self.epochs[tp.partition] = max(epoch, self.epochs.get(tp.partition, 0))
         self._applied[tp] = max(offset, self._applied.get(tp, -1))
+
+    def _gives_way(self, held: _Held, value: bytes | None, epoch: int) -> bool:
+        if epoch != held.epoch:
+            # Whoever owned the partition later had read all that its predecessors did before they lost it.
+            return epoch > held.epoch
+        return value is None or self.yields(held.value, value)
 
     def apply_changelog_batch(
         self, batch: Iterable[EventT[Any]], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]
@@ -56,7 +78,7 @@ class PartitionedStore(Store[bytes, bytes]):
         """What recovery read, in offset order."""
         for event in batch:
             message = event.message
-            self.apply(message.tp, message.offset, cast(bytes, message.key), message.value)
+            self.apply(message.tp, message.offset, cast(bytes, message.key), message.value, _epoch(message.headers))
 
     def persisted_offset(self, tp: TP) -> int | None:
         """Recovery of a partition that stayed here begins after what is applied."""
@@ -70,6 +92,8 @@ class PartitionedStore(Store[bytes, bytes]):
         kept = {tp.partition for tp in assigned if tp.topic == topic}
         for partition in set(self.partitions) - kept:
             del self.partitions[partition]
+        for partition in set(self.epochs) - kept:
+            del self.epochs[partition]
         for tp in set(self._applied) - assigned:
             del self._applied[tp]
 
@@ -78,6 +102,7 @@ class PartitionedStore(Store[bytes, bytes]):
 
     def _clear(self) -> None:
         self.partitions.clear()
+        self.epochs.clear()
         self._applied.clear()
 
 
@@ -125,6 +150,7 @@ class DurableTable:
             self._store.yields = yields
         self._settled = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
+        self._epochs: dict[int, int] = {}
         self._listeners: list[Callable[[frozenset[int], frozenset[int]], None]] = []
         app.on_partitions_revoked.connect(self._on_revoked)
         app.on_partitions_assigned.connect(self._on_assigned)
@@ -156,6 +182,9 @@ class DurableTable:
         assigned = self._app.consumer.assignment()
         owned = frozenset(tp.partition for tp in assigned if tp.topic == self._topic)
         gained, self._owned = owned - self._owned, owned
+        for partition in gained:
+            # The group's generation tells owners apart that read the same log; what the log says, a group made anew.
+            self._epochs[partition] = max(self._membership.generation, self._store.epochs.get(partition, 0) + 1)
         self._settled.set()
         for listener in self._listeners:
             listener(owned, gained)
@@ -190,19 +219,26 @@ class DurableTable:
     def get(self, partition: int, request_id: str) -> bytes | None:
         """See ``ports.log.JoinTable``."""
         entry = self._store.partitions.get(partition, {}).get(request_id.encode())
-        return entry[1] if entry is not None else None
+        return entry.value if entry is not None else None
 
     def entries(self, partition: int) -> Iterator[tuple[str, bytes]]:
         """The entries of one partition: request id and value."""
-        for key, (_, value) in self._store.partitions.get(partition, {}).items():
-            yield key.decode(), value
+        for key, held in self._store.partitions.get(partition, {}).items():
+            yield key.decode(), held.value
 
     async def put(self, partition: int, request_id: str, entry: bytes | None) -> None:
         """See ``ports.log.JoinTable``."""
         await self.settled(partition)
-        key = request_id.encode()
-        (offset,) = await self._publisher.publish([OutboundRecord(self._topic, entry, key, partition)])
+        key, epoch = request_id.encode(), self._epochs[partition]
+        headers = ((_EPOCH_HEADER, str(epoch).encode()),)
+        (offset,) = await self._publisher.publish([OutboundRecord(self._topic, entry, key, partition, headers)])
         # What a process that stood still had in its producer is sent once it goes on, and lies behind what the owner
         # since then wrote. To apply it now would be to say that all before it is read, and recovery would pass it by.
         await self.settled(partition)
-        self._store.apply(TP(self._topic, partition), offset, key, entry)
+        self._store.apply(TP(self._topic, partition), offset, key, entry, epoch)
+
+
+def _epoch(headers: HeadersArg | None) -> int:
+    """The epoch among a changelog record's headers; 0, the first, where there is none."""
+    found = dict(headers or ()).get(_EPOCH_HEADER, b"")
+    return int(found) if found.isdigit() else 0

@@ -39,7 +39,9 @@ ROWS_WAITING_MAX: Final = 1_000
 _ROWS_AT_ONCE: Final = 100
 
 _WRITE_BACKS = Counter(
-    "broker_feature_write_backs", "Rows of a feature server to keep in Redis: written, outdated, shed, failed", ["fate"]
+    "broker_feature_write_backs",
+    "Rows of a feature server to keep in Redis: written, outdated, shed, failed, refused (can never be stored)",
+    ["fate"],
 )
 
 
@@ -137,7 +139,7 @@ class FeatureSources:
     async def _write(self) -> None:
         while not self._rows.empty():
             rows = [self._rows.get_nowait() for _ in range(min(_ROWS_AT_ONCE, self._rows.qsize()))]
-            failed = 0
+            refused = 0
             try:
                 written = await self._writer.write(rows)
             except StoreUnavailable as error:
@@ -145,11 +147,11 @@ class FeatureSources:
                 log.warning("feature_write_back_failed", rows=len(rows), reason=str(error))
                 continue
             except RowsRefused as error:
-                written, failed = error.written, len(error.refused)
-                log.warning("feature_write_back_refused", rows=failed, reason=str(error))
+                written, refused = error.written, len(error.refused)
+                log.warning("feature_write_back_refused", rows=refused, reason=str(error))
             _WRITE_BACKS.labels("written").inc(written)
-            _WRITE_BACKS.labels("failed").inc(failed)
-            _WRITE_BACKS.labels("outdated").inc(len(rows) - failed - written)
+            _WRITE_BACKS.labels("refused").inc(refused)
+            _WRITE_BACKS.labels("outdated").inc(len(rows) - refused - written)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

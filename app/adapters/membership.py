@@ -27,6 +27,7 @@ class Membership:
         self._confirmed_s: float | None = None
         self._comebacks: deque[float] = deque(maxlen=_COMEBACKS_MAX)
         self.member_id = ""
+        self.generation = 0
 
     def now(self) -> float:
         """The lease's clock, to be read before a heartbeat is sent."""
@@ -36,15 +37,15 @@ class Membership:
         """The group answered a heartbeat that was sent at ``sent_s``."""
         self._confirmed_s = sent_s
 
-    def join(self, member_id: str) -> bool:
-        """The group gave this process partitions; False where it was expelled so often that something is wrong.
+    def join(self, member_id: str, generation: int) -> bool:
+        """The group is joined, in its ``generation``; False after so many expulsions that something is wrong.
 
         Of two processes under one instance name each expels the other, again and again.
         """
         now = self._clock()
         if self.member_id and member_id != self.member_id:
             self._comebacks.append(now)
-        self.member_id = member_id
+        self.member_id, self.generation = member_id, generation
         self._confirmed_s = now
         often = len(self._comebacks) == _COMEBACKS_MAX
         return not (often and now - self._comebacks[0] < _COMEBACKS_WITHIN_S)

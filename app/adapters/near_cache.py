@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge
 from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.errors import StoreUnavailable
 from app.domain.features import EntityKey, Fetched, FetchedFeatures, ViewNeed, keys_of, unavailable
-from app.domain.near_cache import Entry, NearCache, is_unavailable
+from app.domain.near_cache import EntityRows, Entry, NearCache, is_unavailable
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
 
@@ -79,13 +79,19 @@ class CachedFeatureStore:
         waiting: dict[ViewNeed, _Fetch] = {}
         cached: dict[ViewNeed, tuple[CacheSpec, Entry | None]] = {}
         hits = negatives = 0
+        key: EntityKey | None = None
+        rows: EntityRows = {}
         for need in needs:
             view = views.get(need.view)
             spec = None if view is None else view.cache
             if spec is None:
                 ask.append(need)
                 continue
-            entry = self._cache.find(need)
+            if need.key is not key:
+                # A request's needs are of few entities, each one after the other.
+                key = need.key
+                rows = self._cache.rows_of(key)
+            entry = self._cache.find(need, rows)
             if entry is not None and entry.fresh(spec, now_ms, need.max_age_ms):
                 if entry.negative:
                     negatives += 1
@@ -126,9 +132,12 @@ class CachedFeatureStore:
         await asyncio.gather(*self._fetches, return_exceptions=True)
         await self._store.close()
 
-    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+    ) -> None:
         """See Invalidates of the update follower."""
-        if taken := self._cache.invalidate(view, key, features, event_time_ms, self._clock.now_ms()):
+        now_ms = self._clock.now_ms()
+        if taken := self._cache.invalidate(view, key, features, event_time_ms, now_ms, aggregates=aggregates):
             _INVALIDATED.inc(taken)
             self._measure()
 

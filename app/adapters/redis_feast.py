@@ -218,7 +218,8 @@ small letters where Redis' own begin with a code in capitals, stumbles over what
 class RedisFeatureStore:
     """A FeatureStore and FeatureWriter over Redis; ``urls`` as RedisNodes takes them.
 
-    ``value_bytes_max``: a stored value that is longer is an ERROR. ``breaker``: when fetches leave a server alone.
+    ``value_bytes_max``: a row with a longer value is not stored, and such a value that is stored is an ERROR.
+    ``breaker``: when fetches leave a server alone.
     """
 
     def __init__(
@@ -281,7 +282,7 @@ class RedisFeatureStore:
         places: list[int] = []
         for place, row in enumerate(rows):
             try:
-                commands.append(_write_command(row))
+                commands.append(_write_command(row, self._value_bytes_max))
                 places.append(place)
             except (ValueError, OverflowError) as error:
                 refused[place] = f"view {row.view}: a value cannot be stored: {error}"
@@ -404,7 +405,11 @@ def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
     return times
 
 
-def _write_command(row: FeatureRow) -> Command:
+def _write_command(row: FeatureRow, value_bytes_max: int) -> Command:
+    """Raises ValueError or OverflowError where a value is too long, or is none of its type."""
+    encoded = encode_values(row.values, row.types)
+    if max(map(len, encoded), default=0) > value_bytes_max:
+        raise ValueError(_too_long(row.names, encoded, value_bytes_max))
     key = row_key(row.key)
     time_ms = row.event_time_ms
     seconds, rest_ms = divmod(time_ms, 1_000)
@@ -413,7 +418,7 @@ def _write_command(row: FeatureRow) -> Command:
     # Field and value in turn.
     pairs = [*fields, *fields]
     pairs[::2] = fields
-    pairs[1::2] = encode_values(row.values, row.types)
+    pairs[1::2] = encoded
     words = (
         b"EVALSHA",
         _WRITE_SHA,
@@ -429,3 +434,13 @@ def _write_command(row: FeatureRow) -> Command:
         *pairs,
     )
     return Command(key, pack(words))
+
+
+def _too_long(names: Sequence[str], encoded: Sequence[bytes], bytes_max: int) -> str:
+    said = ", ".join(
+        f"{name} has {len(value)}" for name, value in zip(names, encoded, strict=True) if len(value) > bytes_max
+    )
+    return (
+        f"{said} bytes, and {bytes_max} are allowed, for no decision could use it: send less, or raise "
+        "BROKER_FEATURE_VALUE_BYTES_MAX of features and decide workers, and redrive"
+    )

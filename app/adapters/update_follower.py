@@ -47,8 +47,13 @@ Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
 class Invalidates(Protocol):
     """What wants to hear of updates."""
 
-    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
-        """Features of a row get values that are true since then, or all of it changes (None)."""
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+    ) -> None:
+        """Features of a row get values that are true since then, or all that is not later is deleted (None).
+
+        ``aggregates``: what is computed of the view's updates follows, at times of its own.
+        """
         ...
 
 
@@ -160,6 +165,5 @@ class UpdateFollower:
         except (ValueError, TypeError, KeyError, UpdateRefused):
             # The materializer says what is wrong with it.
             return
-        # What is deleted has no time, and what is computed from an update follows it at its own.
-        features = None if row.tombstone or view.aggregate else row.names
-        self._cache.invalidate(row.view, row.key, features, row.event_time_ms)
+        features = None if row.tombstone else row.names
+        self._cache.invalidate(row.view, row.key, features, row.event_time_ms, aggregates=bool(view.aggregate))

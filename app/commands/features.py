@@ -463,7 +463,7 @@ async def _judge(
 
 async def _fetch(settings: Settings, needs: Sequence[ViewNeed]) -> list[FetchedFeatures]:
     """What the store holds for each need, a hundred at a time."""
-    store = RedisFeatureStore(settings.redis_url)
+    store = RedisFeatureStore(settings.redis_url, value_bytes_max=settings.feature_value_bytes_max)
     found: list[FetchedFeatures] = []
     try:
         await store.ping()

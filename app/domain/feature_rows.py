@@ -24,7 +24,10 @@ from app.domain.features import EntityKey
 ROW_NUMBER: Final = "@row"
 FOLLOWED_MAX: Final = 1_000_000
 """Entities whose order in time is followed: what they take is a few hundred MB at most."""
-_WHOLE: Final = re.compile(r"[+-]?\d{1,20}")
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+"""As data has them. Python's own literals are more: ``1_000``, or digits of other scripts."""
+_INT64_BOUND: Final = 2**63
 _BOOLS: Final = {"true": True, "1": True, "false": False, "0": False}
 _NAMED: Final = re.compile(r"(?:values|entities)\.([A-Za-z_][A-Za-z0-9_]*)(?::|\b)")
 
@@ -242,10 +245,9 @@ def _from_text(text: str, type_: str) -> Any:
         case "INT32" | "INT64" | "UNIX_TIMESTAMP" if _WHOLE.fullmatch(text.strip()):
             return int(text)
         case "INT32" | "INT64" | "DOUBLE" | "FLOAT":
-            try:
-                return float(text)
-            except ValueError as error:
-                raise ValueError(f"{text[:80]!r} is not {type_}") from error
+            if not _NUMBER.fullmatch(text.strip()):
+                raise ValueError(f"{text[:80]!r} is not {type_}: write a number, as 1000 or 12.5")
+            return float(text)
         case "BOOL":
             if text.strip().lower() not in _BOOLS:
                 raise ValueError(f"{text[:80]!r} is not BOOL: write true or false")
@@ -262,5 +264,6 @@ def _plain(cell: Any) -> Any:
     if isinstance(cell, date):
         return cell.isoformat()
     if isinstance(cell, Decimal):
-        return float(cell)
+        # What is whole stays exact; JSON has no more than 64 bits for it.
+        return int(cell) if abs(cell) < _INT64_BOUND and cell == int(cell) else float(cell)
     return cell

@@ -8,7 +8,6 @@ values look fresh. A feature that is left out keeps its value and its own time; 
 import base64
 import binascii
 import math
-import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -150,7 +149,7 @@ def _typed(given: Any, type_: str, where: str) -> Value:
         return given
     of = type_.removesuffix("_LIST")
     if of != type_ and isinstance(given, list):
-        # Each element by itself, for what makes bytes of text and what refuses to write a FLOAT beyond 32 bits.
+        # Each element by itself, for what makes bytes of text.
         given = [None if each is None else _typed(each, of, f"{where}[{at}]") for at, each in enumerate(given)]
     try:
         if type_ == "BYTES" and isinstance(given, str):
@@ -158,8 +157,6 @@ def _typed(given: Any, type_: str, where: str) -> Value:
         if type_ == "UNIX_TIMESTAMP" and isinstance(given, bytes):
             raise ValueError("bytes are not UNIX_TIMESTAMP")
         value = coerce(given, type_)
-        if type_ == "FLOAT" and isinstance(value, float):
-            struct.pack("<f", value)
         if isinstance(value, str):
             value.encode()
     except binascii.Error as error:

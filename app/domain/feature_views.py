@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from app.domain.aggregates import STATE_BYTES_MAX
+from app.domain.aggregates import STATE_BYTES_MAX, Plan
 from app.domain.documents import AggregateSpec, FeatureViewSpec
 from app.domain.registry_parts import is_unread
-from app.durations import parse_duration_ms
+from app.durations import format_duration, parse_duration_ms
 
 _NUMBERS = frozenset({"INT32", "INT64", "DOUBLE", "FLOAT"})
 _TYPES = {
@@ -40,11 +40,31 @@ def aggregate_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:
         if len(name) > _NAME_LENGTH_MAX:
             yield "spec.aggregate", f"{name} is longer than the {_NAME_LENGTH_MAX} characters a name may have"
         taken.add(name)
-    if sound and spec.plan is not None and spec.plan.state_bytes_max > STATE_BYTES_MAX:
+    if sound and spec.plan is not None:
+        yield from _plan_faults(spec, spec.plan)
+
+
+def _plan_faults(spec: FeatureViewSpec, plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.state_bytes_max > STATE_BYTES_MAX:
         yield (
             "spec.aggregate",
-            f"an entity's tiles could take {spec.plan.state_bytes_max} bytes, and {STATE_BYTES_MAX} are allowed: "
+            f"an entity's tiles could take {plan.state_bytes_max} bytes, and {STATE_BYTES_MAX} are allowed: "
             "declare fewer windows of distinct, or a view for each",
+        )
+    if spec.ttl is not None and spec.ttl <= plan.refresh_ms:
+        every = format_duration(plan.refresh_ms)
+        yield (
+            "spec.ttl",
+            f"{format_duration(spec.ttl)} is over before aggregates are computed anew, which is every {every} while "
+            f"nothing comes, so sound ones would be STALE: declare more than {every}, or shorter windows",
+        )
+    # The default is longer than a window of minutes; it then bounds nothing.
+    if "lateness" in spec.model_fields_set and spec.lateness > plan.keeps_ms:
+        covers = format_duration(plan.keeps_ms)
+        yield (
+            "spec.lateness",
+            f"{format_duration(spec.lateness)} is longer than the longest window covers: what is later than {covers} "
+            f"is in no window; declare {covers} at most",
         )
 
 

@@ -5,6 +5,7 @@ entity), the caller fetches, ``resolve`` turns what came back into one task's in
 prevent it. A value is coerced to its declared type or is an ERROR, never a guess. Missing, null and stale differ.
 """
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ minutes. A time beyond it is an error that would keep a value fresh, and newer o
 LIST_LENGTH_MAX: Final = 10_000
 """Elements of one list: an embedding has hundreds, and what is longer would fill a decision's record by itself."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
+_EXACT_BELOW: Final = 2**53
+"""From here on a float stands for several whole numbers, and which of them was meant is not known."""
+_FLOAT: Final = struct.Struct("<f")
 _LIST: Final = "_LIST"
 _NULLABLE_ELEMENTS: Final = frozenset({"DOUBLE", "FLOAT", "UNIX_TIMESTAMP"})
 """Of which Feast keeps a null within a list apart from every value: as NaN, or as the smallest int64."""
@@ -79,7 +83,8 @@ class Fetched(NamedTuple):
 
     ``source`` is where it was found: request, redis, cache, http or onDemand. Of a value out of a cache, ``fetched_ms``
     is when the store gave it. One that is ``overdue`` was kept for the case that the store does not answer, and is good
-    only for contracts that bound its age themselves.
+    only for contracts that bound its age themselves. One that is ``undated`` was computed of a value without an event
+    time, so that its own age is not known, whatever time its other ingredients give it.
 
     A tuple, because one is made of each value of each request, at a fifth of a frozen dataclass's cost.
     """
@@ -91,6 +96,7 @@ class Fetched(NamedTuple):
     source: str = "redis"
     fetched_ms: int | None = None
     overdue: bool = False
+    undated: bool = False
 
 
 FROM_REQUEST: Final = "request"
@@ -134,7 +140,7 @@ class TaskInputs:
 
 
 def coerce(value: Any, type_: str) -> Value:
-    """``value`` as its declared type; None stays None.
+    """``value`` as its declared type; None stays None. A FLOAT has 32 bits, as in Feast, and is rounded to them.
 
     Raises:
         ValueError: it cannot be that type without guessing.
@@ -161,10 +167,14 @@ def coerce_element(value: Any, type_: str) -> Element:
         case "BYTES" if isinstance(value, bytes):
             return value
         case "DOUBLE" | "FLOAT" if isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value):
-            return float(value)
+            return _floating(value, type_)
         case "INT32" | "INT64" | "UNIX_TIMESTAMP" if isinstance(value, int | float) and not isinstance(value, bool):
             bound = _INT_BOUNDS[type_]
             if is_finite(value) and value == int(value) and -bound <= value < bound:
+                if isinstance(value, float) and abs(value) >= _EXACT_BELOW:
+                    raise ValueError(
+                        f"{value!r} (float) may be a rounded number: send it as a whole one, without a point"
+                    )
                 return int(value)
         case "UNIX_TIMESTAMP" if isinstance(value, str):
             return _epoch_seconds(value)
@@ -182,8 +192,18 @@ def _coerced_list(value: Any, type_: str) -> tuple[Element, ...]:
     return tuple(coerce_element(element, of) for element in value)
 
 
+def _floating(value: float, type_: str) -> float:
+    try:
+        number = float(value)
+        return number if type_ == "DOUBLE" else float(_FLOAT.unpack(_FLOAT.pack(number))[0])
+    except OverflowError:
+        raise ValueError(f"{str(value)[:80]} is beyond the range of {type_}") from None
+
+
 def _epoch_seconds(text: str) -> int:
     moment = datetime.fromisoformat(text)
+    if moment.microsecond:
+        raise ValueError(f"{text[:80]!r} has a fraction of a second, and UNIX_TIMESTAMP is in whole ones")
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
@@ -386,6 +406,9 @@ _BROKEN: Final[Mapping[FeatureStatus, tuple[Code, str]]] = {
 }
 _TOO_OLD: Final = "is older than its maxAge"
 _AGE_UNKNOWN: Final = "has no event time, so that its age is not known, and its maxAge bounds it"
+_MADE_OF_UNDATED: Final = (
+    "is computed of a value that has no event time, so that its age is not known, and its maxAge bounds it"
+)
 _PAST_TTL: Final = "is past its view's ttl"
 _AHEAD: Final = "has an event time in the future, so that its age is not known"
 
@@ -414,6 +437,8 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
 
 def _too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
     """Why a value may not be used under a maximum age; None where it may."""
+    if found.undated:
+        return _MADE_OF_UNDATED
     if found.event_time_ms is None:
         # What a request brings, and what is computed of that alone, is of now.
         of_now = found.source == FROM_REQUEST or found.status is FeatureStatus.COMPUTED

@@ -9,12 +9,14 @@ LRU*, NSDI 2024): entries stand in the order in which they came, a hit only mark
 the oldest to the newest takes away the first that is not marked, and the marks of those that it passes.
 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
-sets a floor: a row in which a feature that changes is older than announced is handed out and not kept, for minutes, as
-a materializer may lag. Where no time tells that the new row is there, nothing of it is kept for some seconds. Floors
-are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
+sets a floor: a row in which a feature that changes is older than announced, or one that is deleted is still there, is
+handed out and not kept, for minutes, as a materializer may lag. Aggregates have no time that tells whether an update is
+in them, for the materializer computes them anew for other reasons too: nothing of their rows is kept for some seconds
+after one. Floors are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from app.domain.documents import CacheSpec
@@ -27,22 +29,51 @@ LAG_MS: Final = 600_000
 costs reads of its row until then."""
 FLOORS_MAX: Final = 100_000
 """Some 20 MB at most; 20,000 updates of cached views a second for FLOOR_MS, 166 for LAG_MS."""
-ENTRY_BYTES: Final = 850
+ENTRY_BYTES: Final = 1_000
 """An entry without its values: its place, its need and key, and what the index takes for it."""
 VALUE_BYTES: Final = 145
 """A value without its content."""
 
 _RowKey = tuple[str, EntityKey]
+EntityRows = Mapping[str, Sequence["Entry"]]
+"""An entity's entries by view; of one view there is one for each set of features that is asked for."""
 _Times = Mapping[str, int]
 """The least event time that each feature may have, those that updates name."""
 
 
 class _Floor(NamedTuple):
-    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough."""
+    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough.
+
+    ``deleted_ms`` is the latest tombstone's time: what is there and not later is to go.
+    """
 
     times: _Times
+    deleted_ms: int | None
     whole_until_ms: int
     announced_ms: int
+
+    def above(self, need: ViewNeed, values: Sequence[Fetched]) -> bool:
+        """Whether one of ``values`` is not new enough."""
+        for feature, value in zip(need.features, values, strict=True):
+            least_ms = self.times.get(feature)
+            if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
+                return True
+            if self.deleted_ms is None or value.status is FeatureStatus.MISSING:
+                continue
+            if value.event_time_ms is None or value.event_time_ms <= self.deleted_ms:
+                return True
+        return False
+
+    def joined(self, earlier: "_Floor") -> "_Floor":
+        """Both demands, as of this one's announcement."""
+        deleted_ms = max((each for each in (self.deleted_ms, earlier.deleted_ms) if each is not None), default=None)
+        times = {
+            name: max(self.times.get(name, 0), earlier.times.get(name, 0)) for name in {*self.times, *earlier.times}
+        }
+        if deleted_ms is not None:
+            # An update that is not later than a tombstone brings nothing back.
+            times = {name: least_ms for name, least_ms in times.items() if least_ms > deleted_ms}
+        return _Floor(times, deleted_ms, max(self.whole_until_ms, earlier.whole_until_ms), self.announced_ms)
 
 
 class Entry:
@@ -51,11 +82,13 @@ class Entry:
     ``negative``: the store had none of the features, or one that cannot be read.
     """
 
-    __slots__ = ("_served", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms", "size",
-                 "values")  # fmt: skip
+    __slots__ = ("_served", "features", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms",
+                 "size", "types", "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
+        self.features = need.features
+        self.types = need.types
         self.values = values
         self.fetched_ms = fetched_ms
         self.negative = is_negative(values)
@@ -131,6 +164,9 @@ def _content(value: Value | Sequence[Value]) -> int:
     return 32
 
 
+_NO_ROWS: Final[EntityRows] = MappingProxyType({})
+
+
 class NearCache:
     """Entries by row, within ``entries_max`` and ``bytes_max``; times are epoch milliseconds, as arguments."""
 
@@ -138,7 +174,7 @@ class NearCache:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._floors_max = floors_max
-        self._rows: dict[_RowKey, list[Entry]] = {}
+        self._rows: dict[EntityKey, dict[str, list[Entry]]] = {}
         self._newest: Entry | None = None
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
@@ -152,17 +188,19 @@ class NearCache:
         """How many entries there are."""
         return self._count
 
-    def find(self, need: ViewNeed) -> Entry | None:
-        """The entry that was stored for exactly this need, whatever its age."""
-        entries = self._rows.get((need.view, need.key))
-        if entries is not None:
-            for entry in entries:
-                known = entry.need
-                if (known.features is need.features or known.features == need.features) and (
-                    known.types is need.types or known.types == need.types
-                ):
-                    entry.marked = True
-                    return entry
+    def rows_of(self, key: EntityKey) -> EntityRows:
+        """What there is of an entity: looked up once for all views that a request asks of it."""
+        return self._rows.get(key, _NO_ROWS)
+
+    def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
+        """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
+        view, key, features, types, _, _, _ = need
+        for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
+            if (entry.features is features or entry.features == features) and (
+                entry.types is types or entry.types == types
+            ):
+                entry.marked = True
+                return entry
         return None
 
     def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
@@ -176,42 +214,47 @@ class NearCache:
         row = (need.view, need.key)
         floor = self._floors.get(row)
         if floor is not None:
-            lagging = now_ms < floor.announced_ms + LAG_MS and _below(need, values, floor.times)
+            lagging = now_ms < floor.announced_ms + LAG_MS and floor.above(need, values)
             if lagging or now_ms < floor.whole_until_ms:
                 return False
-        for known in self._rows.get(row, ()):
-            if known.need.features == need.features and known.need.types == need.types:
+        for known in self.rows_of(need.key).get(need.view, ()):
+            if known.features == need.features and known.types == need.types:
                 entry.marked = known.marked
                 self._remove(known)
                 break
         while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:
             self._evict()
-        self._rows.setdefault(row, []).append(entry)
+        self._rows.setdefault(need.key, {}).setdefault(need.view, []).append(entry)
         self._link(entry)
         return True
 
     def invalidate(
-        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, now_ms: int
+        self,
+        view: str,
+        key: EntityKey,
+        features: Sequence[str] | None,
+        event_time_ms: int,
+        now_ms: int,
+        *,
+        aggregates: bool = False,
     ) -> int:
         """An update of ``features``, true since ``event_time_ms``, is on its way to the store; the entries it took.
 
-        ``features`` None: of all, and their times will not tell when it is there.
+        ``features`` None: a tombstone of all that is not later. ``aggregates``: the row has some, which follow it.
         """
         row = (view, key)
         # What guards nothing in the store cannot be told from what replaces it.
         times = dict.fromkeys(features or (), max(1, event_time_ms))
+        deleted_ms = event_time_ms if features is None else None
+        floor = _Floor(times, deleted_ms, now_ms + FLOOR_MS if aggregates else 0, now_ms)
         # An update of what is as new already changes nothing there, and takes nothing here.
         outdated = [
-            entry for entry in self._rows.get(row, ()) if features is None or _below(entry.need, entry.values, times)
+            entry for entry in self.rows_of(key).get(view, ()) if aggregates or floor.above(entry.need, entry.values)
         ]
         for entry in outdated:
             self._remove(entry)
         known = self._floors.pop(row, None)
-        whole_until_ms = now_ms + FLOOR_MS if features is None else 0
-        if known is not None and now_ms < known.announced_ms + LAG_MS:
-            times = {name: max(times.get(name, 0), known.times.get(name, 0)) for name in {*times, *known.times}}
-            whole_until_ms = max(whole_until_ms, known.whole_until_ms)
-        self._floors[row] = _Floor(times, whole_until_ms, now_ms)
+        self._floors[row] = floor if known is None or now_ms >= known.announced_ms + LAG_MS else floor.joined(known)
         self._forget_floors(now_ms)
         return len(outdated)
 
@@ -219,7 +262,7 @@ class NearCache:
         """Drop the floors whose time is over; they stand in the order of their announcement."""
         while self._floors:
             row, floor = next(iter(self._floors.items()))
-            if now_ms < floor.announced_ms + (LAG_MS if floor.times else FLOOR_MS):
+            if now_ms < floor.announced_ms + LAG_MS:
                 if len(self._floors) <= self._floors_max:
                     return
                 self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, floor.announced_ms + FLOOR_MS)
@@ -236,11 +279,13 @@ class NearCache:
         self.bytes += entry.size
 
     def _remove(self, entry: Entry) -> None:
-        row = (entry.need.view, entry.need.key)
-        entries = self._rows[row]
-        entries.remove(entry)
-        if not entries:
-            del self._rows[row]
+        view, key, *_ = entry.need
+        rows = self._rows[key]
+        rows[view].remove(entry)
+        if not rows[view]:
+            del rows[view]
+        if not rows:
+            del self._rows[key]
         if self._hand is entry:
             self._hand = entry.newer
         if entry.newer is not None:
@@ -265,11 +310,3 @@ class NearCache:
         self._hand = entry
         self._remove(entry)
         self.evicted += 1
-
-
-def _below(need: ViewNeed, values: Sequence[Fetched], times: _Times) -> bool:
-    for feature, value in zip(need.features, values, strict=True):
-        least_ms = times.get(feature)
-        if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
-            return True
-    return False

@@ -7,7 +7,7 @@ values to what was fetched.
 
 Nothing is guessed: an ingredient that is missing or null makes what is computed of it MISSING, one that is an error
 makes it an ERROR, and so does a value that cannot be the declared type; each with its reason. What is computed is as
-old as the oldest of its ingredients.
+old as the oldest of its ingredients, and of no known age where one of them has no event time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from app.domain.errors import ExpressionFailed
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, within_reach
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
+    FROM_REQUEST,
     REQUEST_SOURCES,
     UNAVAILABLE,
     FeatureRef,
@@ -332,7 +333,8 @@ def _computed(
         value = coerce(_plain(_evaluated(made, request, usable, functions)), made.type)
     except (ExpressionFailed, ValueError, OverflowError) as error:
         return Fetched(FeatureStatus.ERROR, None, time_ms, f"cannot be computed: {error}")
-    return Fetched(FeatureStatus.NULL if value is None else FeatureStatus.COMPUTED, value, time_ms)
+    status = FeatureStatus.NULL if value is None else FeatureStatus.COMPUTED
+    return Fetched(status, value, time_ms, undated=any(map(_is_undated, usable.values())))
 
 
 _MISSING: Final = Fetched(FeatureStatus.MISSING)
@@ -343,7 +345,9 @@ def _from_request(each: Ingredient, request: Request) -> Fetched:
     if each.name not in section:
         return _MISSING
     value = section[each.name]
-    return Fetched(FeatureStatus.NULL) if value is None else Fetched(FeatureStatus.PRESENT, value)
+    if value is None:
+        return Fetched(FeatureStatus.NULL, source=FROM_REQUEST)
+    return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
 
 
 def _unusable(each: Ingredient, found: Fetched) -> Fetched:
@@ -352,6 +356,12 @@ def _unusable(each: Ingredient, found: Fetched) -> Fetched:
         return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, UNAVAILABLE)
     said = f"its ingredient {each} is {found.status}" + (f": {found.reason}" if found.reason else "")
     return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, said)
+
+
+def _is_undated(found: Fetched) -> bool:
+    """Whether an ingredient's age is not known: a stored one without an event time, or one that is made of such."""
+    stored = found.status is FeatureStatus.PRESENT and found.source != FROM_REQUEST
+    return found.undated or (stored and found.event_time_ms is None)
 
 
 def _oldest(ingredients: Iterable[Fetched], now_ms: int) -> int | None:
@@ -409,4 +419,4 @@ def _given(value: Value) -> Value:
 
 
 def _plain(value: object) -> object:
-    return int(value.timestamp()) if isinstance(value, datetime) else value
+    return value.timestamp() if isinstance(value, datetime) else value

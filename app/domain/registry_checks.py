@@ -210,6 +210,8 @@ def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | Non
             return "ref", f"FeatureView {source} has no feature {feature}"
         if contract.type is not None:
             return "type", "its FeatureView declares it; remove it here"
+        if contract.max_age == 0:
+            return "maxAge", "0s makes whatever is stored STALE as it is read: declare the age that is allowed, as 1d"
     try:
         if declared is not None and contract.default is not None:
             coerce(contract.default, declared)

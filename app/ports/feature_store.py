@@ -39,6 +39,7 @@ class FeatureWriter(Protocol):
 
         Raises:
             StoreUnavailable: the store did not acknowledge all of them; writing them again is safe.
-            RowsRefused: some can never be stored, as what stands in their place is no row; the others are.
+            RowsRefused: some can never be stored, for a value is too long or what stands in their place is no row; the
+                others are.
         """
         ...

@@ -32,10 +32,19 @@ class Worker:
     most_skewed: Skew | None
 
     @property
+    def reads(self) -> int:
+        """How many rows were looked for in the cache."""
+        return sum(self.lookups.values())
+
+    @property
+    def held(self) -> int:
+        """How many of them it answered itself."""
+        return sum(self.lookups.get(outcome, 0) for outcome in HELD)
+
+    @property
     def hit_rate(self) -> float | None:
-        """The share of lookups that the cache answered itself; None without lookups."""
-        asked = sum(self.lookups.values())
-        return sum(self.lookups.get(outcome, 0) for outcome in HELD) / asked if asked else None
+        """The share of reads that the cache answered itself; None without reads."""
+        return self.held / self.reads if self.reads else None
 
 
 def worker_of(text: str) -> Worker:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.domain.features import FeatureStatus
+from app.domain.near_cache import FLOOR_MS
 from examples.credit.applicants import PURPOSE_VIEW
 from examples.credit.callers import CALLERS, Answer
 from examples.credit.evidence import ROLLOUT, SHADOWED, Evidence
@@ -127,10 +128,7 @@ class Report:
         table.add_row("audit", kept)
         table.add_row("audit missing", _zero_is_good(figures["audit_missing"]))
         # Of the example's views this one alone is cached: each applicant asks once.
-        lookups = sum(self.worker.lookups.values())
-        table.add_row(
-            "near cache", f"{_or_dash(self.worker.hit_rate, '.1%')} of {lookups:,} reads of view {PURPOSE_VIEW}"
-        )
+        table.add_row("near cache", cache_told(self.worker))
         skew = self.worker.most_skewed
         most = f"{skew.psi:.3f}: {skew.feature} of {skew.model} {skew.version}" if skew else "told from 500 rows on"
         table.add_row("largest PSI", most)
@@ -246,6 +244,30 @@ class Report:
 
 def _rounded(share: float | None) -> float | None:
     return None if share is None else round(share, 4)
+
+
+def cache_told(worker: Worker) -> str:
+    """How the near cache did; where it gave nothing, why. A short run is over before it keeps what was just loaded.
+
+    >>> cache_told(Worker({"hit": 550, "miss": 40, "shared": 6}, None))
+    '550 of 596 reads of view purpose (92.3%), 46 waited for Redis'
+    >>> cache_told(Worker({"hit": 0, "miss": 25}, None))
+    '0 of 25 reads of view purpose (0.0%), 25 waited for Redis: a row with aggregates is not kept within 5 s of an update, and the load was just before'
+    >>> cache_told(Worker({}, None))
+    'view purpose was not read: no request was given to a version that needs it'
+    """  # noqa: E501 - the text is one line
+    if worker.hit_rate is None:
+        return f"view {PURPOSE_VIEW} was not read: no request was given to a version that needs it"
+    told = (
+        f"{worker.held:,} of {worker.reads:,} reads of view {PURPOSE_VIEW} ({worker.hit_rate:.1%}), "
+        f"{worker.reads - worker.held:,} waited for Redis"
+    )
+    if worker.held:
+        return told
+    return (
+        f"{told}: a row with aggregates is not kept within {FLOOR_MS // 1_000} s of an update, and the load was just "
+        "before"
+    )
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from app.adapters.clock import SystemClock
 from app.adapters.feature_sources import FeatureSources, rows_of
@@ -409,6 +410,27 @@ async def test_writing_back_survives_failures(server: FeatureServer, servers: Fe
     assert (await sources.fetch([sound], TIMEOUT_MS))["applicant", "narrow"].value == 0.5
     assert (await until_written(store, sound))["applicant", "narrow"].value == 0.5
     assert (await store.fetch([unsound], TIMEOUT_MS))["applicant", "narrow"].status is MISSING
+    await sources.close()
+
+
+async def test_what_is_too_long_to_be_kept_is_used_and_dropped(
+    server: FeatureServer, servers: FeastServers, redis_url: str, project: str
+) -> None:
+    """Its row is not tried again, and others are kept; how many were dropped is counted."""
+
+    def refused() -> float:
+        return REGISTRY.get_sample_value("broker_feature_write_backs_total", {"fate": "refused"}) or 0.0
+
+    store, before = RedisFeatureStore(redis_url, value_bytes_max=100), refused()
+    sources = FeatureSources(store, store, servers, FixedClock(TIME_MS))
+    for key, text in ((17, "a" * 200), (18, "short")):
+        server.put("applicant", key, TIME_MS, text=text)
+    long, short = (need_of(kept(server.url, project), "text", project=project, key=key) for key in (17, 18))
+    assert (await sources.fetch([long], TIMEOUT_MS))["applicant", "text"].value == "a" * 200
+    assert (await sources.fetch([short], TIMEOUT_MS))["applicant", "text"].value == "short"
+    assert (await until_written(store, short))["applicant", "text"].value == "short"
+    assert (await store.fetch([long], TIMEOUT_MS))["applicant", "text"].status is MISSING
+    assert refused() == before + 1
     await sources.close()
 
 

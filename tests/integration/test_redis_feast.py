@@ -113,6 +113,27 @@ async def test_what_stands_in_a_row_s_place_costs_that_row(
     assert found == [0, 3]
 
 
+async def test_a_value_that_no_fetch_takes_is_not_stored(redis_url: str, key: EntityKey) -> None:
+    """The bound is the reader's own, in stored bytes: what is at it is read, and what is above it refuses its row."""
+    store = RedisFeatureStore(redis_url, value_bytes_max=200)
+    keys = [EntityKey(key.project, key.names, (number,), key.types) for number in range(3)]
+    texts = ["a" * 198, "a" * 197, "b"]
+    rows = [
+        FeatureRow("v", each, ("n", "t"), (1, text), ("INT64", "STRING"), 1_000)
+        for each, text in zip(keys, texts, strict=True)
+    ]
+    with pytest.raises(RowsRefused) as raised:
+        await store.write(rows)
+    assert (list(raised.value.refused), raised.value.written) == ([0], 2)
+    said = raised.value.refused[0]
+    assert said.startswith("view v: a value cannot be stored: t has 201 bytes, and 200 are allowed")
+    assert "BROKER_FEATURE_VALUE_BYTES_MAX" in said
+    for each, text in zip(keys, (None, *texts[1:]), strict=True):
+        found = await store.fetch([ViewNeed("v", each, ("t",), ("STRING",))], 5_000)
+        assert found["v", "t"].value == text
+    await store.close()
+
+
 async def test_of_concurrent_writers_the_latest_event_wins(redis_url: str, key: EntityKey) -> None:
     """Two workers that write one row's history at once, each in its own order, leave the last event."""
     stores = [RedisFeatureStore(redis_url, connections_max=2) for _ in range(2)]

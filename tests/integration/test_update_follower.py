@@ -34,6 +34,15 @@ PLAIN = FeatureViewSpec.model_validate_json(
 VIEWS = {
     "applicant": PLAIN.model_copy(update={"cache": CacheSpec.model_validate({"ttl": "1h"})}),
     "plain": PLAIN,
+    "summed": FeatureViewSpec.model_validate_json(
+        orjson.dumps(
+            {
+                **orjson.loads(PLAIN.model_dump_json(by_alias=True, exclude_unset=True)),
+                "aggregate": {"of": "age", "op": "sum", "windows": ["1h"]},
+                "cache": {"ttl": "1h"},
+            }
+        )
+    ),
 }
 
 
@@ -63,8 +72,11 @@ class Heard:
     def __init__(self) -> None:
         self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
 
-    def invalidate(self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int) -> None:
+    def invalidate(
+        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+    ) -> None:
         """See Invalidates."""
+        assert aggregates == (view == "summed")
         self.updates.append((view, key.values[0], features, event_time_ms))
 
 
@@ -187,18 +199,20 @@ async def test_what_concerns_no_cached_row_is_passed_over(
             await producer.send_and_wait(topic, AvroCodec("FeatureUpdate").encode(update(5, 7, 2_000)))
             deleted = update(7, 7, 2_500) | {"values": None}
             await producer.send_and_wait(topic, orjson.dumps(deleted))
-            await until(lambda: len(heard.updates) >= 3)
+            await producer.send_and_wait(topic, orjson.dumps(update(8, 7, 2_600, "summed")))
+            await until(lambda: len(heard.updates) >= 4)
             assert heard.updates == [
                 ("applicant", 4, ("age",), 1_000),
                 ("applicant", 5, ("age",), 2_000),
                 ("applicant", 7, None, 2_500),
+                ("summed", 8, ("age",), 2_600),
             ]
             await admin.create_partitions({topic: NewPartitions(2)})
             other = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
             await other.start()
             await other.send_and_wait(topic, orjson.dumps(update(6, 7, 3_000)), partition=1)
             await other.stop()
-            await until(lambda: len(heard.updates) >= 4)
+            await until(lambda: len(heard.updates) >= 5)
             assert heard.updates[-1] == ("applicant", 6, ("age",), 3_000)
     finally:
         run.cancel()

@@ -21,6 +21,7 @@ from app.domain.aggregates import (
 )
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_views import aggregate_faults
+from app.durations import parse_duration_ms
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 NOW_MS = 1_700_000_000_000
@@ -103,6 +104,32 @@ def test_lateness_without_aggregates() -> None:
     """A field without effect is refused."""
     assert dict(aggregate_faults(view([], lateness="1h"))).keys() == {"spec.lateness"}
     assert not list(aggregate_faults(view([])))
+
+
+@pytest.mark.parametrize(
+    ("window", "refreshed"), [("1m", "1s"), ("1h", "1m"), ("24h", "15m"), ("30d", "6h"), ("365d", "6h")]
+)
+def test_a_ttl_outlasts_the_time_between_two_computations(window: str, refreshed: str) -> None:
+    """Else what is sound would be STALE until it is computed anew."""
+    aggregate = {"op": "count", "windows": [window]}
+    [(field, said)] = aggregate_faults(view(aggregate, ttl=refreshed))
+    assert field == "spec.ttl"
+    assert said.startswith(f"{refreshed} is over before aggregates are computed anew")
+    assert f"declare more than {refreshed}" in said
+    more = parse_duration_ms(refreshed) + 1_000
+    assert not list(aggregate_faults(view(aggregate, ttl=f"{more}ms")))
+    assert not list(aggregate_faults(view([], ttl=refreshed)))
+
+
+def test_lateness_is_within_the_windows() -> None:
+    """What is later than the longest window covers counts nowhere. It may be longer than the ttl, which is about the
+    values that updates carry; nor does its default bound short windows."""
+    hour = {"op": "count", "windows": ["1h"]}
+    [(field, said)] = aggregate_faults(view(hour, lateness="62m"))
+    assert (field, said.split(":")[0]) == ("spec.lateness", "62m is longer than the longest window covers")
+    assert said.endswith("declare 61m at most")
+    assert not list(aggregate_faults(view(hour, lateness="61m", ttl="2m")))
+    assert not list(aggregate_faults(view({"op": "count", "windows": ["1m"]})))
 
 
 @pytest.mark.parametrize("hours", [1 / 60, 0.5, 1, 3, 6, 12, 24, 48, 72, 168, 720, 2_160, 8_760])

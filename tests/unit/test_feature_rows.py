@@ -61,6 +61,8 @@ def test_typed_cells_are_taken_as_they_are() -> None:
         "age": 41, "share": 0.5, "since": NOW_MS // 1_000, "scan": b"\x00\xff", "text": None,
     }  # fmt: skip
     assert values({"since": date(2026, 11, 23)}, text=False) == {"since": NOW_MS // 1_000}
+    exact = {"age": Decimal("9007199254740993"), "share": Decimal("1e30")}
+    assert values(exact, text=False) == {"age": 2**53 + 1, "share": 1e30}
 
 
 def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
@@ -96,6 +98,14 @@ def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
         ({"age": "old"}, "column age: 'old' is not INT64"),
         ({"age": "1.5"}, "column age: values.age: '1.5' (float)"),
         ({"share": "x"}, "column share: 'x' is not DOUBLE"),
+        ({"share": "1_000"}, "column share: '1_000' is not DOUBLE: write a number"),
+        ({"share": "1,000"}, "column share: '1,000' is not DOUBLE"),
+        ({"share": "nan"}, "column share: 'nan' is not DOUBLE"),
+        ({"share": "1e999"}, "column share: values.share: 'inf' (float) is not DOUBLE"),
+        ({"age": "1_000"}, "column age: '1_000' is not INT64"),
+        ({"age": "\u0663"}, "column age: '\u0663' is not INT64"),
+        ({"age": "9007199254740993.0"}, "column age: values.age: 9007199254740992.0 (float) may be a rounded number"),
+        ({"since": "2026-11-23T00:00:00.5Z"}, "column since: values.since: '2026-11-23T00:00:00.5Z' has a fraction"),
         ({"owner": "perhaps"}, "column owner: 'perhaps' is not BOOL"),
         ({"scan": "%%"}, "column scan: values.scan: not base64"),
         ({"branch": "x"}, "column branch: 'x' is not INT32"),

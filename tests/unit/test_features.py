@@ -66,7 +66,12 @@ VIEWS = {"applicant": view()}
         (b"x", "BYTES", b"x"),
         (5, "DOUBLE", 5.0),
         (5.5, "FLOAT", 5.5),
+        (0.1, "FLOAT", 0.10000000149011612),
+        ([1e-60, None], "FLOAT_LIST", (0.0, None)),
+        (1e300, "DOUBLE", 1e300),
         (5.0, "INT64", 5),
+        (9007199254740991.0, "INT64", 2**53 - 1),
+        (2**53 + 1, "INT64", 2**53 + 1),
         (2**31 - 1, "INT32", 2**31 - 1),
         (-(2**63), "INT64", -(2**63)),
         (1_700_000_000, "UNIX_TIMESTAMP", 1_700_000_000),
@@ -116,6 +121,26 @@ def test_values_become_their_declared_type(value: object, type_: str, expected: 
 def test_what_would_be_a_guess_is_an_error(value: object, type_: str) -> None:
     """The message names the value and the type."""
     with pytest.raises(ValueError, match=r"is not|Invalid isoformat"):
+        coerce(value, type_)
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "said"),
+    [
+        (1e300, "FLOAT", r"1e\+300 is beyond the range of FLOAT"),
+        (-(2**128), "FLOAT", "beyond the range of FLOAT"),
+        ([0.5, 3.5e38], "FLOAT_LIST", "beyond the range of FLOAT"),
+        (10**400, "DOUBLE", "beyond the range of DOUBLE"),
+        (9007199254740993.0, "INT64", "may be a rounded number: send it as a whole one"),
+        (-9007199254740992.0, "INT64_LIST", "is not INT64_LIST"),
+        ([-9007199254740992.0], "INT64_LIST", "may be a rounded number"),
+        (1_700_000_000.5, "UNIX_TIMESTAMP", "is not UNIX_TIMESTAMP"),
+        ("2024-01-01T00:00:00.25Z", "UNIX_TIMESTAMP", "has a fraction of a second"),
+    ],
+)
+def test_what_a_type_cannot_hold_is_neither_cut_nor_rounded_away(value: object, type_: str, said: str) -> None:
+    """Beyond a type's range, of whole numbers that a float cannot tell apart, and of parts of seconds."""
+    with pytest.raises(ValueError, match=said):
         coerce(value, type_)
 
 
@@ -224,6 +249,13 @@ def test_what_a_violation_does(
     assert [str(each.code) for each in inputs.problems] == reject
     assert [str(each.code) for each in inputs.referrals] == refer
     assert (inputs.obstacle is None) == (not reject and not refer)
+
+
+@pytest.mark.parametrize("given", [{"a": 1}, [1, "a"], [1, None], 2**70])
+def test_an_input_of_no_declared_type_can_be_violated_too(given: object) -> None:
+    """What has no type at all is an ERROR, so that onViolation says something of it, required or not."""
+    value, problems = one(contract("inputs.x", onViolation="reject"), inputs={"x": given})
+    assert (value.status, problems) == (FeatureStatus.ERROR, ["feature_invalid"])
 
 
 def test_a_source_that_calls_a_value_stale_is_believed() -> None:

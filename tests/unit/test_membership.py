@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import faust
 import pytest
-from faust.types import TP
+from faust.types import TP, EventT
 
 from app.adapters.faust_app import create_app
 from app.adapters.faust_table import DurableTable
@@ -35,7 +37,7 @@ def test_a_lease_lasts_from_the_last_answered_heartbeat() -> None:
     clock = Clock()
     lease = Membership(6.0, clock)
     assert lease.stands
-    assert lease.join("m-1")
+    assert lease.join("m-1", 1)
     sent = lease.now()
     clock.now += 5.0
     lease.confirm(sent)
@@ -50,12 +52,12 @@ def test_who_is_expelled_again_and_again_is_not_alone() -> None:
     """Three comebacks within a minute; a few over a longer time are bad luck."""
     clock = Clock()
     lease = Membership(6.0, clock)
-    assert [lease.join(f"m-{number}") for number in range(4)] == [True, True, True, False]
+    assert [lease.join(f"m-{number}", number) for number in range(4)] == [True, True, True, False]
     patient = Membership(6.0, clock)
     for number in range(9):
         clock.now += 30.0
-        assert patient.join(f"m-{number}")
-        assert patient.join(f"m-{number}")
+        assert patient.join(f"m-{number}", number)
+        assert patient.join(f"m-{number}", number)
 
 
 class Offsets:
@@ -99,13 +101,13 @@ async def test_whoever_was_expelled_counts_everything_as_gained(
     table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets())
     table.on_ownership(lambda owned, gained: gains.append(gained))
     lease = membership(app)
-    lease.join("m-1")
+    lease.join("m-1", 1)
     await settle(app, table, monkeypatch)
     await table.put(0, "r", b"entry")
-    lease.join("m-1")
+    lease.join("m-1", 1)
     await settle(app, table, monkeypatch)
     assert table.get(0, "r") == b"entry"
-    lease.join("m-2")
+    lease.join("m-2", 3)
     await settle(app, table, monkeypatch)
     assert table.get(0, "r") == b"entry"
     assert gains == [{0}, set(), {0}]
@@ -118,7 +120,7 @@ async def test_nothing_is_written_past_the_lease(app: faust.App, monkeypatch: py
     table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
     lease = membership(app)
     monkeypatch.setattr(lease, "_clock", clock)
-    lease.join("m-1")
+    lease.join("m-1", 1)
     await settle(app, table, monkeypatch)
     clock.now += lease._lease_s
     write = asyncio.ensure_future(table.put(0, "r", b"late"))
@@ -129,7 +131,7 @@ async def test_nothing_is_written_past_the_lease(app: faust.App, monkeypatch: py
     await asyncio.wait_for(write, 5)
     clock.now += lease._lease_s
     write = asyncio.ensure_future(table.put(1, "r", b"another's"))
-    lease.join("m-2")
+    lease.join("m-2", 3)
     with pytest.raises(NotOwner):
         await asyncio.wait_for(write, 5)
 
@@ -155,9 +157,9 @@ async def test_what_kafka_gets_after_the_lease_hides_nothing_from_recovery(
     table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
     lease, tp = membership(app), TP(CHANGELOG, 0)
     monkeypatch.setattr(lease, "_clock", clock)
-    lease.join("m-1")
+    lease.join("m-1", 1)
     await settle(app, table, monkeypatch)
-    table._store.apply(tp, 3, b"q", b"read")
+    table._store.apply(tp, 3, b"q", b"read", 1)
     write = asyncio.ensure_future(table.put(0, "r", b"held"))
     await asyncio.sleep(0)
     clock.now += lease._lease_s
@@ -167,8 +169,8 @@ async def test_what_kafka_gets_after_the_lease_hides_nothing_from_recovery(
     assert table._store.persisted_offset(tp) == 3
     assert table.get(0, "r") is None
     # Expelled: it comes back as another member, and recovery reads the other's entry, then its own late one.
-    lease.join("m-2")
-    table._store.apply(tp, 8, b"r", b"another's")
+    lease.join("m-2", 3)
+    table._store.apply(tp, 8, b"r", b"another's", 2)
     await settle(app, table, monkeypatch)
     await asyncio.wait_for(write, 5)
     assert table._store.persisted_offset(tp) == 9
@@ -200,9 +202,63 @@ def test_a_decision_yields_to_itself_alone(app: faust.App) -> None:
     completed, other = entry(EntryState.COMPLETED, 5, "a"), entry(EntryState.COMPLETED, 6, "b")
     held = []
     for offset, value in enumerate([pending, pending, decided, completed, pending, other, None, other]):
-        store.apply(tp, offset, b"r", value)
-        held.append(store.partitions[0].get(b"r", (0, None))[1])
+        store.apply(tp, offset, b"r", value, 1)
+        held.append(store.partitions[0].get(b"r", (0, 0, None))[2])
     assert held == [pending, pending, decided, completed, completed, completed, None, other]
+
+
+def test_an_earlier_owners_late_write_never_stands(app: faust.App) -> None:
+    """Whether it lies behind what its successor wrote or before it, decides, pends or deletes."""
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), yields=entry_yields)
+    late, pending, decided = (
+        entry(EntryState.COMPLETED, 5, "late"),
+        entry(EntryState.PENDING, None, "mine"),
+        entry(EntryState.COMPLETED, 6, "mine"),
+    )
+    histories: list[list[tuple[int, bytes | None]]] = [
+        [(2, pending), (1, late), (2, decided)],
+        [(1, late), (2, pending), (2, decided)],
+        [(2, pending), (2, decided), (1, late)],
+        [(2, pending), (2, decided), (1, None)],
+        [(1, pending), (2, decided), (1, pending)],
+    ]
+    for partition, history in enumerate(histories):
+        records = [
+            SimpleNamespace(
+                tp=TP(CHANGELOG, partition),
+                offset=offset,
+                key=b"r",
+                value=value,
+                headers=(("epoch", str(epoch).encode()),),
+            )
+            for offset, (epoch, value) in enumerate(history)
+        ]
+        events = [cast(EventT[Any], SimpleNamespace(message=record)) for record in records]
+        table._store.apply_changelog_batch(events, lambda key: key, lambda value: value)
+        assert table.get(partition, "r") == decided, history
+
+
+async def test_each_ownership_has_an_epoch_above_the_ones_before(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group's generation, unless the log is ahead of it, as where the group was deleted; what is kept keeps its."""
+    publisher = Offsets()
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
+    for member, generation in (("m-1", 4), ("m-1", 5), ("m-2", 7), ("m-3", 1)):
+        membership(app).join(member, generation)
+        await settle(app, table, monkeypatch)
+        await table.put(0, "r", b"entry")
+    assert [dict(record.headers)["epoch"] for record in publisher.sent] == [b"4", b"4", b"7", b"8"]
+
+
+def test_entries_without_an_epoch_are_the_first(app: faust.App) -> None:
+    """A changelog of before, or a record that somebody else wrote, stops no recovery."""
+    store = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets())._store
+    for offset, headers in enumerate([None, (), (("epoch", b"x"),)]):
+        message = SimpleNamespace(tp=TP(CHANGELOG, 0), offset=offset, key=b"r", value=b"%d" % offset, headers=headers)
+        event = cast(EventT[Any], SimpleNamespace(message=message))
+        store.apply_changelog_batch([event], lambda key: key, lambda value: value)
+    assert store.partitions[0][b"r"] == (2, 0, b"2")
 
 
 @pytest.mark.parametrize(

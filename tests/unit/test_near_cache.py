@@ -187,14 +187,48 @@ def test_each_feature_has_its_own_floor() -> None:
     assert made.store(both, times, NOW_MS)
 
 
-def test_a_row_that_changes_as_a_whole_is_not_kept_for_a_while() -> None:
-    """A tombstone leaves no time to tell by: nothing of the row is kept until its time is over, whatever else comes."""
-    made = cache()
-    made.store(need(), answer(need()), NOW_MS)
-    assert made.invalidate("v", key(), None, NOW_MS - 1, NOW_MS) == 1
-    made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS)
-    assert not made.store(need(), answer(need()), NOW_MS + FLOOR_MS - 1)
-    assert made.store(need(), answer(need()), NOW_MS + FLOOR_MS)
+def test_a_row_with_aggregates_is_not_kept_for_a_while() -> None:
+    """Their times do not tell whether an update is in them: nothing of the row is kept until its time is over, whatever
+    else comes; and what the update itself carries has to show for as long as it takes."""
+    made, carried, computed = cache(), need(), need(1, "a_sum_1h")
+    for each in (carried, computed):
+        made.store(each, answer(each), NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS, aggregates=True) == 2
+    made.invalidate("v", key(), ("b",), NOW_MS, NOW_MS + 1)
+    for each in (carried, computed):
+        assert not made.store(each, answer(each, time_ms=NOW_MS + 1), NOW_MS + FLOOR_MS - 1)
+    assert made.store(computed, answer(computed, time_ms=None), NOW_MS + FLOOR_MS)
+    assert not made.store(carried, answer(carried), NOW_MS + LAG_MS - 1)
+    assert made.store(carried, answer(carried, time_ms=NOW_MS + 1), NOW_MS + FLOOR_MS)
+
+
+def test_a_tombstone_waits_until_what_it_deletes_is_gone() -> None:
+    """A row in which something not later than it is still there is not kept, for as long as a materializer may lag;
+    what is missing, or later, is as it has to be."""
+    made, both = cache(), need(1, "a", "b")
+    old, new, gone = Fetched(PRESENT, 1, NOW_MS), Fetched(PRESENT, 2, NOW_MS + 1), Fetched(MISSING)
+    made.store(both, {("v", "a"): old, ("v", "b"): new}, NOW_MS)
+    made.store(need(1, "b"), {("v", "b"): new}, NOW_MS)
+    assert made.invalidate("v", key(), None, NOW_MS, NOW_MS) == 1
+    assert made.find(need(1, "b"))
+    for value in (old, old._replace(status=NULL), old._replace(status=ERROR), old._replace(event_time_ms=None)):
+        assert not made.store(both, {("v", "a"): value, ("v", "b"): new}, NOW_MS + LAG_MS - 1)
+    for value in (gone, new):
+        assert made.store(both, {("v", "a"): value, ("v", "b"): gone}, NOW_MS + 1)
+    assert made.store(both, {("v", "a"): old, ("v", "b"): new}, NOW_MS + LAG_MS)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_tombstone_keeps_out_is_not_waited_for(first: bool) -> None:
+    """In whatever order they are announced: an older update never shows, and a later one has to."""
+    made, found = cache(), {("v", "a"): Fetched(MISSING)}
+    told: list[tuple[tuple[str, ...] | None, int]] = [(None, NOW_MS), (("a",), NOW_MS)]
+    for features, time_ms in told if first else reversed(told):
+        made.invalidate("v", key(), features, time_ms, NOW_MS)
+    assert made.store(need(), found, NOW_MS + 1)
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS) == 1
+    assert not made.store(need(), found, NOW_MS + 1)
+    assert made.store(need(), answer(need(), time_ms=NOW_MS + 1), NOW_MS + 1)
 
 
 def test_floors_have_a_bound_and_nothing_is_kept_past_it() -> None:
@@ -207,11 +241,12 @@ def test_floors_have_a_bound_and_nothing_is_kept_past_it() -> None:
     assert made.store(need(8), answer(need(8)), NOW_MS + FLOOR_MS)
 
 
-def test_a_floor_outlives_a_tombstone_s() -> None:
-    """A row that was announced with its time and then as a whole waits for both, each as long as it has to."""
+def test_floors_of_a_row_add_up() -> None:
+    """A row of which an update, and then others with aggregates, were announced waits for all, each as long as it has
+    to."""
     made = cache()
     made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS)
-    made.invalidate("v", key(), None, NOW_MS, NOW_MS)
+    made.invalidate("v", key(), None, NOW_MS, NOW_MS, aggregates=True)
     assert not made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS - 1)
     assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS + FLOOR_MS)
     assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS)
@@ -225,6 +260,22 @@ def test_floors_past_their_bound_end_without_stopping_the_cache() -> None:
     assert made.store(need(8), answer(need(8)), NOW_MS + 2 * FLOOR_MS)
     assert made.store(need(0), answer(need(0)), NOW_MS + 2 * FLOOR_MS)
     assert not made.store(need(1), answer(need(1)), NOW_MS + 2 * FLOOR_MS)
+
+
+def test_an_entity_s_rows_go_one_by_one() -> None:
+    """Views of one entity are found together and end each for itself; of the last nothing is left."""
+    made = cache()
+    views = [need(1, view="v"), need(1, view="w"), need(1, "b", view="w")]
+    for each in views:
+        assert made.store(each, answer(each), NOW_MS)
+    rows = made.rows_of(key(1))
+    assert [made.find(each, rows) for each in views] == [made.find(each) for each in views]
+    assert {view: len(entries) for view, entries in rows.items()} == {"v": 1, "w": 2}
+    assert made.invalidate("w", key(1), None, NOW_MS, NOW_MS) == 2
+    assert [made.find(each) is None for each in views] == [False, True, True]
+    assert made.invalidate("v", key(1), None, NOW_MS, NOW_MS) == 1
+    assert not made.rows_of(key(1))
+    assert (len(made), made.bytes) == (0, 0)
 
 
 def test_no_answer_is_not_kept() -> None:

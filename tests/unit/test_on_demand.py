@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.documents import FeatureViewSpec, ValueType
+from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
 from app.domain.errors import Code
 from app.domain.explanation import explain
 from app.domain.features import (
@@ -205,13 +205,47 @@ def test_what_is_computed_is_as_old_as_its_oldest_ingredient() -> None:
     assert aged(NOW_MS - 5, ahead_ms) == ahead_ms
 
 
+def test_the_age_of_what_is_made_of_an_undated_value_is_not_known() -> None:
+    """Through all that is computed of it, whatever times the others have; what a request brings is of now."""
+    made = views(
+        ("sum", "DOUBLE", "applicant.income + double(applicant.age)"),
+        ("again", "DOUBLE", "loan.sum * 2.0"),
+        ("asked", "DOUBLE", "double(inputs.amount)"),
+    )
+
+    def ages(income_ms: int | None, age_ms: int | None) -> dict[str, tuple[FeatureStatus, str | None]]:
+        known = {"income": present(1.0, income_ms), "age": present(1, age_ms)}
+        found = computed_of(made, known, inputs={"amount": 1})
+        contracts = [
+            FeatureContract.model_validate({"ref": f"loan.{name}", "maxAge": "1h", "required": True})
+            for name in ("sum", "again", "asked")
+        ]
+        resolved = resolve(contracts, made, request(), found, NOW_MS)
+        return {feature.ref.partition(".")[2]: (feature.status, feature.reason) for feature in resolved.features}
+
+    sound = dict.fromkeys(("sum", "again", "asked"), (COMPUTED, None))
+    assert ages(NOW_MS, NOW_MS) == sound
+    for found in (ages(NOW_MS, None), ages(None, None)):
+        assert found["asked"] == (COMPUTED, None)
+        for status, reason in (found["sum"], found["again"]):
+            assert status is STALE
+            assert reason is not None
+            assert "its age is not known" in reason
+
+
 def test_null_and_times_are_values_too() -> None:
-    """An expression may say null; one that says a time is epoch seconds."""
+    """An expression may say null; one that says a time is epoch seconds, whole ones."""
     found = computed_of(
-        views(("n", "DOUBLE", "null"), ("t", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00Z")')), {}
+        views(
+            ("n", "DOUBLE", "null"),
+            ("t", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00Z")'),
+            ("cut", "UNIX_TIMESTAMP", 'timestamp("2024-01-01T00:00:00.5Z")'),
+        ),
+        {},
     )
     assert found["loan", "n"].status is NULL
     assert found["loan", "t"].value == 1_704_067_200
+    assert (found["loan", "cut"].status, found["loan", "cut"].value) == (ERROR, None)
 
 
 # --- functions --------------------------------------------------------------------------------------------------------
@@ -310,6 +344,7 @@ def test_a_computed_value_keeps_the_contract_and_its_age() -> None:
 
     assert given_income(present(2.0)) == (COMPUTED, [])
     assert given_income(present(2.0, NOW_MS - 3_600_001)) == (STALE, [Code.FEATURE_STALE])
+    assert given_income(present(2.0, None)) == (STALE, [Code.FEATURE_STALE])
     assert given_income(None) == (MISSING, [Code.FEATURE_MISSING])
     assert given_income(Fetched(ERROR, reason=UNAVAILABLE)) == (ERROR, [Code.FEATURES_UNAVAILABLE])
 

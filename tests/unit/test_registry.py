@@ -168,6 +168,7 @@ def test_sound_documents_are_a_revision() -> None:
         ("credit-pd-1", "spec.features.1.default", "old", "spec.features[applicant.age].default", "is not INT64"),
         ("credit-pd-1", "spec.features.1.type", "INT64", "spec.features[applicant.age].type", "declares it"),
         ("credit-pd-1", "spec.features.0.maxAge", "1d", "spec.features[inputs.amount].maxAge", "have no age"),
+        ("credit-pd-1", "spec.features.1.maxAge", "0s", "spec.features[applicant.age].maxAge", "0s makes whatever"),
         ("credit-pd-1", "spec.features.1.name", "amount", "spec.features", "amount is named 2 times"),
         ("credit-pd-1", "spec.outputs.0.min", 2, "spec.outputs[probability].min", "is above max"),
         ("credit-pd", "spec.aliases.champion", "7", "spec.aliases.champion", "no version 7"),
