@@ -21,6 +21,7 @@ from app.ports.log import OutboundRecord
 from app.settings import Settings
 
 _DELIVERY_TIMEOUT_MS: Final = 30_000
+_FLUSH_WITHIN_S: Final = 2.0
 """A broker that is killed and comes back refuses sends for about 12 s; past this bound the caller decides."""
 _LOOKUP_TIMEOUT_S: Final = 2.0
 _KNOWN_FOR_S: Final = 60.0
@@ -77,7 +78,8 @@ class KafkaPublisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self._producer.flush, _CONNECT_TIMEOUT_S)
+        # Whoever published waits for the acknowledgement: what is still here is of work that was cancelled.
+        await asyncio.to_thread(self._producer.flush, _FLUSH_WITHIN_S)
         self._ended.set()
         await asyncio.to_thread(self._poller.join, 5.0)
 
