@@ -148,7 +148,7 @@ class Admission:
         if not address.allowed_by(self._settings.reply_topics_allowed, self._settings.topic_prefix):
             return f"reply topic {topic} is not allowed: BROKER_REPLY_TOPICS_ALLOWED names those that are"
         if is_kept(topic.removeprefix(self._settings.topic_prefix)) or topic.startswith("__"):
-            return f"reply topic {topic} is not allowed: the broker keeps its own records there"
+            return f"reply topic {topic} is not allowed: the broker keeps its own records there; name one of your own"
         return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.adapters.record_codec import EntryState
 from app.adapters.task_codec import decode_result
@@ -247,11 +248,17 @@ def test_the_broker_s_own_topics_take_no_replies(reply_to: str) -> None:
     async def run() -> None:
         made = await world({"reply_topics_allowed": ["*"]})
         made.log.topics.setdefault(reply_to, [[], []])
-        made.send("r", reply_to=reply_to)
-        await settled(made)
+        with capture_logs() as logs:
+            made.send("r", reply_to=reply_to)
+            await settled(made)
         assert {topic for topic, lanes in made.log.topics.items() if any(lanes)} == {REQUESTS, AUDIT}
         (problem,) = made.audits()[0].problems
-        assert problem.message == f"reply topic {reply_to} is not allowed: the broker keeps its own records there"
+        assert (
+            problem.message
+            == f"reply topic {reply_to} is not allowed: the broker keeps its own records there; name one of your own"
+        )
+        (refused,) = [line for line in logs if line["event"] == "refused"]
+        assert (refused["message"], refused["reply_topic"]) == (problem.message, reply_to)
 
     run()
 
