@@ -32,6 +32,7 @@ until it returns. Faust sets 1,500 ms, which is what a busy worker's requests th
 """
 
 _COMMIT_WITHIN_S: Final = 3.0
+_HEARTBEAT_S: Final = 0.5
 
 _COMMITTABLE: Final["WeakKeyDictionary[AppT, dict[TP, int]]"] = WeakKeyDictionary()
 
@@ -99,6 +100,11 @@ class _ConsumerThread(AIOKafkaConsumerThread):
     async def on_thread_stop(self) -> None:
         await super(AIOKafkaConsumerThread, self).on_thread_stop()
         if self._consumer is not None:
+            membership(self.consumer.app).leave()
+            # A static member that stops says nothing, and its partitions are nobody's for the session timeout. What
+            # ends in good order leaves, as a member without a name does (KIP-345): others go on at once.
+            coordinator: Any = self._consumer._coordinator
+            coordinator._group_instance_id = None
             # Faust's own way ends the thread, and its app's stop, where a broker is away.
             await close_clients(self._consumer.stop())
 
@@ -307,7 +313,8 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
         consumer_group_instance_id=instance,
         consumer_auto_offset_reset="earliest",
         broker_session_timeout=session_s,
-        broker_heartbeat_interval=session_s / 3,
+        # By its answers members learn that others come and go.
+        broker_heartbeat_interval=min(session_s / 3, _HEARTBEAT_S),
         broker_rebalance_timeout=max(session_s, 10.0),
         broker_commit_interval=settings.commit_interval / 1000,
         # A handler may take as long as its deadline; liveness watches progress, so this bound only has to exist.

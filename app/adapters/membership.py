@@ -26,6 +26,7 @@ class Membership:
         self._clock = clock
         self._confirmed_s: float | None = None
         self._comebacks: deque[float] = deque(maxlen=_COMEBACKS_MAX)
+        self._left = False
         self.member_id = ""
         self.generation = 0
 
@@ -50,9 +51,15 @@ class Membership:
         often = len(self._comebacks) == _COMEBACKS_MAX
         return not (often and now - self._comebacks[0] < _COMEBACKS_WITHIN_S)
 
+    def leave(self) -> None:
+        """This process gives its membership up, for good."""
+        self._left = True
+
     @property
     def stands(self) -> bool:
-        """Whether the lease runs, or none was ever begun."""
+        """Whether the lease runs, or none was ever begun; never again once it was given up."""
+        if self._left:
+            return False
         return self._confirmed_s is None or self._clock() - self._confirmed_s < self._lease_s
 
 

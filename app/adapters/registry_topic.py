@@ -65,8 +65,14 @@ POINTER_DELETED: Final = (
 )
 """What commands say then: that nothing was ever published would be untrue."""
 
+POINTER_UNREADABLE: Final = (
+    "the pointer to the current revision cannot be read; workers keep the last good one; publish again with "
+    "`model-broker apply -f DIR`"
+)
+
 _POLL_MS: Final = 500
 _RETRY_S: Final = 1.0
+_REFUSAL_LENGTH_MAX: Final = 300
 
 _log = structlog.get_logger()
 # librdkafka logs at its own discretion what its exceptions say too; being fenced is an outcome here, not an emergency.
@@ -144,7 +150,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One line of the history. Where its record does not tell, the time is Kafka's and the rest None."""
+    """One line of the history. Where its record does not tell, the time is Kafka's and the rest None.
+
+    ``refused`` is why workers go by an older one instead; it is known of the last ``REVISIONS_KEPT``.
+    """
 
     revision: str
     published_at: int
@@ -152,6 +161,7 @@ class Publication:
     documents: int | None
     message: str | None
     current: bool = False
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +217,10 @@ def read_history(settings: Settings, *, timeout_s: float = 30.0) -> tuple[Public
     lines.sort(key=lambda line: line[:2], reverse=True)
     current = topic.pointer.revision if topic.pointer is not None else None
     newest = next((at for at, line in enumerate(lines) if line[2].revision == current), None)
-    return tuple(replace(line[2], current=at == newest) for at, line in enumerate(lines))
+    refused = {identity: topic.contents.refusal(identity) for identity in topic.contents}
+    return tuple(
+        replace(one, current=at == newest, refused=refused.get(one.revision)) for at, (_, _, one) in enumerate(lines)
+    )
 
 
 def find_revision(settings: Settings, beginning: str, *, timeout_s: float = 30.0) -> Found:
@@ -358,7 +371,7 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
         try:
             topic.pointer = Pointer.read(last)
         except ValueError as error:
-            topic.faults = (Fault(name, "", "current", str(error)),)
+            topic.faults = (Fault(name, "", "current", f"{POINTER_UNREADABLE} ({error})"),)
     return topic
 
 
@@ -461,8 +474,21 @@ class _Contents:
                 return self.load(identity)
         return None
 
+    def refusal(self, identity: str) -> str | None:
+        """Why workers refuse the revision; None where it is sound."""
+        try:
+            self.load(identity)
+        except DocumentsRefused as error:
+            first, *more = error.faults
+            said = ": ".join(part for part in (first.document, first.field, first.message) if part)
+            return said[:_REFUSAL_LENGTH_MAX] + (f" (and {len(more)} more)" if more else "")
+        return None
+
     def __contains__(self, identity: str) -> bool:
         return identity in self._compressed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._compressed)
 
 
 # --- following, for workers -------------------------------------------------------------------------------------------

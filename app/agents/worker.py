@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 from prometheus_client import Gauge
 
+from app.adapters.kafka_clients import close_clients
 from app.adapters.membership import membership
 from app.agents.delivery import Intake
 from app.agents.health import HealthServer
@@ -33,6 +34,7 @@ log = structlog.get_logger()
 _LAG = Gauge("broker_commit_lag", "Finished records whose offset is not committed yet, by the group's own account")
 _LOOP_LAG = Gauge("broker_event_loop_lag_seconds", "How late the event loop ran its last tick")
 _WATCH_EVERY_S: Final = 2.0
+_ASK_WITHIN_S: Final = 5.0
 _LAG_MAX_S: Final = 30.0
 """Commits come every ``commit_interval``; one that is this late will not come (faust-streaming issues 175, 596)."""
 _JOIN_WITHIN_S: Final = 180.0
@@ -51,7 +53,9 @@ class Liveness:
     outside_since: float | None = None
 
     def observe_group(self, *, joined: bool, kafka_answers: bool, now_s: float) -> None:
-        """Note whether it ever joined, at steady time ``now_s``. While Kafka does not answer nobody can."""
+        """Note whether it ever joined, at steady time ``now_s``. While Kafka does not answer nobody can, nor commit."""
+        if not kafka_answers:
+            self.behind_since.clear()
         if joined or not kafka_answers:
             self.outside_since = None
         elif self.outside_since is None:
@@ -107,7 +111,9 @@ class Worker:
         self._stop = asyncio.Event()
         self._liveness = Liveness()
         self._health = HealthServer(
-            port=http_port, live=self._live, ready_checks={"assigned": self._check_assigned, **ready_checks}
+            port=http_port,
+            live=self._live,
+            ready_checks={"running": self._check_running, "assigned": self._check_assigned, **ready_checks},
         )
         app.on_partitions_revoked.connect(self._on_revoked)
         app.on_rebalance_complete.connect(self._on_settled)
@@ -117,6 +123,10 @@ class Worker:
 
     async def _on_settled(self, *_: object, **__: object) -> None:
         self._assigned = True
+
+    async def _check_running(self) -> None:
+        if self._stop.is_set():
+            raise StoreUnavailable("this process was told to stop: it ends what it has begun")
 
     async def _check_assigned(self) -> None:
         if not self._assigned:
@@ -184,7 +194,10 @@ class Worker:
     async def _watch(self) -> None:
         """Hold the loop's ticks against the clock, and our finished offsets against the group's commits."""
         loop = asyncio.get_running_loop()
-        admin: AIOKafkaAdminClient | None = None
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=self._settings.kafka_bootstrap, client_id=f"{self._instance}-watch"
+        )
+        started = False
         try:
             while True:
                 before = loop.time()
@@ -193,13 +206,12 @@ class Worker:
                 joined = bool(membership(self._app).member_id)
                 finished = {tp: offset for intake in self._intakes for tp, offset in intake.finished.items()}
                 try:
-                    if admin is None:
-                        admin = AIOKafkaAdminClient(
-                            bootstrap_servers=self._settings.kafka_bootstrap, client_id=f"{self._instance}-watch"
-                        )
-                        await admin.start()
-                    offsets = await admin.list_consumer_group_offsets(self._app.conf.id)
-                except (KafkaError, OSError):
+                    async with asyncio.timeout(_ASK_WITHIN_S):
+                        if not started:
+                            await admin.start()
+                            started = True
+                        offsets = await admin.list_consumer_group_offsets(self._app.conf.id)
+                except (KafkaError, OSError, TimeoutError):
                     # Kafka's own outage is not this worker's fault: a restart would not mend it.
                     self._liveness.observe_group(joined=joined, kafka_answers=False, now_s=loop.time())
                     continue
@@ -208,8 +220,7 @@ class Worker:
                 _LAG.set(sum(max(0, offset - committed.get(tp, 0)) for tp, offset in finished.items()))
                 self._liveness.observe(finished, committed, loop.time())
         finally:
-            if admin is not None:
-                await admin.close()
+            await close_clients(admin.close())
 
 
 async def _within(timeout_s: float, step: Coroutine[Any, Any, Any]) -> None:

@@ -1,6 +1,8 @@
 """``model-broker explain``: what would happen to a request, told without running it."""
 
 import dataclasses
+import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,33 +184,46 @@ def _ejection(version: ModelVersionSpec) -> dict[str, Any]:
 
 
 def _print_explanation(explanation: Explanation) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"revision  {explanation.revision}")
+    width = Console().width
+    # With one space the id, which must not be broken, fits 80 columns.
+    typer.echo(f"revision {explanation.revision}")
+    for line in _lines(explanation):
+        typer.echo(_wrapped(line, width))
+
+
+def _wrapped(line: str, width: int) -> str:
+    """The line in ``width`` columns, what is continued below what it says."""
+    own = len(line) - len(line.lstrip())
+    label = re.match(r"[a-z]+ {2,}", line)
+    indent = " " * (own + 2 if label is None else label.end() + 2)
+    return textwrap.fill(line, max(width, 40), subsequent_indent=indent, break_on_hyphens=False, tabsize=1)
+
+
+def _lines(explanation: Explanation) -> Iterator[str]:
     if explanation.route is not None and explanation.deadline_ms is not None:
-        console.print(f"route     {explanation.route}, deadline {format_duration(explanation.deadline_ms)}")
+        yield f"route     {explanation.route}, deadline {format_duration(explanation.deadline_ms)}"
     for name, value in explanation.placeholders.items():
-        console.print(f"          metadata.{name} = {value}")
+        yield f"          metadata.{name} = {value}"
     if explanation.pinnable:
-        console.print(f"          metadata.model_version may name a version of {', '.join(explanation.pinnable)}")
+        yield f"          metadata.model_version may name a version of {', '.join(explanation.pinnable)}"
     for rule in explanation.rules:
-        console.print(f"rule      {rule.name}: {'matches' if rule.matched else 'does not match'}; {rule.reason}")
+        yield f"rule      {rule.name}: {'matches' if rule.matched else 'does not match'}; {rule.reason}"
     for task in explanation.tasks:
-        for line in _task_lines(task):
-            console.print(line)
+        yield from _task_lines(task)
     for need in explanation.needs:
         key = ", ".join(f"{name}={value}" for name, value in zip(need.key.names, need.key.values, strict=True))
-        console.print(f"fetch     {need.view} of {key}")
+        yield f"fetch     {need.view} of {key}"
     if explanation.join is not None:
-        console.print(f"join      {explanation.join}")
+        yield f"join      {explanation.join}"
     for name, text in (explanation.result or {}).items():
-        console.print(f"result    {name} = {text}")
+        yield f"result    {name} = {text}"
     for code, text in (explanation.reasons or {}).items():
-        console.print(f"reason    {code} if {text}")
+        yield f"reason    {code} if {text}"
     found = (*explanation.problems, *(each for task in explanation.tasks for each in task.problems))
     for problem in dict.fromkeys(found):
-        console.print(f"problem   {problem.code}: {problem.message}")
+        yield f"problem   {problem.code}: {problem.message}"
     if explanation.refused is not None:
-        console.print(f"rejected  {explanation.refused.code}: {explanation.refused.message}")
+        yield f"rejected  {explanation.refused.code}: {explanation.refused.message}"
 
 
 def _task_lines(task: TaskTrace) -> Iterator[str]:

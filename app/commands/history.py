@@ -27,7 +27,7 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many publications at most.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List what was published, the newest first; the current revision is marked."""
+    """List what was published, the newest first; the current revision is marked, and what workers refuse."""
     try:
         publications = read_history(Settings())
     except BrokerError as error:
@@ -58,7 +58,7 @@ def _table(publications: tuple[Publication, ...]) -> Table:
             shortened(each.revision),
             f"{when:%Y-%m-%d %H:%M:%S}",
             "-" if each.documents is None else str(each.documents),
-            Text(each.message or "-"),
+            Text(each.message or "-") if each.refused is None else Text(f"refused: {each.refused}", style="red"),
         )
     return table
 
@@ -99,7 +99,7 @@ def rollback(
             as_json=as_json,
         )
     except BrokerError as error:
-        fail(error, as_json=as_json)
+        fail(error, as_json=as_json, publishing=True)
     if as_json:
         typer.echo(orjson.dumps({**offered.as_json(), "restored": target.id}))
     elif offered.published:

@@ -99,7 +99,7 @@ def apply(
                 as_json=as_json,
             )
     except BrokerError as error:
-        fail(error, as_json=as_json)
+        fail(error, as_json=as_json, publishing=True)
     if as_json:
         typer.echo(orjson.dumps(offered.as_json()))
     elif offered.published:
@@ -358,8 +358,11 @@ def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def fail(error: BrokerError, *, as_json: bool) -> NoReturn:
-    """End the command: each fault a line, and with ``--json`` all of them as its document."""
+def fail(error: BrokerError, *, as_json: bool, publishing: bool = False) -> NoReturn:
+    """End the command: each fault a line, and with ``--json`` all of them as its document.
+
+    ``publishing``: the command would have published, and says that it did not.
+    """
     faults = error.faults if isinstance(error, DocumentsRefused) else ()
     if as_json:
         listed = [dataclasses.asdict(fault) for fault in faults]
@@ -367,7 +370,8 @@ def fail(error: BrokerError, *, as_json: bool) -> NoReturn:
     for fault in faults:
         typer.echo(f"error: {fault}", err=True)
     if faults:
-        typer.echo(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}: nothing was published.", err=True)
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        typer.echo(f"{count}: nothing was published." if publishing else f"{count}.", err=True)
     else:
         typer.echo(f"error: {error}", err=True)
     raise typer.Exit(exit_code(error)) from error

@@ -5,7 +5,7 @@ that it has compiled before; what cannot be read here proves nothing.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ _LEXEME: Final = re.compile(
     | (?P<mark> && | \|\| | == | != | <= | >= | . )""",
     re.VERBOSE | re.DOTALL,
 )
-_MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
+MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
 SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
 _BINARY: Final = (
     frozenset({"<", "<=", ">", ">=", "==", "!=", "in"}),
@@ -78,13 +78,23 @@ def nests_macros(text: str) -> bool:
     open_: list[bool] = []
     for at, lexeme in enumerate(lexemes):
         if lexeme in "([{":
-            walks = lexeme == "(" and lexemes[max(0, at - 2)] == "." and lexemes[at - 1] in _MACROS
-            if walks and any(open_):
+            walk = _opens_walk(lexemes, at)
+            if walk and any(open_):
                 return True
-            open_.append(walks)
+            open_.append(walk)
         elif lexeme in ")]}" and open_:
             open_.pop()
     return False
+
+
+def walks(text: str) -> bool:
+    """Whether a macro walks a list somewhere in an expression."""
+    lexemes = [match[0] for match in _LEXEME.finditer(text) if match.lastgroup]
+    return any(_opens_walk(lexemes, at) for at in range(2, len(lexemes)))
+
+
+def _opens_walk(lexemes: Sequence[str], at: int) -> bool:
+    return lexemes[at] == "(" and lexemes[max(0, at - 2)] == "." and lexemes[at - 1] in MACROS
 
 
 class _Reader:

@@ -3,8 +3,8 @@
 Converting a request's values costs the engine (common-expression-language, in Rust) forty times what evaluating an
 expression on them does, so a request has one ``Activation`` for all rules, conditions and results, and of its values
 only those that an expression can look at: ``reach`` and ``within_reach``. Numbers do not mix in CEL (``5000 * 1.5``
-fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. Length is bounded, for CEL's macros
-nest.
+fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. An evaluation cannot be interrupted, so
+what it may cost is bounded: by what is written and by how much is seen (``expression_bounds``).
 
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
@@ -20,7 +20,8 @@ from typing import Any, Final
 import cel
 
 from app.domain.errors import ExpressionFailed
-from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax
+from app.domain.expression_bounds import Beside, beside_walks, costs_too_much, lookup_fault, single_fault, too_large
+from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax, walks
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -107,13 +108,17 @@ _FAILED: Final = object()
 
 
 class Activation:
-    """Values by root, converted once for every expression that is evaluated on them."""
+    """Values by root, converted once for every expression that is evaluated on them.
 
-    __slots__ = ("_context", "_refused", "_roots")
+    What is too large is not converted, and fails only the expressions that look at it.
+    """
+
+    __slots__ = ("_context", "_refused", "_too_large", "_values")
 
     def __init__(self, values: Mapping[str, object], helpers: Iterable[str] = HELPERS) -> None:
-        self._context = cel.Context(dict(values))
-        self._roots = set(values)
+        self._too_large: dict[str, Mapping[tuple[str, ...], str]] = {}
+        self._context = cel.Context({root: self._bounded(root, value) for root, value in values.items()})
+        self._values = dict(values)
         self._refused: str | None = None
         for name in helpers:
             self._context.add_function(name, self._guarded(name))
@@ -132,13 +137,42 @@ class Activation:
 
     def add(self, root: str, value: object) -> None:
         """Set one more root, or another value of one."""
-        self._context.add_variable(root, value)
-        self._roots.add(root)
+        self._context.add_variable(root, self._bounded(root, value))
+        self._values[root] = value
+
+    def _bounded(self, root: str, value: object) -> object:
+        self._too_large.pop(root, None)
+        sizes = too_large(root, value)
+        if sizes is None:
+            return value
+        self._too_large[root] = sizes.too_large
+        return sizes.without(value)
+
+    def oversize(self, expression: "Expression") -> str | None:
+        """What is too large of what ``expression`` looks at; None where nothing is."""
+        for root in expression.roots:
+            if root in self._too_large:
+                reach = expression.reach(root)
+                for path, said in self._too_large[root].items():
+                    if _covers(reach, path):
+                        return f"{'.'.join((root, *path))} {said}"
+        for fault, paths in ((single_fault, expression.beside.singles), (lookup_fault, expression.beside.looked_up)):
+            for path in paths:
+                said_of = fault(self._value_at(path))
+                if said_of is not None:
+                    return f"{'.'.join(path)} {said_of}"
+        return None
+
+    def _value_at(self, path: Sequence[str]) -> object:
+        value: object = self._values
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
 
     def run(self, program: Any, roots: Iterable[str]) -> object:
         """The value of a program that names ``roots``."""
         for root in roots:
-            if root not in self._roots:
+            if root not in self._values:
                 raise KeyError(root)
         self._refused = None
         try:
@@ -156,6 +190,7 @@ class Expression:
     text: str
     roots: tuple[str, ...]
     helpers: tuple[str, ...]
+    beside: Beside
     _program: Any = field(repr=False, compare=False)
 
     def members(self, root: str) -> tuple[tuple[tuple[str, ...], bool], ...]:
@@ -229,8 +264,12 @@ class Expression:
         """The expression's value on ``activation``'s JSON-like values.
 
         Raises:
-            ExpressionFailed: an unknown name, a type mismatch, or any other failure of the evaluation.
+            ExpressionFailed: an unknown name, a type mismatch, what is too large to look at, or any other failure of
+                the evaluation.
         """
+        said = activation.oversize(self)
+        if said is not None:
+            raise ExpressionFailed(f"{said} in: {self.text}")
         try:
             return activation.run(self._program, self.roots)
         except KeyError as error:
@@ -293,6 +332,17 @@ def within_reach(value: object, reach: Reach) -> object:
     return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
 
 
+def _covers(reach: Reach, path: Sequence[str]) -> bool:
+    """Whether the value at ``path`` is looked at as a whole, not only through it at a member."""
+    for name in path:
+        if reach is None:
+            return True
+        if name not in reach:
+            return False
+        reach = reach[name]
+    return reach is None
+
+
 def _first_error(said: str) -> str:
     """The engine's first error, with line and column, without the text that it draws below."""
     found = _PARSE_ERROR.search(said)
@@ -330,11 +380,19 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if nests_macros(text):
         # A list of a few thousand values would stop the worker, and with it every other request.
         raise ExpressionFailed(f"a list is walked within the walk of another: walk one at a time in: {text}")
+    node = syntax(text)
     if FUNCTIONS & set(program.functions()):
-        for said in _calls_that_fail(syntax(text)):
+        for said in _calls_that_fail(node):
             raise ExpressionFailed(f"{said} in: {text}")
+    if node is not None:
+        costly = costs_too_much(node)
+    else:
+        costly = "a walk's cost cannot be told from how this is written: write it more plainly" if walks(text) else None
+    if costly is not None:
+        raise ExpressionFailed(f"{costly} in: {text}")
+    beside = Beside() if node is None else beside_walks(node)
     helpers = tuple(sorted(HELPERS.keys() & set(program.functions())))
-    return Expression(text, tuple(root for root in roots if root in named), helpers, program)
+    return Expression(text, tuple(root for root in roots if root in named), helpers, beside, program)
 
 
 def _calls_that_fail(node: Node | None) -> Iterator[str]:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from app.domain.documents import API_VERSION, Document
 
 _UNREAD: Final = "unread0x"
+_UNREAD_WHEN: Final = f"path != '{_UNREAD}'"
+"""A condition that may hold or not; what is constant, or the same as another rule's, is a fault."""
 _GONE: Final = object()
 _MENDS_MAX: Final = 64
 """Rounds of mending; what is left of a document after so many is not looked through."""
@@ -23,7 +25,7 @@ Path = tuple[str | int, ...]
 
 
 def is_unread(name: str | None) -> bool:
-    """Whether a name, version or path stands for one that could not be read."""
+    """Whether a name, version, path or condition stands for one that could not be read."""
     return name is not None and _UNREAD in name
 
 
@@ -179,9 +181,9 @@ class _Mender:
             case ("deadline",):
                 return ["1s"]
             case ("rules",):
-                return [[{"name": self._unread(None), "when": "true", "tasks": [self._stub(None, 0)]}]]
+                return [[{"name": self._unread(None), "when": _UNREAD_WHEN, "tasks": [self._stub(None, 0)]}]]
             case ("rules", "*"):
-                return [{"name": self._unread(None, path[-1]), "when": "true", "tasks": [self._stub(None, 0)]}]
+                return [{"name": self._unread(None, path[-1]), "when": _UNREAD_WHEN, "tasks": [self._stub(None, 0)]}]
             case ("rules", "*", "name"):
                 return [self._unread(now, path[-2])]
             case ("rules", "*", "tasks"):
@@ -212,7 +214,9 @@ class _Mender:
                 filler = self._unread(now, path[-2]).upper()
                 self.labels[filler] = self.labels[filler.lower()]
                 return [filler]
-            case ("rules", "*", "reasons", "*", "when") | ("rules", "*", "when"):
+            case ("rules", "*", "when"):
+                return [_UNREAD_WHEN]
+            case ("rules", "*", "reasons", "*", "when"):
                 return ["true"]
         return []
 

@@ -13,7 +13,7 @@ from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, Tas
 from app.domain.errors import ExpressionFailed
 from app.domain.expression_guards import Absence, unguarded, whole_of
 from app.domain.expression_presence import State, missing, states_of
-from app.domain.expression_syntax import Node, numbers_in, syntax
+from app.domain.expression_syntax import SIMPLE_TEXT, Node, numbers_in, syntax
 from app.domain.expressions import Activation, Expression, unfit
 from app.domain.registry_parts import is_unread
 from app.domain.registry_shapes import shown
@@ -29,6 +29,49 @@ def constant_fault(expression: Expression) -> str | None:
         return str(error)
     said = f"is always {shown(value)}, and a condition is true or false; compare it with something"
     return None if isinstance(value, bool) else said
+
+
+def is_always(expression: Expression, value: bool) -> bool:
+    """Whether a condition looks at nothing and is ``value``."""
+    return not expression.roots and constant_fault(expression) is None and expression.evaluate(Activation({})) is value
+
+
+def constant_segment(expression: Expression) -> str | None:
+    """Why a segment that looks at nothing tells no requests apart; None where it looks at something."""
+    if expression.roots:
+        return None
+    try:
+        value = expression.evaluate(Activation({}))
+    except ExpressionFailed as error:
+        return str(error)
+    return f"is always {shown(value)}, so it tells no requests apart; look at the request, or leave it out"
+
+
+def header_faults(expression: Expression) -> Iterator[str]:
+    """Headers that an expression looks for by a name that none can have."""
+    if "metadata" not in expression.roots:
+        return
+    for name in dict.fromkeys(_headers_in(syntax(expression.text))):
+        if name != name.lower():
+            wanted = f'metadata.headers["{name.lower()}"]'
+            yield f"header {name} is never there, for headers are seen by lower-case names: write {wanted}"
+
+
+def _headers_in(node: Node | None) -> Iterator[str]:
+    """The headers that are named, by a member, by a key, or before ``in``."""
+    if node is None:
+        return
+    if node.kind == "path" and node.names[:2] == _HEADERS and len(node.names) > 2:
+        yield node.names[2]
+    if node.kind == "in" and node.parts[0].kind == "literal" and node.parts[1].names == _HEADERS:
+        keyed = SIMPLE_TEXT.fullmatch(node.parts[0].names[0])
+        if keyed is not None:
+            yield keyed[2]
+    for part in node.parts:
+        yield from _headers_in(part)
+
+
+_HEADERS: Final = ("metadata", "headers")
 
 
 @dataclass(frozen=True, slots=True)

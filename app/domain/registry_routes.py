@@ -20,11 +20,19 @@ from app.domain.documents import (
     TaskSpec,
 )
 from app.domain.errors import ExpressionFailed, Fault
+from app.domain.expression_syntax import syntax
 from app.domain.expressions import Expression, Reach, compile_expression, joined
 from app.domain.paths import placeholders_of
 from app.domain.registry_checks import FieldFault, Known, repeated, task_faults
 from app.domain.registry_parts import is_unread
-from app.domain.registry_results import Absences, constant_fault, result_faults
+from app.domain.registry_results import (
+    Absences,
+    constant_fault,
+    constant_segment,
+    header_faults,
+    is_always,
+    result_faults,
+)
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)
@@ -132,9 +140,7 @@ class _Compiler:
             self._add("spec.path", str(error))
         self._add_all("status.rollouts.", _status_faults(document))
         self._add_all("", repeated("spec.pinnable", spec.pinnable))
-        always = next((rule.name for rule in spec.rules[:-1] if rule.when is None), None)
-        if always is not None:
-            self._add(f"spec.rules[{always}]", "has no when, so none after it is reached; put it last or give it one")
+        self._add_all("", _unreached(rules))
         named = {task.name for rule in spec.rules for task in rule.tasks}
         for task in spec.pinnable:
             if task not in named and not any(map(is_unread, named)):
@@ -161,6 +167,8 @@ class _Compiler:
             self._add_all(f"{at}.tasks[{task.name}].", task_faults(known, task, self._today))
         self._add_all(f"{at}.", (*_order_faults(rule.tasks), *_join_faults(rule), *_flip_faults(rule)))
         when = self._condition(f"{at}.when", rule.when, WHEN_ROOTS)
+        if when is not None and is_always(when, False):
+            self._add(f"{at}.when", "is always false, so the rule is for no request; remove the rule")
         result = self._each(f"{at}.result", rule.result, RESULT_ROOTS)
         self._add_all("", repeated(f"{at}.reasons", (reason.code for reason in rule.reasons)))
         reasons: dict[str, Expression] = {}
@@ -169,10 +177,10 @@ class _Compiler:
             if found is not None:
                 reasons[reason.code] = found
         for name, expression in reasons.items():
-            for path, _ in expression.members("result"):
-                if path[0] not in rule.result and not any(map(is_unread, rule.result)):
+            for member in dict.fromkeys(path[0] for path, _ in expression.members("result")):
+                if member not in rule.result and not any(map(is_unread, rule.result)):
                     have = ", ".join(rule.result) or "nothing"
-                    self._add(f"{at}.reasons[{name}].when", f"result has no {path[0]} (there is: {have})")
+                    self._add(f"{at}.reasons[{name}].when", f"result has no {member} (there is: {have})")
         served = {task.name: known.served(task) for task in rule.tasks}
         unsure = any(map(is_unread, (*served, *(name for task in rule.tasks for name in task.after))))
         conditions = {
@@ -188,6 +196,8 @@ class _Compiler:
         tasks = []
         for task in rule.tasks:
             below, condition = f"{at}.tasks[{task.name}]", conditions[task.name]
+            if condition is not None and is_always(condition, False):
+                self._add(f"{below}.when", "is always false, so the task never runs; remove the task")
             if condition is not None:
                 before = {name: served.get(name) for name in task.after if name in served or unsure}
                 others = set() if unsure else served.keys() - before.keys()
@@ -198,7 +208,7 @@ class _Compiler:
                 for message in result_faults(condition, before, absences.before(task, rule, compiled), boolean=True):
                     self._add(f"{below}.when", message)
             segments = tuple(
-                self._compiled(f"{below}.shadow[{number}].segment", shadow.segment, WHEN_ROOTS)
+                self._segment(f"{below}.shadow[{number}].segment", shadow.segment)
                 for number, shadow in enumerate(task.shadow)
             )
             experiment = task.select.experiment or f"{self._document.metadata.name}/{task.name}"
@@ -210,10 +220,20 @@ class _Compiler:
         if text is None:
             return None
         try:
-            return compile_expression(text, roots)
+            expression = compile_expression(text, roots)
         except ExpressionFailed as error:
             self._add(field, str(error))
             return None
+        for said in header_faults(expression):
+            self._add(field, said)
+        return expression
+
+    def _segment(self, field: str, text: str | None) -> Expression | None:
+        expression = self._compiled(field, text, WHEN_ROOTS)
+        said = None if expression is None else constant_segment(expression)
+        if said is not None:
+            self._add(field, said)
+        return expression
 
     def _condition(self, field: str, text: str | None, roots: tuple[str, ...]) -> Expression | None:
         expression = self._compiled(field, text, roots)
@@ -292,6 +312,26 @@ def _reach_of(expressions: Iterable[Expression]) -> dict[str, Reach]:
             own = expression.reach(root)
             reach[root] = joined(reach[root], own) if root in reach else own
     return reach
+
+
+def _unreached(rules: Sequence[Rule]) -> Iterator[FieldFault]:
+    """Rules behind one that is for every request, or for the same requests: the first that holds decides."""
+    seen: dict[object, str] = {}
+    for number, rule in enumerate(rules):
+        spec = rule.spec
+        after = ", ".join(each.spec.name for each in rules[number + 1 :])
+        if spec.when is None or (rule.when is not None and is_always(rule.when, True)):
+            if after:
+                has = "has no when" if spec.when is None else "has a when that is always true"
+                said = f"{has}, so none after it is reached ({after}); put it last or give it one that may be false"
+                yield f"spec.rules[{spec.name}]", said
+                return
+        elif not is_unread(spec.when):
+            asked = syntax(spec.when) or spec.when.strip()
+            if asked in seen:
+                said = f"is that of rule {seen[asked]} before it, so {spec.name} is never reached; merge the two"
+                yield f"spec.rules[{spec.name}].when", said
+            seen.setdefault(asked, spec.name)
 
 
 def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:

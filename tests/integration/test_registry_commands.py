@@ -207,7 +207,17 @@ def test_a_head_written_by_hand_is_replaced(settings: Settings, tmp_path: Path) 
     producer.produce(settings.topic("broker.registry"), key=POINTER_KEY, value=b"{", partition=0)
     assert producer.flush(10) == 0
     assert run("topics", "check").exit_code == 0
+    looked = run("get", "routes")
+    assert looked.exit_code == 1
+    assert "the pointer to the current revision cannot be read" in looked.stderr
+    assert "nothing was published" not in looked.stderr
     applied = run("apply", "-f", write(tmp_path, sound()), "--yes")
     assert applied.exit_code == 0
     assert "is refused" in applied.stderr
     assert read_head(settings).published is not None
+    producer.produce(settings.topic("broker.registry"), key=b"sha256:a", value=b"by hand", partition=0)
+    assert producer.flush(10) == 0
+    assert "refused: " in run("history").stdout
+    refused, sound_one = run_json("history")["publications"]
+    assert "zstd" in refused["refused"]
+    assert (sound_one["refused"], sound_one["current"]) == (None, True)

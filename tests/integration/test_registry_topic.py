@@ -311,9 +311,11 @@ def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) ->
     headers = [(PUBLICATION_HEADER, b"{"), (PUBLICATION_HEADER, pointer_to(first.id)), ("other", b"1")]
     write(settings, (b"sha256:a", b"not zstd"), headers=headers)
     newest, oldest = read_history(settings)
-    assert newest == Publication("sha256:a", newest.published_at, None, None, None)
+    assert newest.refused is not None
+    assert "zstd" in newest.refused
+    assert newest == Publication("sha256:a", newest.published_at, None, None, None, refused=newest.refused)
     assert newest.published_at >= before_ms - 1_000
-    assert (oldest.revision, oldest.current) == (first.id, True)
+    assert (oldest.revision, oldest.current, oldest.refused) == (first.id, True, None)
 
 
 def test_the_history_of_one_revision_is_bounded(settings: Settings) -> None:
@@ -377,6 +379,9 @@ def test_a_head_that_is_refused_is_said_to_be(settings: Settings) -> None:
     """Commands that need the current revision name its faults."""
     write(settings, (POINTER_KEY, pointer_to("sha256:a")))
     with pytest.raises(DocumentsRefused, match="sha256:a"):
+        read_published(settings)
+    write(settings, (POINTER_KEY, b"garbage"))
+    with pytest.raises(DocumentsRefused, match=r"cannot be read; workers keep .* publish again .* \(not JSON"):
         read_published(settings)
 
 

@@ -41,7 +41,7 @@ relations = st.one_of(
     st.builds("has({}.a)".format, operands),
     st.builds("size({}) > 1".format, operands),
     st.builds("{}.all(k, k != 'a')".format, operands),
-    st.builds("{}.exists(k, k in inputs)".format, operands),
+    st.builds("{}.exists(k, k == inputs.a || has(metadata.b))".format, operands),
     st.builds("{}.map(inputs, inputs.a)".format, operands),
     st.builds("{{'inputs': {}}}.inputs.b".format, operands),
     st.builds("string({}) // inputs.b\n".format, operands),

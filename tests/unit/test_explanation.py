@@ -246,7 +246,10 @@ def test_the_command_takes_headers(channel: str, rule: str, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     told = orjson.loads(done.stdout)
     assert told["rule"] == rule
-    text = CliRunner().invoke(app, asked).stdout
+    shown = CliRunner().invoke(app, asked).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    # What is too long goes on in the next line.
+    text = shown + " ".join(shown.split())
     assert f"rule      {rule}: matches" in text
     if rule == "default":
         assert told["tasks"][1]["after"] == ["cheap"]

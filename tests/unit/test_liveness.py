@@ -32,6 +32,18 @@ def test_what_is_caught_up_or_gone_is_forgotten() -> None:
     assert liveness.fault(100.0) is None
 
 
+def test_an_outage_of_kafkas_is_no_fault() -> None:
+    """Nobody can commit meanwhile; half a minute to do so begins when it is back."""
+    liveness = Liveness()
+    liveness.observe({P: 10}, {P: 7}, 100.0)
+    liveness.observe_group(joined=True, kafka_answers=False, now_s=110.0)
+    assert liveness.fault(1_000.0) is None
+    liveness.observe_group(joined=True, kafka_answers=True, now_s=1_000.0)
+    liveness.observe({P: 10}, {P: 7}, 1_000.0)
+    assert liveness.fault(1_030.0) is None
+    assert liveness.fault(1_031.0) is not None
+
+
 def test_a_process_that_never_joins_its_group_is_a_fault() -> None:
     """Three minutes outside while Kafka answers; an outage of Kafka's is none, nor is who has joined."""
     liveness = Liveness()

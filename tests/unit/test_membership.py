@@ -48,6 +48,17 @@ def test_a_lease_lasts_from_the_last_answered_heartbeat() -> None:
     assert lease.stands
 
 
+def test_who_has_left_writes_no_more() -> None:
+    """Not for the rest of its lease, nor when a heartbeat is answered that was under way: another may own by now."""
+    clock = Clock()
+    lease = Membership(6.0, clock)
+    lease.join("m-1", 1)
+    lease.leave()
+    assert not lease.stands
+    lease.confirm(lease.now())
+    assert not lease.stands
+
+
 def test_who_is_expelled_again_and_again_is_not_alone() -> None:
     """Three comebacks within a minute; a few over a longer time are bad luck."""
     clock = Clock()

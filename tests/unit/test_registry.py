@@ -226,6 +226,12 @@ def whole_route(*tasks: dict[str, Any], spec: dict[str, Any] | None = None, **ru
         ({"shadow": [{"alias": "best"}]}, ".shadow[0].alias", "no alias best"),
         ({"shadow": [{"version": "3", "segment": "nofn(path)"}]}, ".shadow[0].segment", "unknown function nofn"),
         ({"shadow": [{"version": "3", "segment": "outputs.pd"}]}, ".shadow[0].segment", "unknown name outputs"),
+        (
+            {"shadow": [{"version": "2", "segment": "1 + 1"}]},
+            ".shadow[0].segment",
+            "is always 2, so it tells no requests",
+        ),
+        ({"shadow": [{"version": "2", "segment": "1 / 0"}]}, ".shadow[0].segment", "in: 1 / 0"),
         # fallbacks
         ({"fallback": [{}]}, ".fallback[0]", "exactly one of version, alias, default"),
         ({"fallback": [{"alias": "best"}]}, ".fallback[0].alias", "no alias best"),
@@ -492,8 +498,8 @@ def test_a_fault_of_shape_does_not_hide_references() -> None:
     """What is beside the rule, task or feature that cannot be read is still held against the other documents."""
     tasks = [task(colour="red"), task(name="lost", model="credit-lgd")]
     rules = [
-        {"name": "a", "when": "true", "tasks": tasks},
-        {"name": "b", "when": "true", "tasks": [task(select={"version": "9"})]},
+        {"name": "a", "when": "inputs.a == 1", "tasks": tasks},
+        {"name": "b", "when": "inputs.b == 1", "tasks": [task(select={"version": "9"})]},
         {"name": "c", "tasks": [task(colour="red")]},
     ]
     documents = changed(sound(), "credit-pd-2", "spec.features.0.colour", "red")
@@ -734,10 +740,66 @@ def test_bounds_belong_to_numbers(datatype: str) -> None:
     assert (fault.field, fault.message) == ("spec.outputs[probability].max", f"{datatype} has no order; remove it")
 
 
-def test_a_constant_condition_that_is_true_or_false_is_sound() -> None:
-    """A rule that is switched off, or for everybody."""
-    for text in ("false", "1 < 2", "true || false"):
+def test_a_constant_condition_that_is_true_is_sound_where_it_is_last() -> None:
+    """A rule for everybody, as one without a condition is."""
+    for text in ("true", "1 < 2", "true || false"):
         assert read_revision(sources(whole_route(FIRST, when=text))).routes
+
+
+@pytest.mark.parametrize("text", ["false", "2 < 1", "true && false"])
+def test_a_rule_or_task_that_is_switched_off_is_refused(text: str) -> None:
+    """What can never run is no part of a route."""
+    (fault,) = refused(whole_route(FIRST, when=text))
+    assert (fault.field, fault.message) == (
+        f"{RULE}.when",
+        "is always false, so the rule is for no request; remove the rule",
+    )
+    second = task(name="second", after=["first"], when=text)
+    (fault,) = refused(whole_route(FIRST, second))
+    assert fault.field == f"{RULE}.tasks[second].when"
+    assert fault.message == "is always false, so the task never runs; remove the task"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "field", "said"),
+    [
+        ("path == '/a'", " path=='/a' ", "spec.rules[b].when", "is that of rule a before it, so b is never reached"),
+        ("path == '/a'", "path == '/b'", None, ""),
+        ("true", "path == '/b'", "spec.rules[a]", "a when that is always true, so none after it is reached (b, c)"),
+        (None, "path == '/b'", "spec.rules[a]", "has no when, so none after it is reached (b, c)"),
+    ],
+)
+def test_a_rule_behind_one_for_the_same_requests_is_refused(
+    first: str | None, second: str, field: str | None, said: str
+) -> None:
+    """The first match wins, so of two that ask the same, however it is spaced, the second is never reached."""
+    rules = [
+        {"name": name, "tasks": [FIRST]} | ({} if when is None else {"when": when})
+        for name, when in (("a", first), ("b", second), ("c", None))
+    ]
+    documents = changed(sound(), "credit", "spec", route(rules=rules)["spec"])
+    if field is None:
+        assert read_revision(sources(documents)).routes
+        return
+    (fault,) = refused(documents)
+    assert fault.field == field
+    assert said in fault.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["metadata.headers['X-Foo'] == 'a'", "has(metadata.headers.X_Foo)", "'X-Foo' in metadata.headers"],
+)
+def test_a_header_is_looked_for_by_its_lower_case_name(text: str) -> None:
+    """By any other it is never there, and the condition never holds."""
+    (fault,) = refused(whole_route(FIRST, when=text))
+    name = "X_Foo" if "X_Foo" in text else "X-Foo"
+    wanted = f'write metadata.headers["{name.lower()}"]'
+    assert (fault.field, fault.message) == (
+        f"{RULE}.when",
+        f"header {name} is never there, for headers are seen by lower-case names: {wanted}",
+    )
+    assert read_revision(sources(whole_route(FIRST, when=text.lower()))).routes
 
 
 @pytest.mark.parametrize("name", ["credit-pd", "credit-pd-1", "applicant"])
@@ -791,7 +853,7 @@ def test_names_are_unique() -> None:
     (fault,) = refused([*sound(), twin])
     assert (fault.document, fault.field) == ("ModelVersion twin", "spec.version")
     rule = sound()[4]["spec"]["rules"][0]
-    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule | {"when": "true"}, rule]))
+    (fault,) = refused(changed(sound(), "credit", "spec.rules", [rule | {"when": "inputs.a == 1"}, rule]))
     assert fault.field == "spec.rules"
     (fault,) = refused(changed(sound(), "credit", "spec.rules.0.tasks", [task(), task()]))
     assert fault.field == f"{RULE}.tasks"
@@ -995,7 +1057,11 @@ def test_every_pattern_is_said_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "said"),
-    [("1 + 1", "is always 2"), ("result.absent == 1", "result has no absent (there is: decision)")],
+    [
+        ("1 + 1", "is always 2"),
+        ("result.absent == 1", "result has no absent (there is: decision)"),
+        ("has(result.y) && result.y.a > result.y.b", "result has no y (there is: decision)"),
+    ],
 )
 def test_a_reason_that_would_fail_every_decision(reason: str, said: str) -> None:
     """It is refused at apply: a condition that is none, or of a result that there is not."""

@@ -36,7 +36,7 @@ def test_documents_come_and_go() -> None:
 
 def test_a_new_first_rule_is_one_change() -> None:
     """Items are matched by name, so those that only moved down are not changed."""
-    rule = {"name": "vip", "when": "true", "tasks": [task()]}
+    rule = {"name": "vip", "when": "has(inputs.vip)", "tasks": [task()]}
     after = copy.deepcopy(sound())
     after[4]["spec"]["rules"].insert(0, rule)
     (change,) = between(sound(), after)

@@ -1,0 +1,159 @@
+"""What expressions may cost: how much they see, and what a walk may do at each step."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from app.domain.errors import ExpressionFailed
+from app.domain.expression_bounds import LIST_LENGTH_MAX, TEXT_LENGTH_MAX
+from app.domain.expressions import Activation, Expression, compile_expression
+
+ROOTS = ("inputs", "metadata")
+
+
+def compiled(text: str) -> Expression:
+    return compile_expression(text, ROOTS)
+
+
+def evaluated(text: str, inputs: Mapping[str, Any], **metadata: Any) -> object:
+    return compiled(text).evaluate(Activation({"inputs": inputs, "metadata": metadata}))
+
+
+def test_a_list_of_the_greatest_length_is_walked() -> None:
+    """The bound itself is allowed."""
+    assert evaluated("inputs.items.filter(i, i > 0.5).size() == 0", {"items": [0.0] * LIST_LENGTH_MAX}) is True
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs", "said"),
+    [
+        ("size(inputs.items) > 1", {"items": [1] * 501}, "items has 501 elements; an expression sees at most 500"),
+        ("has(inputs.a.items)", {"a": {"items": [1] * 501}}, "inputs.a.items has 501 elements"),
+        ("inputs.a.exists(k, k == 'x')", {"a": {str(n): n for n in range(501)}}, "inputs.a has 501 members"),
+        ("size(inputs) > 1", {"a": {"items": [1] * 501}}, "inputs.a.items has 501 elements"),
+        ("size(inputs) > 1", {str(n): n for n in range(501)}, "inputs has 501 members"),
+        ("inputs.a[0].b == 1", {"a": [{"b": [1] * 501}]}, "inputs.a holds what has 501 elements"),
+        ("inputs.s == ''", {"s": "x" * (TEXT_LENGTH_MAX + 1)}, "inputs.s has 10001 characters"),
+        ("inputs.a.all(i, i.b == 1)", {"a": [{"b": 1, "c": 1}] * 300}, "300 elements with 1800 values .* at most 833"),
+    ],
+)  # fmt: skip
+def test_what_is_too_large_is_named(text: str, inputs: Mapping[str, Any], said: str) -> None:
+    """The list, how long it is, and how long it may be."""
+    with pytest.raises(ExpressionFailed, match=said):
+        evaluated(text, inputs)
+
+
+def test_only_what_an_expression_looks_at_counts() -> None:
+    """A long list for a model fails no expression that looks elsewhere, on the same values."""
+    inputs = {"items": [1] * 5_000, "deep": {"vector": [0.5] * 5_000, "a": 1}, "amount": 2}
+    activation = Activation({"inputs": inputs})
+    assert compiled("inputs.amount > 1 && inputs.deep.a == 1").evaluate(activation) is True
+    with pytest.raises(ExpressionFailed, match=r"inputs\.deep\.vector has 5000 elements"):
+        compiled("size(inputs.deep.vector) > 1").evaluate(activation)
+    activation.add("inputs", {"items": [1]})
+    assert compiled("size(inputs.items)").evaluate(activation) == 1
+
+
+def test_an_object_with_many_members_is_looked_into_by_name() -> None:
+    """Only those who go through its members are bounded."""
+    outputs = {str(n): n for n in range(5_000)} | {"p": 0.5}
+    assert evaluated("inputs.o.p < 1.0", {"o": outputs}) is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inputs.l.map(i, inputs.l + inputs.l)",
+        "inputs.l.filter(i, i in inputs.others)",
+        "inputs.l.all(i, size(inputs.others) > 1)",
+        "inputs.l.all(i, inputs.others.size() > 1)",
+        "inputs.l.map(i, i - mean(inputs.l))",
+        "inputs.l.exists(i, metadata.table[i] == 1)",
+        "inputs.l.exists_one(i, inputs.others[0] == i)",
+        "(inputs.l + inputs.l).map(i, i)",
+        "inputs.l.map(i, [i, i])",
+        "inputs.l.map(i, i > 1 ? {'a': i} : {})",
+        "inputs.l.map(i, i + i)",
+        "inputs.l.map(i, i).map(i, i).map(i, i)",
+        "inputs.l.all(i, i.matches('[0-9]{50}'))",
+        "inputs.l.all(i, i.matches('\\\\d+'))",
+        "inputs.l.all(i, i.matches(r'\\w+'))",
+        "inputs.l.all(i, i.matches(inputs.pattern))",
+        f"inputs.l.all(i, i.matches('{'.*' * 15}'))",
+        f"inputs.l.map(i, '{'x' * 300}')",
+        f"[{', '.join(['inputs.l'] * 11)}].map(i, i)",
+        "inputs.all(k, " + " && ".join(["inputs[k] > 1"] * 5) + ")",
+        "inputs.a.matches('\\\\w{61}')",
+        "inputs.a.matches('(\\\\w{10}){7,}')",
+        "inputs.a.matches('(abc){20,61}')",
+        "inputs.a.matches('a{30}') || inputs.b.matches('b{31}')",
+        "inputs.a.matches(inputs.p) || inputs.a.matches(inputs.q)",
+        " + ".join(["inputs.l"] * 60),
+        " && ".join(["inputs.l == inputs.l"] * 60),
+    ],
+)
+def test_what_is_quadratic_is_refused(text: str) -> None:
+    """What would go through, join or collect whole lists in each step is no expression."""
+    with pytest.raises(ExpressionFailed, match=r"walk|at most|map to one value"):
+        compiled(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("inputs.items.filter(i, i.kind in ['x', 'y'] && i.paid < inputs.limit).map(i, i.paid)", [1.0]),
+        ("inputs.items.map(i, i.kind + '!')", ["x!", "z!"]),
+        ("inputs.items.map(i, i.paid * 2.0 + inputs.limit)", [7.0, 23.0]),
+        ("inputs.items.exists(i, i.kind.matches('^[x-z]+$'))", True),
+        ("inputs.items.all(i, i.kind == metadata.kind || has(inputs.items))", True),
+        ("'2026-01'.matches('^\\\\d{4}-\\\\d{2}$') && 'x'.matches(metadata.kind)", True),
+        ("inputs.rates.all(k, inputs.rates[k] > 0.0)", True),
+        ("(inputs.limit > 1.0 ? inputs.items : []).map(i, mean([i.paid, inputs.limit]))", [3.0, 7.0]),
+        ("1.0 in inputs.items.map(i, i.paid) && size(inputs.items) == 2", True),
+        (" + ".join(["inputs.limit * 1.0"] * 60) + " > 1.0", True),
+    ],
+)
+def test_what_is_linear_is_not(text: str, expected: object) -> None:
+    """Elements, single values beside them, lists that are written, and the walked object by its own keys."""
+    items = [{"kind": "x", "paid": 1.0}, {"kind": "z", "paid": 9.0}]
+    assert evaluated(text, {"items": items, "limit": 5.0, "rates": {"a": 0.5}}, kind="x") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("inputs.l.all(i, i == inputs.other)", r"inputs\.other is a list, and looked at in every step of a walk"),
+        ("inputs.l.all(i, i == inputs)", "inputs is an object, and looked at in every step"),
+        ("inputs.l.map(i, inputs.text)", r"inputs\.text has 251 characters"),
+        ("inputs.wide.all(k, inputs.wide[k] == 1)", r"inputs\.wide has 400 members .* too many to be looked up"),
+    ],
+)
+def test_a_walk_looks_at_single_values_beside_its_list(text: str, said: str) -> None:
+    """What a request holds there is known only when it comes."""
+    inputs = {"l": [1], "other": [1], "text": "x" * 251, "wide": {str(n): n for n in range(400)}}
+    with pytest.raises(ExpressionFailed, match=said):
+        evaluated(text, inputs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inputs.o.filter(i, true).filter(i, true)",
+        "inputs.l.map(i, i).map(i, i)",
+        "inputs.t.map(i, metadata.text).map(i, i)",
+        f"inputs.t.all(i, i.matches('{'.*' * 14}'))",
+        " + ".join(["inputs.l"] * 50),
+        "inputs.long.matches('\\\\w{60}b')",
+    ],
+)
+def test_the_largest_expressions_on_the_largest_lists_take_milliseconds(text: str) -> None:
+    """In the worker's own time, not what a busy machine adds."""
+    inputs: dict[str, Any] = {"l": [0.5] * 500, "t": ["x" * 200] * 500, "o": [{"a": 1, "b": 2, "c": 3}] * 180}
+    inputs["long"] = "x" * TEXT_LENGTH_MAX
+    activation = Activation({"inputs": inputs, "metadata": {"text": "x" * 250}})
+    expression = compiled(text)
+    began = time.process_time()
+    expression.evaluate(activation)
+    assert time.process_time() - began < 0.5
