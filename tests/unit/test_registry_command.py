@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from app.commands.registry import _documents_table
+from app.domain.documents import Document
 from tests.support.registry_documents import changed, document, revision, sound
 
 COMPUTED = document(
@@ -29,7 +30,7 @@ def test_a_view_is_shown_with_all_that_it_serves(view: str, features: str) -> No
     made = revision([*changed(sound(), "applicant", "spec.aggregate", aggregate), COMPUTED])
     console = Console(width=200)
     with console.capture() as capture:
-        documents = [each for each in made.documents if each.kind == "FeatureView"]
+        documents: list[Document] = [each for each in made.documents if each.kind == "FeatureView"]
         console.print(_documents_table("FeatureView", documents, made))
     (line,) = [line for line in capture.get().splitlines() if line.split()[:1] == [view]]
     assert features in line
