@@ -89,7 +89,14 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
         app = create_app(settings, role="decide", instance=instance)
         group = app.conf.id
         changelog = settings.topic(JOINS_CHANGELOG)
-        table = DurableTable(app, name="joins", changelog=changelog, publisher=publisher, yields=entry_yields)
+        table = DurableTable(
+            app,
+            name="joins",
+            changelog=changelog,
+            publisher=publisher,
+            read=lambda _, entry: read_entry_header(entry),
+            yields=entry_yields,
+        )
         ledger = Ledger(table=table, replies=publisher, settings=settings, clock=clock, group=group)
         timers = Timers(clock)
         decider = Decider(
@@ -165,7 +172,7 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.registry_topic import RegistryFollower
     from app.adapters.topics import AGGREGATED, AGGREGATES_CHANGELOG, check_copartitioned
     from app.agents import features
-    from app.agents.aggregates import Aggregates
+    from app.agents.aggregates import Aggregates, check_entry
     from app.agents.worker import Worker
 
     check_copartitioned(settings, AGGREGATED)
@@ -185,7 +192,7 @@ async def run_features(settings: Settings, *, instance: str, http_port: int) -> 
             return registry.current.views if registry.current else None
 
         changelog = settings.topic(AGGREGATES_CHANGELOG)
-        table = DurableTable(app, name="aggregates", changelog=changelog, publisher=publisher)
+        table = DurableTable(app, name="aggregates", changelog=changelog, publisher=publisher, read=check_entry)
         aggregates = Aggregates(table=table, writer=store, views=views, clock=clock)
         table.on_ownership(aggregates.on_ownership)
         intake = features.attach(
@@ -259,6 +266,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.window_follower import WindowFollower
     from app.agents import rollouts, windows
     from app.agents.worker import Worker
+    from app.domain.windows import check_window
 
     partitions = check_copartitioned(settings, WINDOWED)
     clock = SystemClock()
@@ -279,7 +287,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
         )
         await followed.start()
         stack.push_async_callback(followed.stop)
-        table = DurableTable(app, name="windows", changelog=changelog, publisher=publisher)
+        table = DurableTable(app, name="windows", changelog=changelog, publisher=publisher, read=check_window)
 
         def publish(revision: "Revision", expected: str, now_ms: int, message: str) -> None:
             publish_revision(settings, revision, expected=expected, now_ms=now_ms, message=message)

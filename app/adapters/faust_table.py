@@ -12,11 +12,14 @@ partition as gained, for others wrote there.
 What a frozen process had handed to its producer goes out all the same, behind what its successor wrote. So each entry
 carries the epoch of its writer's ownership, as Kafka's own log does with its leaders' epochs (KIP-101): of two entries
 of one key, that of the earlier owner never stands.
+
+A changelog is a topic like any other: whoever may write to it can put there what no worker of ours wrote. Such a record
+is told and passed by, so that it neither ends the worker nor takes the place of an entry.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import faust
 from faust.stores.memory import Store
@@ -24,6 +27,7 @@ from faust.types import TP, EventT, HeadersArg
 from faust.types.stores import StoreT
 from prometheus_client import Gauge
 
+from app.adapters.changelog import ReadEntry, entry_key
 from app.adapters.membership import membership
 from app.domain.errors import NotOwner
 from app.ports.log import OutboundRecord, Publisher
@@ -52,6 +56,7 @@ class PartitionedStore(Store[bytes, bytes]):
         self.epochs: dict[int, int] = {}
         """The highest epoch that wrote into each partition."""
         self.yields: Callable[[bytes, bytes], bool] = lambda held, entry: True
+        self.read: ReadEntry = lambda key, entry: None
         self._applied: dict[TP, int] = {}
 
     def apply(self, tp: TP, offset: int, key: bytes, value: bytes | None, epoch: int) -> None:
@@ -78,7 +83,12 @@ class PartitionedStore(Store[bytes, bytes]):
         """What recovery read, in offset order."""
         for event in batch:
             message = event.message
-            self.apply(message.tp, message.offset, cast(bytes, message.key), message.value, _epoch(message.headers))
+            tp, offset, value = message.tp, message.offset, message.value
+            key = entry_key(tp.topic, tp.partition, offset, message.key, value, self.read)
+            if key is None:
+                self._applied[tp] = max(offset, self._applied.get(tp, -1))
+            else:
+                self.apply(tp, offset, key.encode(), value, _epoch(message.headers))
 
     def persisted_offset(self, tp: TP) -> int | None:
         """Recovery of a partition that stayed here begins after what is applied."""
@@ -116,7 +126,8 @@ class _RecoveredTable(faust.Table[bytes, bytes]):
 class DurableTable:
     """``ports.log.JoinTable`` over the compacted topic ``changelog``; made before the app starts.
 
-    ``yields`` says of two entries of one key whether the one that is held yields to the later one.
+    ``yields`` says of two entries of one key whether the one that is held yields to the later one; ``read`` raises
+    ValueError for a key and value that no worker writes.
     """
 
     def __init__(
@@ -126,6 +137,7 @@ class DurableTable:
         name: str,
         changelog: str,
         publisher: Publisher,
+        read: ReadEntry,
         yields: Callable[[bytes, bytes], bool] | None = None,
     ) -> None:
         self._app = app
@@ -146,6 +158,7 @@ class DurableTable:
         )
         self._table = _RecoveredTable(app, name=name, key_type=bytes, value_type=bytes, changelog_topic=topic)
         app.tables.add(self._table)
+        self._store.read = read
         if yields is not None:
             self._store.yields = yields
         self._settled = asyncio.Event()

@@ -6,6 +6,7 @@ have as many. Partitions of an existing topic are never changed: keys would move
 decisions away from their duplicates.
 """
 
+import functools
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from app.resources import resource_dir
 from app.settings import Settings
 
 REGISTRY_TOPIC: Final = "broker.registry"
+REPLIES_TOPIC: Final = "inference.replies"
 JOINS_CHANGELOG: Final = "decide-joins-changelog"
 COPARTITIONED: Final = ("inference.requests", "inference.results", "inference.audit", JOINS_CHANGELOG)
 """Topics whose equal partitions one decide worker holds together."""
@@ -153,6 +155,27 @@ def wanted_topics(documents: Iterable[TopicDocument], settings: Settings, pools:
                     raise ConfigurationError(f"topic {name} wants a dead-letter topic, and no document describes one")
                 topics.append(Topic(settings.topic(dead_letter_topic(name)), partitions, dead_letter.config))
     return tuple(topics)
+
+
+def is_kept(name: str) -> bool:
+    """Whether ``name``, without the prefix, is a topic of the broker's own records: a reply there would be read as a
+    request, a revision, a worker's state. Every document's is, but that of replies, and every dead-letter topic.
+
+    >>> is_kept("features-aggregates-changelog"), is_kept("inference.tasks.batch"), is_kept("inference.replies")
+    (True, True, False)
+    """
+    names, prefixes = _kept()
+    return name in names or name.startswith(prefixes) or name.endswith(dead_letter_topic(""))
+
+
+@functools.cache
+def _kept() -> tuple[frozenset[str], tuple[str, ...]]:
+    """The names, and what those begin with that are made by template."""
+    names = [document.name for document in read_documents() if _TOPIC not in document.name]
+    return (
+        frozenset(name for name in names if _POOL not in name and name != REPLIES_TOPIC),
+        tuple(name.partition(_POOL)[0] for name in names if _POOL in name),
+    )
 
 
 class TopicAdmin:

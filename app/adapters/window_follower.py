@@ -14,8 +14,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from app.adapters.changelog import entry_key
 from app.adapters.kafka_clients import close_clients
 from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.domain.windows import check_window
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -153,12 +155,13 @@ class WindowFollower:
         for tp, records in batches.items():
             entries = self._entries[tp.partition]
             for record in records:
-                if record.key is None:
+                key = entry_key(tp.topic, tp.partition, record.offset, record.key, record.value, check_window)
+                if key is None:
                     continue
                 if record.value is None:
-                    entries.pop(record.key.decode(), None)
+                    entries.pop(key, None)
                 else:
-                    entries[record.key.decode()] = record.value
+                    entries[key] = record.value
         self._took.set()
 
     async def _follow(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from app.adapters.topics import is_kept
 from app.domain.errors import Code, Problem, RequestRefused, Undecodable
 from app.domain.requests import (
     JSON,
@@ -31,18 +32,6 @@ HEADERS_BYTES_MAX: Final = 32_768
 """Bytes of a request's headers, names and values: the joins entry, the audit record and the reply hold them beside the
 request. Traces, and what Spring says of an exception, fit well."""
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
-_OWN_TOPICS: Final = frozenset(
-    {
-        "broker.registry",
-        "decide-joins-changelog",
-        "features.updates",
-        "inference.audit",
-        "inference.requests",
-        "inference.results",
-    }
-)
-"""A reply there would be read as a request, a revision, a decision: no setting opens these."""
-_OWN_PREFIXES: Final = ("inference.tasks.",)
 
 
 class Decoder(Protocol):
@@ -158,9 +147,8 @@ class Admission:
             return f"reply topic {topic[:80]!r} is no topic's name: 1 to 249 of A-Z, a-z, 0-9, dot, - and _"
         if not address.allowed_by(self._settings.reply_topics_allowed, self._settings.topic_prefix):
             return f"reply topic {topic} is not allowed: BROKER_REPLY_TOPICS_ALLOWED names those that are"
-        own = topic.removeprefix(self._settings.topic_prefix)
-        if own in _OWN_TOPICS or own.startswith(_OWN_PREFIXES) or own.endswith("-dlt") or topic.startswith("__"):
-            return f"reply topic {topic} is not allowed: the broker keeps its own records there"
+        if is_kept(topic.removeprefix(self._settings.topic_prefix)) or topic.startswith("__"):
+            return f"reply topic {topic} is not allowed: the broker keeps its own records there; name one of your own"
         return None
 
 

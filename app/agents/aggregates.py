@@ -25,7 +25,7 @@ import orjson
 import structlog
 from prometheus_client import Counter, Gauge
 
-from app.domain.aggregates import Event, Outcome, Plan, State, read_state, write_state
+from app.domain.aggregates import Event, Outcome, Plan, State, is_state, read_state, write_state
 from app.domain.documents import FeatureViewSpec
 from app.domain.errors import NotOwner, PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
@@ -87,9 +87,27 @@ def entry_key(view: str, key: EntityKey) -> str:
     return orjson.dumps([view, key.project, *key.values]).decode()
 
 
+def _parts(text: str) -> tuple[str, str, list[Any]]:
+    """View, project and entity of an entry's key; ValueError for what ``entry_key`` does not write."""
+    found = orjson.loads(text)
+    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(each, str) for each in found[:2]):
+        raise ValueError("a key is a JSON list: view, project and entity")
+    return found[0], found[1], found[2:]
+
+
+def check_entry(text: str, entry: bytes) -> None:
+    """That these are a key and an entry of the table, as far as recovery looks; ValueError where they are not."""
+    _parts(text)
+    if not is_state(entry):
+        raise ValueError("an entry is a compressed state")
+
+
 def _read_key(text: str, views: Mapping[str, FeatureViewSpec]) -> tuple[str, FeatureViewSpec, EntityKey] | None:
-    """What an entry is of; None where the registry has no such view any more."""
-    name, project, *values = orjson.loads(text)
+    """What an entry is of; None where the registry has no such view any more, or there never was one."""
+    try:
+        name, project, values = _parts(text)
+    except ValueError:
+        return None
     view = views.get(name)
     if view is None or view.plan is None or view.project != project:
         return None
@@ -138,7 +156,8 @@ class Aggregates:
             for text, entity_updates in by_entry.items():
                 row = entity_updates[0][1]
                 plan = _plan_of(views[row.view])
-                state = self._state(partition, text, new=True)
+                # Of an entry that cannot be read nothing is known, and it is told that its aggregates begin anew.
+                state = self._state(partition, text, new=True) or State()
                 for record, update in entity_updates:
                     outcomes[_feed(plan, state, record, update)] += 1
                 computed, due_ms = self._compute(plan, views[row.view], row.view, row.key, state)
@@ -155,7 +174,8 @@ class Aggregates:
     def _lock(self, partition: int) -> asyncio.Lock:
         return self._locks.setdefault(partition, asyncio.Lock())
 
-    def _state(self, partition: int, text: str, *, new: bool) -> State:
+    def _state(self, partition: int, text: str, *, new: bool) -> State | None:
+        """The entry's state; None, and a line in the log, where it cannot be read."""
         entry = self._table.get(partition, text)
         if entry is None:
             if new:
@@ -164,8 +184,15 @@ class Aggregates:
         try:
             return read_state(entry)
         except ValueError as error:
-            log.exception("aggregates_entry_unreadable", partition=partition, entry=text, reason=str(error))
-            return State()
+            log.error(  # noqa: TRY400 - what was read says more than where
+                "aggregates_entry_unreadable",
+                partition=partition,
+                entry=text,
+                reason=str(error),
+                hint="the store keeps the entity's last values until its next update, which counts from nothing: send "
+                "the updates of its windows again",
+            )
+            return None
 
     def _tell_if_split(self, partition: int, text: str) -> None:
         for other in self._due:
@@ -284,6 +311,9 @@ class Aggregates:
                 if self._table.get(partition, text) is None:
                     continue
                 state = self._state(partition, text, new=False)
+                if state is None:
+                    # To compute from nothing would put zeros over what is true; its next update has to.
+                    continue
                 found = _read_key(text, views)
                 if found is None:
                     # A view may come back by a rollback, so its entries stay as long as any may matter.

@@ -63,6 +63,7 @@ _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for que
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
+_TOPIC_SHOWN_MAX: Final = 249
 FORGETTING_MAX: Final = 64
 """Tombstones of decisions whose window is over that are written at once."""
 CATCH_UP_MS: Final = 2_000
@@ -285,7 +286,10 @@ class Decider:
             record = replace(record, path=arrival.request.path)
         record = refuse(record, Status.REJECTED, (problem,), moment)
         await self._ledger.refuse(record, self._recipient(arrival))
-        log.info("refused", request_id=arrival.request_id, code=str(problem.code), position=arrival.record.position)
+        told = {"code": str(problem.code), "message": problem.message, "position": arrival.record.position}
+        if problem.code is Code.REPLY_TOPIC_NOT_ALLOWED and (named := read_address(arrival.record.headers)) is not None:
+            told["reply_topic"] = named.topic[:_TOPIC_SHOWN_MAX]
+        log.info("refused", request_id=arrival.request_id, **told)
 
     # --- a new request ------------------------------------------------------------------------------------------------
 

@@ -53,22 +53,27 @@ def show(
     request_id: Annotated[str, typer.Argument(help="The request's id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
-    """Show a decision: where it came from, what was routed, fetched, asked and answered; exit 1 if there is none.
+    """Show a decision: where it came from, what was routed, fetched, asked and answered.
 
-    Of rollout/ROUTE/RULE/TASK: the steps of that rollout, and what each was judged by.
+    Of an id that was only refused: why, and what to do. Of rollout/ROUTE/RULE/TASK: the steps of that rollout, and what
+    each was judged by. Exit 1 if nothing is recorded.
     """
     try:
         record, beside, pointers = asyncio.run(_find(Settings(), request_id))
     except BrokerError as error:
         raise failed(error) from error
     shadows = [each for each in beside if each["kind"] == Kind.SHADOW]
-    steps = sorted((each for each in beside if each["kind"] == Kind.ROLLOUT), key=lambda each: int(each["received_ms"]))
+    refusals, steps = (
+        sorted((each for each in beside if each["kind"] == kind), key=lambda each: int(each["received_ms"]))
+        for kind in (Kind.REFUSAL, Kind.ROLLOUT)
+    )
     if as_json and (record is not None or pointers):
-        document = {"record": record, "shadows": shadows, "rollout": steps, "items": list(map(_item, pointers))}
+        items = list(map(_item, pointers))
+        document = {"record": record, "refusals": refusals, "shadows": shadows, "rollout": steps, "items": items}
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
     elif record is not None or pointers:
-        Console().print(describe(record, pointers, shadows, steps))
-    if record is None and not steps:
+        Console().print(describe(record, pointers, shadows, steps, refusals))
+    if record is None and not steps and not refusals:
         typer.echo(
             f"error: no decision of request {request_id} is recorded; one that was just made appears within seconds",
             err=True,
@@ -86,7 +91,7 @@ async def _find(
         reader = AuditReader(objects, table)
         pointers = await reader.pointers(request_id)
         decided = next((pointer for pointer in pointers if pointer.sort_key == DECISION), None)
-        told = [pointer for pointer in pointers if pointer.kind in (Kind.SHADOW, Kind.ROLLOUT)]
+        told = [pointer for pointer in pointers if pointer.kind != Kind.DECISION]
         latest = sorted(told, key=lambda pointer: pointer.recorded_ms)[-_BESIDE_SHOWN_MAX:]
         beside = [readable(await reader.read(pointer)) for pointer in latest]
         return None if decided is None else readable(await reader.read(decided)), beside, pointers
@@ -97,16 +102,18 @@ def describe(
     pointers: Sequence[Pointer],
     shadows: Sequence[Mapping[str, Any]] = (),
     steps: Sequence[Mapping[str, Any]] = (),
+    refusals: Sequence[Mapping[str, Any]] = (),
 ) -> RenderableType:
-    """A decision's account for a terminal; ``record``, ``shadows`` and a rollout's ``steps`` as ``readable`` gives."""
+    """A decision's account for a terminal.
+
+    ``record``, ``shadows``, a rollout's ``steps`` and what was refused under the id, all as ``readable`` gives.
+    """
     parts: list[RenderableType] = []
     if record is not None:
         parts.append(_summary(record))
         for task in record["tasks"]:
             parts += _task(task, record["received_ms"])
-        for problem in record["problems"] or ():
-            where = " ".join(f"{name} {problem[name]}" for name in ("task", "feature") if problem.get(name))
-            parts.append(Text(f"{problem['code']}{f' ({where})' if where else ''}: {problem['message']}", style="red"))
+        parts += map(_problem, record["problems"] or ())
         reply = record["reply"]
         told = reply if isinstance(reply, dict) else {}
         if told.get("result"):
@@ -114,12 +121,36 @@ def describe(
         if "reasons" in told:
             parts.append(Text.assemble(("reasons  ", "bold"), ", ".join(told["reasons"]) or "none"))
         parts += [Text("\nreply", style="bold"), Text(_compact(reply))]
+    if refusals:
+        parts += _refusals(refusals, decided=record is not None)
     if shadows:
         parts.append(_shadows(shadows))
     if steps:
         parts.append(_steps(steps))
     parts.append(_places(pointers))
     return Group(*parts)
+
+
+def _problem(problem: Mapping[str, Any]) -> Text:
+    where = " ".join(f"{name} {problem[name]}" for name in ("task", "feature") if problem.get(name))
+    return Text(f"{problem['code']}{f' ({where})' if where else ''}: {problem['message']}", style="red")
+
+
+def _refusals(refusals: Sequence[Mapping[str, Any]], *, decided: bool) -> list[RenderableType]:
+    """What was turned away under the id, the first one first, and what to do about it."""
+    parts: list[RenderableType] = []
+    for refusal in refusals:
+        source = refusal["source"]
+        place = f"{source['topic']}/{source['partition']}/{source['offset']}"
+        title = Text("\nrefused", style="bold")
+        parts.append(title.append(f"  {place} of {_moment(source['timestamp_ms'])}", style="not bold"))
+        parts += map(_problem, refusal["problems"] or ())
+    if not decided:
+        said = (
+            "Nothing was decided under this id: mend what is told above, and send the request again under the same id."
+        )
+        parts.append(Text(said))
+    return parts
 
 
 def _summary(record: Mapping[str, Any]) -> Table:

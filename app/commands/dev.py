@@ -56,6 +56,11 @@ def up(
         _print_json(_described(stack, stack.status()) | {"was_running": stack.was_running})
         return
     typer.echo("The stack runs already." if stack.was_running else "The stack runs.")
+    if stack.ended:
+        gone = ", ".join(f"{program.name} (log: {program.log})" for program in stack.ended)
+        typer.echo(
+            f"Not running: {gone}. Only what started a program starts it again: end the stack, and run that anew."
+        )
     typer.echo(f"Use it:  set -a; . {stack.env_file}; set +a")
     typer.echo(f"End it:  model-broker dev down --state-dir {state_dir}")
 

@@ -352,7 +352,7 @@ def _cells(document: Document, revision: Revision) -> tuple[str, ...]:
         source = f"http: {', '.join(view.source.endpoints)}"
     else:
         source = "on demand" if view.source is None else view.project
-    return entities or "-", ", ".join(feature.name for feature in view.features), source
+    return entities or "-", ", ".join(view.types), source
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.adapters.changelog import entry_key
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.record_codec import encode_record
 from app.adapters.registry_topic import Published, publish_revision, read_published
@@ -37,7 +38,7 @@ from app.domain.rollouts import (
     rollouts_in,
     step_record,
 )
-from app.domain.windows import step_stats
+from app.domain.windows import check_window, step_stats
 from app.durations import format_duration
 from app.settings import Settings
 
@@ -191,7 +192,9 @@ def _windows(settings: Settings) -> Mapping[int, Mapping[str, bytes]]:
     partitions: dict[int, dict[str, bytes]] = {}
     for record in read_topic(settings, settings.topic(ROLLOUT_WINDOWS)):
         entries = partitions.setdefault(record.partition, {})
-        key = (record.key or b"").decode()
+        key = entry_key(record.topic, record.partition, record.offset, record.key, record.value, check_window)
+        if key is None:
+            continue
         if record.value is None:
             entries.pop(key, None)
         else:

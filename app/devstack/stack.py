@@ -1,9 +1,9 @@
 """The four services together: up in parallel, down in parallel, found again by what the state directory records.
 
 Programs may run on them: they start when the services serve, and stop before the services do. ``DIR`` holds a
-directory a service or program (log, data), ``dev.env``, and ``stack.json``: the ports and, for a detached stack, which
-processes are ours. One process at a time may change a directory; it holds ``stack.lock`` meanwhile, an attached stack
-for as long as it lives.
+directory a service or program (log, data), ``dev.env``, and ``stack.json``: for a detached stack, its processes and
+ports, the programs that were started on it though they ended, and what their owner added to ``env``. One process at a
+time may change a directory; it holds ``stack.lock`` meanwhile, an attached stack for as long as it lives.
 """
 
 import fcntl
@@ -194,7 +194,8 @@ class Stack:
         return self.state_dir / "dev.env"
 
     def write_env(self) -> Path:
-        """Write ``env`` as ``KEY=VALUE`` lines that a shell and Docker's env_file both read."""
+        """Write ``env`` as ``KEY=VALUE`` lines that a shell and Docker's env_file both read, and record it."""
+        self._write_record()
         _replace(self.env_file, "".join(f"{key}={shlex.quote(value)}\n" for key, value in self.env.items()))
         return self.env_file
 
@@ -211,6 +212,11 @@ class Stack:
             )
             for service in self._services.values()
         ]
+
+    @property
+    def ended(self) -> list[Service]:
+        """What was started on the stack and does not run now."""
+        return [service for service in self._services.values() if not service.runs]
 
     def down(self) -> list[str]:
         """Stop programs, then services; returns the names of those that ran. Data stays: the next ``up`` finds it."""
@@ -246,7 +252,9 @@ class Stack:
 
     def _load(self, wanted: Collection[str]) -> None:
         """Make the handles: of what is wanted, and of what the record says runs."""
-        recorded = self._read_record()
+        record = self._read_record()
+        self.variables |= record.get("variables", {})
+        recorded: Mapping[str, Any] = record.get("services", {})
         for name in [*SERVICES, *(name for name in recorded if name not in SERVICES)]:
             entry: Mapping[str, Any] = recorded.get(name, {})
             if name not in wanted and not entry:
@@ -285,25 +293,20 @@ class Stack:
             return {}
         except ValueError as error:
             raise StackError(f"{self._record} is not what this program wrote ({error}); remove it") from error
-        return dict(record["services"])
+        return dict(record)
 
     def _write_record(self) -> None:
-        """Record the running detached processes; called at each spawn, so that even an ``up`` cut short is known."""
+        """Record the running detached processes; called at each spawn, so that even an ``up`` cut short is known.
+
+        A program that ended stays recorded while anything runs: who looks is to be told that it is gone.
+        """
         if not self.detached:
             return
         with self._record_lock:
-            services = {
-                name: {
-                    "pid": service.child.identity.pid,
-                    "started": service.child.identity.started,
-                    "ports": service.ports,
-                    **({"ready_path": service.ready_path} if isinstance(service, Program) else {}),
-                }
-                for name, service in list(self._services.items())
-                if service.child is not None and service.runs
-            }
-            if services:
-                _replace(self._record, json.dumps({"services": services}, indent=1))
+            entries = {name: _entry(service) for name, service in list(self._services.items())}
+            if any("pid" in entry for entry in entries.values()):
+                kept = {name: entry for name, entry in entries.items() if "pid" in entry or name not in SERVICES}
+                _replace(self._record, json.dumps({"services": kept, "variables": self.variables}, indent=1))
             else:
                 self._record.unlink(missing_ok=True)
 
@@ -358,6 +361,16 @@ class Stack:
         if self._directory_lock is not None:
             self._directory_lock.close()  # closing releases the lock
             self._directory_lock = None
+
+
+def _entry(service: Service) -> dict[str, Any]:
+    """What the record says of a service or program; without ``pid`` it does not run."""
+    entry: dict[str, Any] = {"ports": service.ports}
+    if service.child is not None and service.runs:
+        entry |= {"pid": service.child.identity.pid, "started": service.child.identity.started}
+    if isinstance(service, Program):
+        entry["ready_path"] = service.ready_path
+    return entry
 
 
 def _replace(path: Path, text: str) -> None:

@@ -367,6 +367,11 @@ def write_state(state: State) -> bytes:
     return _COMPRESS.compress(orjson.dumps(content))
 
 
+def is_state(entry: bytes) -> bool:
+    """Whether ``entry`` begins as states do; what lies behind is seen when it is read."""
+    return entry.startswith(zstandard.FRAME_HEADER)
+
+
 def read_state(entry: bytes) -> State:
     """The state that ``entry`` holds; ValueError where it is damaged."""
     try:

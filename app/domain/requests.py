@@ -21,6 +21,8 @@ RequestId = NewType("RequestId", str)
 Headers = tuple[tuple[str, bytes], ...]
 
 REQUEST_ID_LENGTH_MAX: Final = 128
+ROLLOUT_ID_PREFIX: Final = "rollout/"
+"""How the ids begin under which a rollout's steps are recorded; no caller's does."""
 _CORRELATION_HEADERS: Final = ("kafka_correlationId", "correlation_id")
 _REPLY_TOPIC_HEADERS: Final = ("kafka_replyTopic", "reply_to")
 _CONTENT_TYPE_HEADERS: Final = ("content-type", "contentType")
@@ -195,13 +197,21 @@ def checked_id(text: str) -> RequestId:
     """``text`` as a request id.
 
     Raises:
-        RequestRefused: it is empty, too long, or has characters that do not print.
+        RequestRefused: it is empty, too long, has characters that do not print, or begins as rollouts' records do.
     """
     if not text or len(text) > REQUEST_ID_LENGTH_MAX or not text.isprintable():
         raise RequestRefused(
             Problem(
                 Code.REQUEST_INVALID,
                 f"request id {text[:40]!r} is unusable: send 1 to {REQUEST_ID_LENGTH_MAX} printable characters",
+            )
+        )
+    if text.startswith(ROLLOUT_ID_PREFIX):
+        raise RequestRefused(
+            Problem(
+                Code.REQUEST_INVALID,
+                f"request id {text[:40]!r} is unusable: ids that begin with {ROLLOUT_ID_PREFIX} are those of rollouts' "
+                "own records; send another",
             )
         )
     return RequestId(text)

@@ -23,7 +23,7 @@ from app.domain.dispatch import TaskStatus
 from app.domain.documents import Document, Rollout, RolloutStatus, Route, RouteStatus, TaskSpec
 from app.domain.join import Status
 from app.domain.registry import rolled_out, rollout_digest
-from app.domain.requests import InboundRecord, RequestId
+from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
 from app.durations import format_duration
 
 Action = Literal["start", "advance", "pause", "resume", "abort", "promote"]
@@ -356,9 +356,9 @@ def request_id_of(name: RolloutName) -> RequestId:
     >>> request_id_of(RolloutName("credit", "default", "pd"))
     'rollout/credit/default/pd'
     """
-    written = f"rollout/{name}"
+    written = f"{ROLLOUT_ID_PREFIX}{name}"
     if len(written.encode()) > _ID_BYTES_MAX:
-        written = f"rollout/{hashlib.sha256(written.encode()).hexdigest()}"
+        written = f"{ROLLOUT_ID_PREFIX}{hashlib.sha256(written.encode()).hexdigest()}"
     return RequestId(written)
 
 

@@ -9,6 +9,7 @@ once. There are three kinds of keys:
   to tell of it; and that the record lies in the log.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ from app.domain.rollouts import StepStats
 WINDOW_MS: Final = 600_000
 WINDOWS_KEPT: Final = 6
 """The gauges tell of about the last hour."""
+_REVISION: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ENTRY_BYTES_MAX: Final = 32 * 1024 * 1024
 _COMPRESS: Final = zstandard.ZstdCompressor(level=1)
 _DECOMPRESS: Final = zstandard.ZstdDecompressor()
@@ -89,6 +91,32 @@ def read_intent(entry: bytes) -> tuple[str, bytes]:
     """Revision and record of an intent."""
     revision, _, record = entry.partition(b"\n")
     return revision.decode(), record
+
+
+def check_window(key: str, entry: bytes) -> None:
+    """That these are a key and an entry of the table; ValueError where they are not."""
+    kind, _, identity = key.partition("|")
+    try:
+        if kind == "step":
+            StepStats.from_json(_counted(entry))
+        elif read_shadow_key(key) is not None:
+            Comparison.from_json(_counted(entry))
+        elif kind == "intent" and identity:
+            if not _REVISION.fullmatch(read_intent(entry)[0]):
+                raise ValueError("it names no revision")
+        elif kind == "told" and identity:
+            int(entry)
+        else:
+            raise ValueError("no key of this table")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"damaged windows entry: {error!r}") from error
+
+
+def _counted(entry: bytes) -> Any:
+    offset, account = read_entry(entry)
+    if not isinstance(offset, int):
+        raise ValueError("its offset is no number")
+    return account
 
 
 def step_stats(partitions: Iterable[Mapping[str, bytes]], step_id: str) -> StepStats:

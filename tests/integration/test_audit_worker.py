@@ -20,7 +20,7 @@ from app.adapters.dynamodb import DynamoPointerTable
 from app.adapters.s3 import S3ObjectStore
 from app.commands.decision import decision_app
 from app.domain.audit import KEY_PREFIX
-from tests.support.audit_records import audit_record
+from tests.support.audit_records import CODEC, audit_record, audit_value
 from tests.support.stack import ServiceStack
 
 WITHIN_S = 60.0
@@ -59,6 +59,18 @@ class Audit:
         """Wait until each has a pointer; the caller bounds it."""
         while (await self.reader.verify(request_ids)).missing:  # noqa: ASYNC110 - DynamoDB has no event to wait for
             await asyncio.sleep(0.1)
+
+    async def turn_away(self, request_id: str) -> None:
+        """A refusal of the request, as a decide worker sends it."""
+        fields = CODEC.decode(audit_value(request_id, "refused", kind="refusal"))
+        said = (
+            "reply topic inference.audit is not allowed: the broker keeps its own records there; name one of your own"
+        )
+        fields["problems"] = orjson.dumps([{"code": "reply_topic_not_allowed", "message": said}])
+        record = audit_record(0, request_id, "refused", kind="refusal")
+        await self.producer.send_and_wait(
+            self.topic, CODEC.encode(fields), key=record.key, partition=0, headers=list(record.headers)
+        )
 
     async def until_logged(self, words: str) -> None:
         """Wait until a line of the worker's log has all of ``words``; the caller bounds it."""
@@ -134,12 +146,13 @@ async def test_records_become_evidence_and_malformed_ones_dead_letters(
         async with audit.worker():
             ids = await audit.send(range(120))
             await audit.producer.send_and_wait(audit.topic, b"no record", key=b"bad", partition=1)
+            await audit.turn_away("turned-away")
             ids += await audit.send(range(120, 160))
             await audit.until_found(ids)
-        assert await audit.committed() == 161
+        assert await audit.committed() == 162
     report = await audit.reader.verify()
     assert report.sound
-    assert report.items == 160
+    assert report.items == 161
     assert report.objects == len(await audit.objects.keys(KEY_PREFIX))
     async with AIOKafkaConsumer(
         f"{audit.topic}-dlt", bootstrap_servers=audit.env["BROKER_KAFKA_BOOTSTRAP"], auto_offset_reset="earliest"
@@ -155,6 +168,14 @@ async def test_records_become_evidence_and_malformed_ones_dead_letters(
         assert word in shown.output
     as_json = await asyncio.to_thread(CliRunner().invoke, decision_app, ["show", "request-7", "--json"])
     assert orjson.loads(as_json.output)["record"]["reply"]["request_id"] == "request-7"
+    refused = await asyncio.to_thread(CliRunner().invoke, decision_app, ["show", "turned-away"])
+    assert refused.exit_code == 0, refused.output
+    for word in ("reply_topic_not_allowed", "name one of your own", "REFUSAL#", "under the same id"):
+        assert word in refused.output
+    as_json = await asyncio.to_thread(CliRunner().invoke, decision_app, ["show", "turned-away", "--json"])
+    document = orjson.loads(as_json.output)
+    assert document["record"] is None
+    assert [each["problems"][0]["code"] for each in document["refusals"]] == ["reply_topic_not_allowed"]
     unknown = await asyncio.to_thread(CliRunner().invoke, decision_app, ["show", "nobody"])
     assert unknown.exit_code == 1
     assert "no decision of request nobody" in unknown.output

@@ -15,7 +15,7 @@ from app.adapters.faust_table import DurableTable
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.topics import AGGREGATES_CHANGELOG
-from app.agents.aggregates import Aggregates
+from app.agents.aggregates import Aggregates, check_entry
 from app.agents.features import attach
 from app.domain.documents import FeatureViewSpec
 from app.domain.features import EntityKey, Value, ViewNeed
@@ -71,7 +71,11 @@ async def running_worker(settings: Settings, store: RedisFeatureStore) -> AsyncI
     app = create_app(settings, role="features", instance="features-test")
     async with KafkaPublisher(settings, client_id="features-test") as publisher:
         table = DurableTable(
-            app, name="aggregates", changelog=settings.topic(AGGREGATES_CHANGELOG), publisher=publisher
+            app,
+            name="aggregates",
+            changelog=settings.topic(AGGREGATES_CHANGELOG),
+            publisher=publisher,
+            read=check_entry,
         )
         aggregates = Aggregates(table=table, writer=store, views=lambda: {"applicant": VIEW}, clock=SystemClock())
         table.on_ownership(aggregates.on_ownership)
@@ -108,6 +112,9 @@ async def test_updates_reach_the_store_through_its_absence(
     await admin.create_topics([NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt", changelog)])
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, acks="all")
     await producer.start()
+    # What somebody else wrote into the worker's state, as a reply does that was let into it, ends no worker.
+    for key in (b"17", b"\xff", b"applicant"):
+        await producer.send_and_wait(changelog, b'{"request_id":"r","status":"completed"}', key=key)
     letters = AIOKafkaConsumer(f"{topic}-dlt", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")
     await letters.start()
     store = RedisFeatureStore(redis_url)

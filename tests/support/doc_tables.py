@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from app.adapters.topics import read_documents
 from app.durations import DurationMs, format_duration
@@ -18,11 +18,16 @@ OPERATIONS: Final = ROOT / "docs" / "operations.md"
 def settings_table() -> str:
     """Each setting: variable, default as one would write it, meaning."""
     rows = [("variable", "default", "meaning")]
-    durations = {name for name, kind in Settings.__annotations__.items() if kind is DurationMs}
+    durations = {name for name, kind in Settings.__annotations__.items() if is_duration(kind)}
     for name, field in Settings.model_fields.items():
         default = format_duration(field.default) if name in durations else _written(field.default)
         rows.append((f"`BROKER_{name.upper()}`", default, field.description or ""))
     return _table(rows)
+
+
+def is_duration(kind: Any) -> bool:
+    """Whether a setting's annotation is a duration's, whatever bounds it has beside."""
+    return set(get_args(DurationMs)) <= set(get_args(kind))
 
 
 def topics_table() -> str:

@@ -28,6 +28,7 @@ from confluent_kafka.cimpl import NewTopic
 from app.devstack import Stack, StackError, dynamodb, java, moto_server
 from app.devstack import redis as devstack_redis
 from app.devstack.process import HOST, PORTS, ProcessIdentity, Service, free_port
+from app.devstack.program import ProgramSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL_TIMEOUT_S = 20.0
@@ -325,6 +326,42 @@ def test_dev_up_leaves_services_that_dev_down_finds(tmp_path: Path) -> None:
     assert not any(child is not None and child.runs for child in children)
     assert not (tmp_path / "dev.env").exists()
     assert "Nothing runs" in dev("down", *directory).stdout
+
+
+def test_dev_up_keeps_what_was_started_on_a_stack_and_its_variables(tmp_path: Path) -> None:
+    """Its owner's variables are in dev.env after an ``up``, and a program that was killed is named, until ``down``."""
+    directory = ["--state-dir", str(tmp_path)]
+    web = ProgramSpec("web", lambda port: [sys.executable, "-m", "http.server", str(port), "--bind", HOST], {}, "/")
+    stack = Stack.up(tmp_path, services=["redis"], detached=True)
+    try:
+        stack.variables |= {"CREDIT_MODELS_DIR": "/models", "BROKER_DATA_DIR": "/it's data"}
+        written = stack.write_env().read_text()
+        assert "CREDIT_MODELS_DIR=/models\n" in written
+        stack.run([web])
+
+        whole = dev("up", *directory, "--service", "redis")
+        assert whole.stdout.startswith("The stack runs already.\nUse it:")
+        assert (tmp_path / "dev.env").read_text() == written
+
+        stack.service("web").kill()
+        stack.redis.kill()
+        for said in ("The stack runs.", "The stack runs already."):
+            again = dev("up", *directory, "--service", "redis")
+            assert again.returncode == 0, again.stderr
+            assert again.stdout.startswith(f"{said}\nNot running: web (log: {tmp_path / 'web' / 'web.log'}).")
+            assert (tmp_path / "dev.env").read_text() == written
+        told = json.loads(dev("up", *directory, "--service", "redis", "--json").stdout)
+        assert told["env"]["BROKER_DATA_DIR"] == "/it's data"
+        status = dev("status", *directory, "--json")
+        assert status.returncode == 1
+        assert {each["name"]: each["running"] for each in json.loads(status.stdout)["services"]} == {
+            "redis": True,
+            "web": False,
+        }
+    finally:
+        down = dev("down", *directory, "--json")
+    assert json.loads(down.stdout)["stopped"] == ["redis"]
+    assert not (tmp_path / "stack.json").exists()
 
 
 def test_dev_down_leaves_other_processes_alone(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from app.agents.aggregates import Aggregates, entry_key
 from app.agents.features import FeatureUpdates
+from app.domain.aggregates import State, write_state
 from app.domain.documents import FeatureViewSpec
 from app.domain.errors import NotOwner, PublishFailed, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
@@ -187,6 +189,32 @@ async def test_values_are_written_beside_the_update_s_own() -> None:
     found = await world.features()
     assert found["amount"].event_time_ms == world.clock.now - 60_000
     assert found["count_1h"].event_time_ms == world.clock.now
+
+
+async def test_an_entry_that_cannot_be_read_is_told_and_not_computed_from() -> None:
+    """The store keeps its last values, and no tick takes the entry away; its next update counts from nothing."""
+    world = World()
+    world.send(2.0)
+    await Worker(world).work()
+    text = entry_key("v", EntityKey("p", ("id",), (17,), ("INT64",)))
+    reply = b'{"request_id":"r","status":"completed"}'
+    world.entries[0] |= {text: reply, "17": reply, "[]": reply}
+    world.entries[1]["17"] = write_state(State(written_ms=world.clock.now))
+    world.clock.now += 2 * HOUR_MS
+    worker = Worker(world)
+    with capture_logs() as logs:
+        await worker.aggregates.tick()
+        await worker.aggregates.tick()
+    assert sorted((each["event"], each["entry"]) for each in logs) == [
+        ("aggregates_entry_unreadable", each) for each in sorted((text, "17", "[]"))
+    ]
+    assert await world.values() == [2.0, 2.0, 2.0, 1]
+    assert world.entries[0][text] == reply
+    world.send(5.0)
+    with capture_logs() as logs:
+        await worker.work()
+    assert ("aggregates_entry_unreadable", text) in [(each["event"], each.get("entry")) for each in logs]
+    assert await world.values() == [5.0, 5.0, 5.0, 1]
 
 
 async def test_a_window_slides_with_no_new_event() -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.adapters.record_codec import EntryState
 from app.adapters.task_codec import decode_result
+from app.adapters.topics import read_documents, wanted_topics
 from app.agents.admission import Admission
 from app.agents.decider import FORGETTING_MAX
 from app.agents.ledger import Ledger
@@ -17,6 +19,7 @@ from app.domain.errors import BrokerError, Code, Problem, RequestRefused, StoreU
 from app.domain.join import Status
 from app.domain.requests import Headers, InboundRecord, Request, positional_id
 from app.ports.log import OutboundRecord
+from app.settings import Settings
 from tests.support.decide_world import (
     AUDIT,
     DEAD,
@@ -226,6 +229,36 @@ def test_a_reply_topic_that_may_not_be_written_to(reply_to: str) -> None:
         assert {topic for topic, lanes in made.log.topics.items() if any(lanes)} == {REQUESTS, AUDIT}
         (audit,) = made.audits()
         assert [problem.code for problem in audit.problems] == [Code.REPLY_TOPIC_NOT_ALLOWED]
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "reply_to",
+    sorted(
+        topic.name
+        for topic in wanted_topics(read_documents(), Settings(), ["default"])
+        if topic.name != "inference.replies"
+    ),
+)
+def test_the_broker_s_own_topics_take_no_replies(reply_to: str) -> None:
+    """Whatever the setting allows, and though the topic is there; the message says why."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world({"reply_topics_allowed": ["*"]})
+        made.log.topics.setdefault(reply_to, [[], []])
+        with capture_logs() as logs:
+            made.send("r", reply_to=reply_to)
+            await settled(made)
+        assert {topic for topic, lanes in made.log.topics.items() if any(lanes)} == {REQUESTS, AUDIT}
+        (problem,) = made.audits()[0].problems
+        assert (
+            problem.message
+            == f"reply topic {reply_to} is not allowed: the broker keeps its own records there; name one of your own"
+        )
+        (refused,) = [line for line in logs if line["event"] == "refused"]
+        assert (refused["message"], refused["reply_topic"]) == (problem.message, reply_to)
 
     run()
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import orjson
+import pytest
 from rich.console import Console
 
 from app.commands.decision import describe
@@ -59,6 +60,22 @@ def test_the_steps_of_a_rollout_are_listed_with_their_evidence() -> None:
         console.print(describe(None, (), (), [step]))
     (line,) = [line for line in capture.get().splitlines() if "abort" in line]
     assert all(part in line for part in ("212", "7", "errors in 7 of 212 decisions"))
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_what_was_only_refused_says_why_and_what_to_do(decided: bool) -> None:
+    """Each refusal's code, message and place; without a decision that the id is still free."""
+    said = "reply topic inference.audit is not allowed: the broker keeps its own records there; name one of your own"
+    refusal = CODEC.decode(audit_value("r", "f", kind="refusal"))
+    refusal["problems"] = orjson.dumps([{"code": "reply_topic_not_allowed", "message": said}])
+    record = readable(CODEC.decode(audit_value("r", "e"))) if decided else None
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(describe(record, (), refusals=[readable(refusal)]))
+    text = capture.get()
+    assert f"reply_topic_not_allowed: {said}" in text
+    assert "refused  inference.requests/0/7 of 2023-11-14T22:13:20.000+00:00" in text
+    assert ("send the request again under the same id" in text) is not decided
 
 
 def told(task: Mapping[str, object], reply: Mapping[str, object]) -> str:

@@ -49,6 +49,19 @@ def test_settings_and_topics_are_listed_as_they_are() -> None:
     assert replaced(text, "topics", topics_table()) == text
 
 
+@pytest.mark.parametrize("row", rows(OPERATIONS, "Settings"), ids=lambda row: str(row[0]))
+def test_a_setting_s_default_can_be_written_as_it_is_listed(row: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever copies a default from the table sets what is the default anyway."""
+    variable, default = row[0].strip("`"), row[1].strip("`")
+    monkeypatch.delenv(variable, raising=False)
+    unset = Settings()
+    if default == "unset":
+        assert getattr(unset, variable.removeprefix("BROKER_").lower()) is None
+        return
+    monkeypatch.setenv(variable, "" if default == "empty" else default)
+    assert Settings() == unset
+
+
 @each_document
 def test_variables_exist(document: Path) -> None:
     """Every BROKER_ variable that is named is a setting."""

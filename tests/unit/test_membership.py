@@ -71,6 +71,10 @@ def test_who_is_expelled_again_and_again_is_not_alone() -> None:
         assert patient.join(f"m-{number}", number)
 
 
+def anything(key: str, entry: bytes) -> None:
+    """A table that takes whatever its changelog holds."""
+
+
 class Offsets:
     """A publisher that counts."""
 
@@ -109,7 +113,7 @@ async def test_whoever_was_expelled_counts_everything_as_gained(
 ) -> None:
     """A plain rebalance keeps what was kept; one under another member id gains all, and forgets nothing."""
     gains: list[frozenset[int]] = []
-    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets())
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), read=anything)
     table.on_ownership(lambda owned, gained: gains.append(gained))
     lease = membership(app)
     lease.join("m-1", 1)
@@ -128,7 +132,7 @@ async def test_nothing_is_written_past_the_lease(app: faust.App, monkeypatch: py
     """A write waits until the group has answered again; partitions that are another's by then are not written."""
     clock = Clock()
     publisher = Offsets()
-    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher, read=anything)
     lease = membership(app)
     monkeypatch.setattr(lease, "_clock", clock)
     lease.join("m-1", 1)
@@ -165,7 +169,7 @@ async def test_what_kafka_gets_after_the_lease_hides_nothing_from_recovery(
 ) -> None:
     """What another owner wrote before it is still to be read: recovery begins where reading ended."""
     clock, publisher = Clock(), HeldUp()
-    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher, read=anything)
     lease, tp = membership(app), TP(CHANGELOG, 0)
     monkeypatch.setattr(lease, "_clock", clock)
     lease.join("m-1", 1)
@@ -207,7 +211,10 @@ def entry(state: EntryState, decided_ms: int | None, execution: str) -> bytes:
 
 def test_a_decision_yields_to_itself_alone(app: faust.App) -> None:
     """Not to a join that pends again, nor to another decision; deleted, it makes room."""
-    store = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), yields=entry_yields)._store
+    table = DurableTable(
+        app, name="joins", changelog=CHANGELOG, publisher=Offsets(), read=anything, yields=entry_yields
+    )
+    store = table._store
     tp = TP(CHANGELOG, 0)
     pending, decided = entry(EntryState.PENDING, None, "a"), entry(EntryState.DECIDED, 5, "a")
     completed, other = entry(EntryState.COMPLETED, 5, "a"), entry(EntryState.COMPLETED, 6, "b")
@@ -220,7 +227,9 @@ def test_a_decision_yields_to_itself_alone(app: faust.App) -> None:
 
 def test_an_earlier_owners_late_write_never_stands(app: faust.App) -> None:
     """Whether it lies behind what its successor wrote or before it, decides, pends or deletes."""
-    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), yields=entry_yields)
+    table = DurableTable(
+        app, name="joins", changelog=CHANGELOG, publisher=Offsets(), read=anything, yields=entry_yields
+    )
     late, pending, decided = (
         entry(EntryState.COMPLETED, 5, "late"),
         entry(EntryState.PENDING, None, "mine"),
@@ -254,7 +263,7 @@ async def test_each_ownership_has_an_epoch_above_the_ones_before(
 ) -> None:
     """The group's generation, unless the log is ahead of it, as where the group was deleted; what is kept keeps its."""
     publisher = Offsets()
-    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher)
+    table = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=publisher, read=anything)
     for member, generation in (("m-1", 4), ("m-1", 5), ("m-2", 7), ("m-3", 1)):
         membership(app).join(member, generation)
         await settle(app, table, monkeypatch)
@@ -264,7 +273,7 @@ async def test_each_ownership_has_an_epoch_above_the_ones_before(
 
 def test_entries_without_an_epoch_are_the_first(app: faust.App) -> None:
     """A changelog of before, or a record that somebody else wrote, stops no recovery."""
-    store = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets())._store
+    store = DurableTable(app, name="joins", changelog=CHANGELOG, publisher=Offsets(), read=anything)._store
     for offset, headers in enumerate([None, (), (("epoch", b"x"),)]):
         message = SimpleNamespace(tp=TP(CHANGELOG, 0), offset=offset, key=b"r", value=b"%d" % offset, headers=headers)
         event = cast(EventT[Any], SimpleNamespace(message=message))

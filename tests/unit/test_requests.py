@@ -86,6 +86,7 @@ def test_headers_without_a_value_are_absent() -> None:
         ("traceparent", b"\xff", "not UTF-8"),
         ("request-id", b"a\tb", "1 to 128 printable"),
         ("request-id", b"x" * 129, "1 to 128 printable"),
+        ("request-id", b"rollout/credit/consumer/pd", "begin with rollout/ are those of rollouts' own records"),
     ],
 )
 def test_headers_that_cannot_mean_what_they_hold(name: str, value: bytes, said: str) -> None:
@@ -199,6 +200,7 @@ def test_json_that_is_no_object(value: bytes) -> None:
         ({"path": "/a", "entities": "x"}, "entities is str"),
         ({"path": "/a", "request_id": 7}, "request_id is not text"),
         ({"path": "/a", "request_id": ""}, "printable"),
+        ({"path": "/a", "request_id": "rollout/credit/consumer/pd"}, "begin with rollout/"),
         ({"path": "/a", "inputs": {"x": object()}}, "no JSON form"),
     ],
 )
@@ -206,6 +208,14 @@ def test_bodies_that_are_no_request(body: dict[str, object], said: str) -> None:
     """Refused, each with what is wrong."""
     with pytest.raises(RequestRefused, match=said):
         read_request(read_envelope(record()), body, record())
+
+
+def test_a_refused_id_of_a_rollout_is_not_answered_under() -> None:
+    """Its refusal stands under the record's place, not among the rollout's steps; what only looks alike is an id."""
+    named = record((("request-id", b"rollout/a/b/c"),))
+    assert identify(named) == positional_id(named)
+    assert identify(record(), {"request_id": "rollout/a/b/c"}) == positional_id(record())
+    assert identify(record(), {"request_id": "rollouts/1"}) == "rollouts/1"
 
 
 def test_absent_sections_are_empty() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters.topics import AGGREGATED, COPARTITIONED, WINDOWED, own_topics, read_documents, wanted_topics
+from app.adapters.topics import AGGREGATED, COPARTITIONED, WINDOWED, is_kept, own_topics, read_documents, wanted_topics
 from app.domain.errors import ConfigurationError
 from app.settings import Settings
 
@@ -19,6 +19,14 @@ def test_topics_of_others_are_not_ours() -> None:
     assert own_topics(wanted | others, Settings(), documents) == wanted
     prefixed = Settings(topic_prefix="x.")
     assert own_topics(wanted | others, prefixed, documents) == {"x.inference.requests-dlt"}
+
+
+def test_which_topics_hold_the_broker_s_own_records() -> None:
+    """Every topic that a document makes but that of replies; a topic of somebody's own is not."""
+    made = {topic.name for topic in wanted_topics(read_documents(), Settings(), ["gpu-1", "default"])}
+    assert {name for name in made if not is_kept(name)} == {"inference.replies"}
+    assert {*AGGREGATED, *COPARTITIONED, *WINDOWED} <= made
+    assert not any(map(is_kept, ("loans.replies", "inference.tasksize", "features.updates.replies", "a-changelog")))
 
 
 def test_the_contract_s_topics() -> None:
