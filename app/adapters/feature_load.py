@@ -2,6 +2,9 @@
 
 A journal beside the local state says how far a load came, so that one that was killed goes on where it was. Updates of
 the part that was under way are sent again; their ids and event times make that the same as sending them once.
+
+What a worker has committed is stored, or lies in the dead-letter topic. So that topic is read from where it ended
+before the load, and letters that carry an id of the load's tell which rows were refused.
 """
 
 import hashlib
@@ -15,9 +18,15 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from app.adapters.dead_letter_topics import DeadLetter
+from app.adapters.dead_letters import ORIGINAL_TOPIC, SUFFIX
+from app.adapters.feast_codec import encode_values
+from app.adapters.redis_feast import too_long
+from app.adapters.topic_reader import ends_of, read_topic
 from app.adapters.topics import CONNECT_WITHIN_S, refused_by_kafka
 from app.domain.errors import ConfigurationError, PublishFailed, StoreUnavailable
-from app.domain.feature_rows import Update
+from app.domain.feature_rows import RowRefused, Update
+from app.domain.feature_updates import FeatureRow
 from app.settings import Settings
 
 UPDATES_TOPIC: Final = "features.updates"
@@ -30,11 +39,15 @@ _POLL_S: Final = 0.2
 
 @dataclass(slots=True)
 class Journal:
-    """How far a load came: rows that are published, and where in each partition they end."""
+    """How far a load came: rows that are published, and where in each partition they end.
+
+    ``letters``: where each partition of the dead-letter topic ended when it began.
+    """
 
     path: Path
     rows: int = 0
     ends: dict[int, int] = field(default_factory=dict)
+    letters: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: Settings, file: Path, **options: Any) -> "Journal":
@@ -46,8 +59,8 @@ class Journal:
         path = settings.data_dir / "loads" / f"{digest[:32]}.json"
         try:
             held = orjson.loads(path.read_bytes())
-            ends = {int(partition): end for partition, end in held["ends"].items()}
-            return cls(path, held["rows"], ends)
+            ends, letters = ({int(p): end for p, end in held[name].items()} for name in ("ends", "letters"))
+            return cls(path, held["rows"], ends, letters)
         except FileNotFoundError:
             return cls(path)
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -60,7 +73,8 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             beside = self.path.with_suffix(".new")
-            beside.write_bytes(orjson.dumps({"rows": self.rows, "ends": {str(p): e for p, e in self.ends.items()}}))
+            held = {"rows": self.rows, "ends": self.ends, "letters": self.letters}
+            beside.write_bytes(orjson.dumps(held, option=orjson.OPT_NON_STR_KEYS))
             os.replace(beside, self.path)
         except OSError as error:
             raise ConfigurationError(
@@ -72,6 +86,13 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
+def refuse_unstorable(row: FeatureRow, settings: Settings) -> None:
+    """Raises RowRefused where a value is longer than decisions can use; the features worker would refuse the update."""
+    encoded = encode_values(row.values, row.types)
+    if (fault := too_long(row.names, encoded, settings.feature_value_bytes_max)) is not None:
+        raise RowRefused(f"values.{fault}")
+
+
 def publish(settings: Settings, updates: Iterator[Update], journal: Journal, progress: Callable[[int], None]) -> None:
     """Publish ``updates``, those after the journal's rows; ``progress`` is told how many rows are through.
 
@@ -80,6 +101,8 @@ def publish(settings: Settings, updates: Iterator[Update], journal: Journal, pro
         PublishFailed: it did not acknowledge a part; the journal says how far it came.
     """
     topic = settings.topic(UPDATES_TOPIC)
+    if not journal.letters:
+        journal.letters = ends_of(settings, topic + SUFFIX)
     producer = Producer(
         {
             "bootstrap.servers": settings.kafka_bootstrap,
@@ -177,3 +200,22 @@ def await_stored(
         raise StoreUnavailable(f"Kafka at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
     finally:
         consumer.close()
+
+
+def refused_updates(settings: Settings, journal: Journal) -> dict[bytes, str]:
+    """Why updates were refused since the load began, by their ids; those of others are among them.
+
+    Raises:
+        ConfigurationError, StoreUnavailable: the dead-letter topic cannot be read.
+    """
+    topic = settings.topic(UPDATES_TOPIC)
+    refused: dict[bytes, str] = {}
+    reasons: dict[str, str] = {}
+    for record in read_topic(settings, topic + SUFFIX, since=journal.letters):
+        letter = DeadLetter(record, redriven=False)
+        identity = letter.header(UPDATE_ID_HEADER)
+        if identity is not None and letter.text(ORIGINAL_TOPIC) == topic:
+            # A cause is mostly that of many, and each has its text once.
+            reason = letter.reason or "the letter does not say why"
+            refused[identity] = reasons.setdefault(reason, reason)
+    return refused

@@ -408,8 +408,8 @@ def _older_times(data: bytes, time: bytes) -> dict[bytes, int | None] | None:
 def _write_command(row: FeatureRow, value_bytes_max: int) -> Command:
     """Raises ValueError or OverflowError where a value is too long, or is none of its type."""
     encoded = encode_values(row.values, row.types)
-    if max(map(len, encoded), default=0) > value_bytes_max:
-        raise ValueError(_too_long(row.names, encoded, value_bytes_max))
+    if (fault := too_long(row.names, encoded, value_bytes_max)) is not None:
+        raise ValueError(f"{fault}, and redrive")
     key = row_key(row.key)
     time_ms = row.event_time_ms
     seconds, rest_ms = divmod(time_ms, 1_000)
@@ -436,11 +436,14 @@ def _write_command(row: FeatureRow, value_bytes_max: int) -> Command:
     return Command(key, pack(words))
 
 
-def _too_long(names: Sequence[str], encoded: Sequence[bytes], bytes_max: int) -> str:
+def too_long(names: Sequence[str], encoded: Sequence[bytes], bytes_max: int) -> str | None:
+    """Which values have more than ``bytes_max``, and what to do; None where none has."""
+    if max(map(len, encoded), default=0) <= bytes_max:
+        return None
     said = ", ".join(
         f"{name} has {len(value)}" for name, value in zip(names, encoded, strict=True) if len(value) > bytes_max
     )
     return (
         f"{said} bytes, and {bytes_max} are allowed, for no decision could use it: send less, or raise "
-        "BROKER_FEATURE_VALUE_BYTES_MAX of features and decide workers, and redrive"
+        "BROKER_FEATURE_VALUE_BYTES_MAX of features and decide workers"
     )

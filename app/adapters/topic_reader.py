@@ -2,7 +2,8 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -27,15 +28,30 @@ def read_topic(
     topic: str,
     *,
     since_ms: int | None = None,
+    since: Mapping[int, int] | None = None,
     progress: Progress | None = None,
     timeout_s: float = 30.0,
 ) -> Iterator[InboundRecord]:
     """The records of ``topic`` (full name) since ``since_ms`` (epoch; None: all), up to the end as it is at the start.
 
+    ``since``: offsets by partition instead, as ``ends_of`` gave them.
+
     Raises:
         ConfigurationError: Kafka does not answer at all, or there is no such topic.
         StoreUnavailable: Kafka stops answering, or sends nothing more for ``timeout_s``.
     """
+    with _consumer(settings, topic) as consumer:
+        yield from _records(consumer, settings, topic, since_ms, since, progress, timeout_s)
+
+
+def ends_of(settings: Settings, topic: str, *, timeout_s: float = 30.0) -> dict[int, int]:
+    """Where each partition of ``topic`` (full name) ends now. Raises as ``read_topic`` does."""
+    with _consumer(settings, topic) as consumer:
+        return _starts(consumer, topic, _partitions(consumer, settings, topic), None, None, timeout_s)[1]
+
+
+@contextmanager
+def _consumer(settings: Settings, topic: str) -> Iterator[Consumer]:
     consumer = Consumer(
         {
             "bootstrap.servers": settings.kafka_bootstrap,
@@ -47,7 +63,7 @@ def read_topic(
         logger=_librdkafka,
     )
     try:
-        yield from _records(consumer, settings, topic, since_ms, progress, timeout_s)
+        yield consumer
     except KafkaException as error:
         raise StoreUnavailable(
             f"Kafka at {settings.kafka_bootstrap}: reading {topic}: {error.args[0].str()}; "
@@ -57,11 +73,14 @@ def read_topic(
         consumer.close()
 
 
-def _known(consumer: Consumer, settings: Settings, topic: str) -> Any:
+def _partitions(consumer: Consumer, settings: Settings, topic: str) -> list[int]:
     try:
-        return consumer.list_topics(topic, timeout=CONNECT_WITHIN_S).topics[topic]
+        known = consumer.list_topics(topic, timeout=CONNECT_WITHIN_S).topics[topic]
     except KafkaException as error:
         raise refused_by_kafka(settings.kafka_bootstrap, f"reading {topic}", error) from error
+    if known.error is not None:
+        raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
+    return sorted(known.partitions)
 
 
 def _records(
@@ -69,13 +88,12 @@ def _records(
     settings: Settings,
     topic: str,
     since_ms: int | None,
+    since: Mapping[int, int] | None,
     progress: Progress | None,
     timeout_s: float,
 ) -> Iterator[InboundRecord]:
-    known = _known(consumer, settings, topic)
-    if known.error is not None:
-        raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
-    starts, left = _starts(consumer, topic, sorted(known.partitions), since_ms, timeout_s)
+    partitions = _partitions(consumer, settings, topic)
+    starts, left = _starts(consumer, topic, partitions, since_ms, since, timeout_s)
     total, passed = (
         sum(end - at for at, end in zip(starts.values(), left.values(), strict=True)),
         dict.fromkeys(left, 0),
@@ -119,7 +137,12 @@ def _records(
 
 
 def _starts(
-    consumer: Consumer, topic: str, partitions: list[int], since_ms: int | None, timeout_s: float
+    consumer: Consumer,
+    topic: str,
+    partitions: list[int],
+    since_ms: int | None,
+    since: Mapping[int, int] | None,
+    timeout_s: float,
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Where to begin and where to end, by partition."""
     marks = {
@@ -133,4 +156,6 @@ def _starts(
         for found in consumer.offsets_for_times(asked, timeout=timeout_s):
             # A negative offset: nothing is as young as that.
             starts[found.partition] = found.offset if found.offset >= 0 else ends[found.partition]
+    if since is not None:
+        starts = {at: min(max(low, since.get(at, low)), ends[at]) for at, low in starts.items()}
     return starts, ends

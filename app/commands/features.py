@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.adapters.dead_letters import SUFFIX
 from app.adapters.feast_keys import sample_keys
 from app.adapters.feature_files import FeatureFile, FileRow, format_of
-from app.adapters.feature_load import Journal, await_stored, publish
+from app.adapters.feature_load import (
+    UPDATES_TOPIC,
+    Journal,
+    await_stored,
+    publish,
+    refuse_unstorable,
+    refused_updates,
+)
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
@@ -70,6 +79,24 @@ class _RowsRefused(BrokerError):
     """Rows of a file cannot be loaded; the message lists the first ones."""
 
 
+@dataclass(slots=True)
+class _Faults:
+    """How many rows have one, and the first of them: where, and what."""
+
+    count: int = 0
+    shown: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        self.count += 1
+        if len(self.shown) < FAULTS_SHOWN_MAX:
+            self.shown.append((place, reason))
+
+    def listed(self) -> str:
+        """A line for each that is shown."""
+        more = f"\n  and {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
+        return "".join(f"\n  {place}: {reason}" for place, reason in self.shown) + more
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +126,7 @@ def load(
     """Publish a file's rows as updates of a view, and wait until the features workers have stored them.
 
     Nothing is published unless every row is sound. A load that was interrupted goes on where it was when it is run
-    again; one that is run twice changes nothing.
+    again; one that is run twice changes nothing. Exit code 1 where rows are not sound, or not stored.
     """
     settings = Settings()
     started = time.monotonic()
@@ -117,15 +144,17 @@ def load(
             )
             late = None if spec.plan is None else LateRows(spec.lateness)
             with _progress("checking rows") as advance:
-                total = _check(rows, reader, now_ms, late, advance)
+                total = _check(rows, reader, settings, now_ms, late, advance)
+            refused = _Faults()
             resumed = journal.rows
             if not dry_run:
-                updates = _updates(rows, reader, now_ms)
+                updates = (update for _, update in _updates(rows, reader, now_ms))
                 with _progress("publishing", total) as advance:
                     publish(settings, islice(updates, resumed, None), journal, advance)
                 ends = dict(journal.ends)
                 with _progress("stored", sum(ends.values())) as advance:
                     await_stored(settings, ends, waits_s, lambda left: advance(sum(ends.values()) - left))
+                refused = _refused_rows(rows, reader, now_ms, refused_updates(settings, journal))
                 journal.remove()
     except BrokerError as error:
         raise failed(error) from error
@@ -144,42 +173,58 @@ def load(
             "rows": total,
             "published": 0 if dry_run else total - resumed,
             "resumed_after": resumed,
-            "stored": not dry_run,
+            "stored": not dry_run and not refused.count,
             "dry_run": dry_run,
             "ignored_columns": ignored,
             "late_rows": late.count if late else 0,
+            "refused_rows": refused.count,
+            "refused": [{"place": place, "reason": reason} for place, reason in refused.shown],
             "seconds": round(elapsed_s, 3),
         }
         typer.echo(orjson.dumps(summary))
-        return
-    if ignored:
-        typer.echo(f"Not loaded, for view {view} has no such features: {', '.join(ignored)}.")
-    if dry_run:
-        typer.echo(f"{total:,} rows of {file.name} are sound. Nothing was published.")
     else:
-        went_on = f", of which {resumed:,} were published before" if resumed else ""
-        typer.echo(f"{total:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
+        if ignored:
+            typer.echo(f"Not loaded, for view {view} has no such features: {', '.join(ignored)}.")
+        if dry_run:
+            typer.echo(f"{total:,} rows of {file.name} are sound. Nothing was published.")
+        else:
+            went_on = f", of which {resumed:,} were published before" if resumed else ""
+            stored = total - refused.count
+            typer.echo(f"{stored:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
+    if refused.count:
+        letters = settings.topic(UPDATES_TOPIC) + SUFFIX
+        raise failed(
+            _RowsRefused(
+                f"{refused.count} of {total} rows of {file} are not stored: the features workers refused them, and "
+                f"they lie in {letters}. Mend what is said and load the file again, or redrive them:{refused.listed()}"
+            )
+        )
 
 
-def _check(rows: FeatureFile, reader: RowReader, now_ms: int, late: LateRows | None, advance: "_Advance") -> int:
-    total, faults, shown = 0, 0, list[str]()
+def _check(
+    rows: FeatureFile,
+    reader: RowReader,
+    settings: Settings,
+    now_ms: int,
+    late: LateRows | None,
+    advance: "_Advance",
+) -> int:
+    total, faults = 0, _Faults()
     for row in rows.rows():
         total = row.number
         try:
             update, made = _update(row, reader, now_ms)
+            refuse_unstorable(made, settings)
             if late is not None:
                 late.see(update.key, made.event_time_ms)
         except RowRefused as error:
-            faults += 1
-            if len(shown) < FAULTS_SHOWN_MAX:
-                shown.append(f"{row.place}: {error}")
+            faults.add(row.place, reader.told(str(error)))
         if not total % _PROGRESS_EVERY:
             advance(total)
-    if faults:
-        more = f"\n  and {faults - len(shown)} more" if faults > len(shown) else ""
-        listed = "".join(f"\n  {each}" for each in shown)
+    if faults.count:
         raise _RowsRefused(
-            f"{faults} of {total} rows of {rows.path} cannot be loaded, so nothing was published:{listed}{more}"
+            f"{faults.count} of {total} rows of {rows.path} cannot be loaded, so nothing was published:"
+            + faults.listed()
         )
     return total
 
@@ -190,10 +235,20 @@ def _update(row: FileRow, reader: RowReader, now_ms: int) -> tuple[Update, Featu
     return reader.read(row.number, row.cells, now_ms)
 
 
-def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[Update]:
+def _refused_rows(rows: FeatureFile, reader: RowReader, now_ms: int, reasons: Mapping[bytes, str]) -> _Faults:
+    """The rows whose updates are among those that were refused."""
+    refused = _Faults()
+    if reasons:
+        for row, update in _updates(rows, reader, now_ms):
+            if update.id in reasons:
+                refused.add(row.place, reasons[update.id])
+    return refused
+
+
+def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[tuple[FileRow, Update]]:
     for row in rows.rows():
         try:
-            yield _update(row, reader, now_ms)[0]
+            yield row, _update(row, reader, now_ms)[0]
         except RowRefused as error:
             raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
 

@@ -89,7 +89,7 @@ class RowReader:
         try:
             row = read_update(body, {self.view: self.spec}, now_ms)
         except UpdateRefused as error:
-            raise RowRefused(self._told(str(error))) from error
+            raise RowRefused(self.told(str(error))) from error
         value = orjson.dumps(body)
         identity = hashlib.blake2b(b"%d|" % number + value, digest_size=16).hexdigest().encode()
         return Update(entity_text(row.key).encode(), value, identity), row
@@ -103,8 +103,8 @@ class RowReader:
             return int(cell)
         return cell
 
-    def _told(self, message: str) -> str:
-        """The message with the column's name in the place of the update's member."""
+    def told(self, message: str) -> str:
+        """The message with the column's name before that of the update's member."""
         if message.startswith("event_time") and self.time_column is not None:
             return f"column {self.time_column}: {message}"
         named = _NAMED.match(message)

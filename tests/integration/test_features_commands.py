@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +16,9 @@ import pyarrow
 import pytest
 import yaml
 from pyarrow import parquet
+from redis.asyncio import Redis
 
+from app.adapters.feast_codec import row_key
 from app.adapters.redis_feast import RedisFeatureStore
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
@@ -143,6 +145,48 @@ def test_bad_rows_are_listed_and_nothing_is_published(world: FeaturesWorld, tmp_
         in world.run("features", "load", file, "--view", "applicant", *TODAY, "--dry-run").stdout
     )
     assert world.features("applicant", "applicant_id=700", code=1)["age_years"] == ("MISSING", None)
+
+
+def test_a_value_that_no_decision_could_use_is_found_first(world: FeaturesWorld, tmp_path: Path) -> None:
+    """It is a fault of its row as others are, with and without --dry-run, and nothing is published."""
+    file = tmp_path / "long.jsonl"
+    texts = ["good", "x" * 100_000, "bad"]
+    file.write_bytes(
+        b"".join(orjson.dumps({"applicant_id": 710 + n, "history": t}) + b"\n" for n, t in enumerate(texts))
+    )
+    for more in ((), ("--dry-run",)):
+        told = world.run("features", "load", file, "--view", "applicant", *TODAY, *more, code=1).stderr
+        assert "1 of 3 rows" in told
+        assert "line 2: column history: values.history has 100004 bytes, and 65536 are allowed" in told
+    assert world.features("applicant", "applicant_id=710", code=1)["history"] == ("MISSING", None)
+
+
+def test_rows_that_the_workers_refuse_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
+    """What went to the dead-letter topic in this load is not stored: its rows, the reason, and exit code 1."""
+    file = tmp_path / "barred.csv"
+    file.write_text("applicant_id,age_years\n720,41\n721,42\n722,43\n")
+    key = row_key(EntityKey(world.project, ("applicant_id",), (721,), ("INT64",)))
+    load = ["features", "load", file, "--view", "applicant", *TODAY]
+
+    async def with_redis(do: Callable[[Redis], Awaitable[object]]) -> None:
+        client = Redis.from_url(world.env["BROKER_REDIS_URL"])
+        await do(client)
+        await client.aclose()
+
+    asyncio.run(with_redis(lambda client: client.set(key, b"text")))
+    shown = world.run_json(*load, code=1)
+    assert (shown["stored"], shown["refused_rows"], shown["refused"][0]["place"]) == (False, 1, "line 3")
+    assert "is no row of features" in shown["refused"][0]["reason"]
+    again = world.run(*load, code=1)
+    assert "2 rows of barred.csv are stored in view applicant" in again.stdout
+    assert f"1 of 3 rows of {file} are not stored" in again.stderr
+    assert f"they lie in {world.settings.topic('features.updates-dlt')}" in again.stderr
+    assert "\n  line 3: view applicant: what Redis holds under the entity's key is no row of features" in again.stderr
+    assert world.features("applicant", "applicant_id=722")["age_years"] == ("PRESENT", 43)
+    asyncio.run(with_redis(lambda client: client.delete(key)))
+    shown = world.run_json(*load)
+    assert (shown["stored"], shown["refused_rows"], shown["refused"]) == (True, 0, [])
+    assert world.features("applicant", "applicant_id=721")["age_years"] == ("PRESENT", 42)
 
 
 @pytest.mark.parametrize(
