@@ -33,6 +33,8 @@ UPDATES_TOPIC: Final = "features.updates"
 FEATURES_GROUP: Final = "features"
 UPDATE_ID_HEADER: Final = "update-id"
 PART_ROWS: Final = 5_000
+_RECORD_OVERHEAD_BYTES: Final = 24_000
+"""What Kafka adds to a record and a batch, and more: an update that was found to fit is never refused for that."""
 _ACKNOWLEDGED_WITHIN_S: Final = 60.0
 _POLL_S: Final = 0.2
 
@@ -86,11 +88,17 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def refuse_unstorable(row: FeatureRow, settings: Settings) -> None:
-    """Raises RowRefused where a value is longer than decisions can use; the features worker would refuse the update."""
+def refuse_oversized(update: Update, row: FeatureRow, settings: Settings) -> None:
+    """Raises RowRefused where Kafka would not take the update, or the features worker not store one of its values."""
     encoded = encode_values(row.values, row.types)
     if (fault := too_long(row.names, encoded, settings.feature_value_bytes_max)) is not None:
         raise RowRefused(f"values.{fault}")
+    size = len(update.key) + len(update.value) + len(UPDATE_ID_HEADER) + len(update.id)
+    if size > settings.record_bytes_max:
+        raise RowRefused(
+            f"its update has {size} bytes, and BROKER_RECORD_BYTES_MAX allows {settings.record_bytes_max} to one that "
+            "Kafka takes: load its columns in two files"
+        )
 
 
 def publish(settings: Settings, updates: Iterator[Update], journal: Journal, progress: Callable[[int], None]) -> None:
@@ -110,6 +118,7 @@ def publish(settings: Settings, updates: Iterator[Update], journal: Journal, pro
             "acks": "all",
             "partitioner": "murmur2_random",
             "linger.ms": 20,
+            "message.max.bytes": settings.record_bytes_max + _RECORD_OVERHEAD_BYTES,
             "allow.auto.create.topics": False,
             "log_level": 0,
         }

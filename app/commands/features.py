@@ -28,7 +28,7 @@ from app.adapters.feature_load import (
     Journal,
     await_stored,
     publish,
-    refuse_unstorable,
+    refuse_oversized,
     refused_updates,
 )
 from app.adapters.redis_feast import RedisFeatureStore
@@ -214,7 +214,7 @@ def _check(
         total = row.number
         try:
             update, made = _update(row, reader, now_ms)
-            refuse_unstorable(made, settings)
+            refuse_oversized(update, made, settings)
             if late is not None:
                 late.see(update.key, made.event_time_ms)
         except RowRefused as error:

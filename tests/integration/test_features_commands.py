@@ -161,6 +161,36 @@ def test_a_value_that_no_decision_could_use_is_found_first(world: FeaturesWorld,
     assert world.features("applicant", "applicant_id=710", code=1)["history"] == ("MISSING", None)
 
 
+def test_a_row_that_kafka_does_not_take_is_found_first(
+    world: FeaturesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte too many is a fault of that line, and rows before it stay unpublished; without it, it goes through.
+
+    The worker, whose bound on values is lower, refuses it, and its letter is known in spite of its size.
+    """
+    monkeypatch.setenv("BROKER_FEATURE_VALUE_BYTES_MAX", "2000000")
+    most, file = world.settings.record_bytes_max, tmp_path / "wide.jsonl"
+    load = ["features", "load", file, "--view", "applicant", *TODAY]
+
+    def write(length: int) -> None:
+        rows = ({"applicant_id": 715, "history": "good"}, {"applicant_id": 716, "history": "x" * length})
+        file.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+
+    write(1_500_000)
+    told = re.search(
+        r"line 2: its update has (\d+) bytes, and BROKER_RECORD_BYTES_MAX", world.run(*load, code=1).stderr
+    )
+    assert told is not None
+    fits = 1_500_000 - (int(told[1]) - most)
+    write(fits + 1)
+    assert "so nothing was published" in world.run(*load, "--dry-run", code=1).stderr
+    assert world.features("applicant", "applicant_id=715", code=1)["history"] == ("MISSING", None)
+    write(fits)
+    shown = world.run_json(*load, code=1)
+    assert (shown["refused_rows"], shown["refused"][0]["place"]) == (1, "line 2")
+    assert world.features("applicant", "applicant_id=715")["history"] == ("PRESENT", "good")
+
+
 def test_rows_that_the_workers_refuse_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
     """What went to the dead-letter topic in this load is not stored: its rows, the reason, and exit code 1."""
     file = tmp_path / "barred.csv"
