@@ -47,7 +47,7 @@ from app.domain.feature_rows import (
     row_reader,
 )
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, within_ttl
+from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, Value, ViewNeed, within_ttl
 from app.domain.registry import Revision
 from app.durations import format_duration, parse_duration_ms
 from app.settings import Settings
@@ -372,16 +372,26 @@ def _named_value(text: str) -> tuple[str, str]:
 
 
 def _feature_json(name: str, spec: FeatureViewSpec, found: Fetched, now_ms: int) -> dict[str, Any]:
-    value = found.value.hex() if isinstance(found.value, bytes) else found.value
     return {
         "feature": name,
         "type": spec.types[name],
         "status": found.status,
-        "value": value,
+        "value": _plain(found.value),
         "event_time": _iso(found.event_time_ms),
         "age_ms": None if found.event_time_ms is None else now_ms - found.event_time_ms,
         "reason": found.reason,
     }
+
+
+def _plain(value: Value) -> Any:
+    """A value as JSON has it, bytes in hexadecimal digits.
+
+    >>> _plain((b"\\x00\\xff", None)), _plain(1.5)
+    (['00ff', None], 1.5)
+    """
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _print_features(spec: FeatureViewSpec, fetched: Mapping[str, Fetched], now_ms: int) -> None:
@@ -389,7 +399,7 @@ def _print_features(spec: FeatureViewSpec, fetched: Mapping[str, Fetched], now_m
     for column in table.columns:
         column.overflow = "fold"
     for name, found in fetched.items():
-        value = "-" if found.value is None else found.value.hex() if isinstance(found.value, bytes) else found.value
+        value = "-" if found.value is None else _plain(found.value)
         status = Text(str(found.status), style=_STYLES[found.status])
         if found.reason:
             status.append(f": {found.reason}", style="default")

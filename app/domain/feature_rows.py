@@ -256,7 +256,13 @@ def _from_text(text: str, type_: str) -> Any:
 
 
 def _plain(cell: Any) -> Any:
-    """A cell of a typed file as JSON has it."""
+    """A cell of a typed file as JSON has it.
+
+    >>> _plain([b"ab", None, date(2026, 1, 31)])
+    ['YWI=', None, '2026-01-31']
+    """
+    if isinstance(cell, list):
+        return [_plain(each) for each in cell]
     if isinstance(cell, bytes):
         return base64.b64encode(cell).decode()
     if isinstance(cell, datetime):

@@ -43,6 +43,7 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 feature_view("applicant", made.project, person),
                 feature_view("credit", made.project, {"housing": "STRING", "job": "STRING", "age": "INT64"}),
                 feature_view("short", made.project, {"mood": "STRING"}, ttl="1h"),
+                feature_view("scans", made.project, {"pages": "BYTES_LIST", "days": "UNIX_TIMESTAMP_LIST"}),
                 feature_view(
                     "bureau",
                     made.project,
@@ -99,6 +100,19 @@ def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None
     assert [world.features("applicant", f"applicant_id={n}")["age_years"][1] for n in (3, 4, 5, 6)] == [53, 54, 55, 56]
     assert world.features("applicant", "applicant_id=6")["income"] == ("NULL", None)
     assert world.features("applicant", "applicant_id=3")["income"] == ("MISSING", None)
+
+
+def test_lists_of_bytes_and_times_are_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None:
+    """From Parquet's own types into the store, and out as JSON and as text: bytes in hexadecimal digits."""
+    table = tmp_path / "scans.parquet"
+    days = [datetime(2026, 1, 31, tzinfo=UTC)]
+    parquet.write_table(pyarrow.table({"applicant_id": [910], "pages": [[b"\x00\xff", b""]], "days": [days]}), table)
+    world.run("features", "load", table, "--view", "scans", *TODAY)
+    assert world.features("scans", "applicant_id=910") == {
+        "pages": ("PRESENT", ["00ff", ""]),
+        "days": ("PRESENT", [1_769_817_600]),
+    }
+    assert "['00ff', '']" in world.run("features", "get", "scans", "applicant_id=910").stdout
 
 
 def test_the_example_s_data_can_be_loaded(world: FeaturesWorld) -> None:

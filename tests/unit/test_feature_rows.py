@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from app.adapters.feast_codec import row_key
 from app.adapters.feast_keys import read_row_key
@@ -16,10 +18,12 @@ from app.domain.documents import FeatureViewSpec, ModelVersionSpec
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
 from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
+from app.domain.feature_updates import read_update
 from app.domain.features import EntityKey, FeatureStatus, Fetched
 from app.domain.on_demand import compile_views
 
 NOW_MS = 1_795_392_000_000
+SECONDS = pyarrow.timestamp("s", "UTC")
 SPEC = FeatureViewSpec.model_validate_json(
     """{"entities": [{"name": "iban", "type": "STRING"}, {"name": "branch", "type": "INT32"}],
         "features": [{"name": "age", "type": "INT64"}, {"name": "share", "type": "DOUBLE"},
@@ -63,6 +67,27 @@ def test_typed_cells_are_taken_as_they_are() -> None:
     assert values({"since": date(2026, 11, 23)}, text=False) == {"since": NOW_MS // 1_000}
     exact = {"age": Decimal("9007199254740993"), "share": Decimal("1e30")}
     assert values(exact, text=False) == {"age": 2**53 + 1, "share": 1e30}
+
+
+def test_lists_of_typed_cells_are_taken_element_by_element(tmp_path: Path) -> None:
+    """Parquet's lists of bytes and of times are what JSON's of base64 and ISO 8601 are; a null stays one."""
+    spec = FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "id", "type": "INT64"}],
+            "features": [{"name": "scans", "type": "BYTES_LIST"}, {"name": "times", "type": "UNIX_TIMESTAMP_LIST"},
+                         {"name": "shares", "type": "DOUBLE_LIST"}],
+            "source": {"type": "redis", "project": "p"}}"""
+    )
+    moment = datetime(2026, 11, 23, tzinfo=UTC)
+    table = {
+        "id": [1], "scans": [[b"\x00\xff", b""]], "times": pyarrow.array([[moment, None]], pyarrow.list_(SECONDS)),
+        "shares": [[Decimal("0.5"), None]],
+    }  # fmt: skip
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    with FeatureFile(tmp_path / "a.parquet", "parquet") as file:
+        made, _ = row_reader("v", spec, file.header, mapping={}, time_column=None, time_ms=NOW_MS, text=file.text)
+        [(update, row)] = [made.read(each.number, each.cells, NOW_MS) for each in file.rows()]
+    assert row.values == ((b"\x00\xff", b""), (NOW_MS // 1_000, None), (0.5, None))
+    assert read_update(orjson.loads(update.value), {"v": spec}, NOW_MS) == row
 
 
 def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
