@@ -467,7 +467,10 @@ def check(
         if view is not None:
             _stored_view(revision, view)
         stored = {name: spec for name, spec in revision.views.items() if _is_stored(spec)}
-        needed = findings_of(revision.versions.values(), stored, revision.computations, view)
+        versions = revision.versions.values()
+        needed = findings_of(versions, stored, revision.computations, view)
+        asked = {name: spec for name, spec in revision.views.items() if isinstance(spec.source, HttpSource)}
+        unchecked = sorted(findings_of(versions, asked, revision.computations, view))
         for name, findings in needed.items():
             entities = _keys_of(keys, name, stored[name]) if keys else _sample_of(settings, stored[name], sample)
             asyncio.run(_judge(settings, findings, entities, stored[name].ttl))
@@ -483,11 +486,12 @@ def check(
             "tolerated_percent": tolerate,
             "features": [_finding_json(each, tolerated) for each in findings],
             "views_without_entities": empty,
+            "views_not_checked": unchecked,
             "sound": not violated and not empty,
         }
         typer.echo(orjson.dumps(document))
     else:
-        _print_findings(findings, violated, empty, tolerated)
+        _print_findings(findings, violated, empty, unchecked, tolerated)
     if violated or empty:
         raise typer.Exit(1)
 
@@ -554,7 +558,11 @@ def _finding_json(finding: Finding, tolerated: float) -> dict[str, Any]:
 
 
 def _print_findings(
-    findings: Sequence[Finding], violated: Sequence[Finding], empty: Sequence[str], tolerated: float
+    findings: Sequence[Finding],
+    violated: Sequence[Finding],
+    empty: Sequence[str],
+    unchecked: Sequence[str],
+    tolerated: float,
 ) -> None:
     console = Console(highlight=False)
     short = {FeatureStatus.PRESENT: "PRES", FeatureStatus.MISSING: "MISS"}
@@ -574,6 +582,8 @@ def _print_findings(
         console.print(f"{sampled} entities of view {view} were looked at.", soft_wrap=True)
     for name in empty:
         console.print(f"View {name}: the store knows no entity of it.", style="red")
+    for name in unchecked:
+        console.print(f"View {name} was not checked: a feature server is asked for it.", style="yellow")
     for does, versions_of in (("reject", Finding.rejected_by), ("refer", Finding.referred_by)):
         for version in sorted({version for each in violated for version in versions_of(each, tolerated)}):
             refs = {f"{each.view}.{each.feature}": None for each in violated if version in versions_of(each, tolerated)}
@@ -581,7 +591,8 @@ def _print_findings(
     if not findings:
         console.print("No model version needs a stored feature.")
     elif not violated and not empty:
-        console.print("What versions require is there.", style="green")
+        of_stored = " of stored views" if unchecked else ""
+        console.print(f"What versions require{of_stored} is there.", style="green")
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

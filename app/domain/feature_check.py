@@ -7,7 +7,6 @@ from typing import Literal
 
 from app.domain.documents import FeatureContract, FeatureViewSpec, ModelVersionSpec, ValueType
 from app.domain.features import (
-    EVENT_TIME_AHEAD_MS_MAX,
     REQUEST_SOURCES,
     EntityKey,
     FeatureRef,
@@ -15,6 +14,7 @@ from app.domain.features import (
     Fetched,
     FetchedFeatures,
     ViewNeed,
+    too_old,
     within_ttl,
 )
 from app.domain.on_demand import Computations
@@ -92,15 +92,9 @@ class Finding:
     def judge(self, found: Fetched, ttl_ms: int | None, now_ms: int) -> None:
         """Count what the store has for one entity."""
         found = within_ttl(found, ttl_ms, now_ms)
-        dated = self.max_age_ms is not None and found.event_time_ms is not None
-        if found.status is FeatureStatus.PRESENT and dated and not self._young(found, now_ms):
-            self.statuses[FeatureStatus.STALE] += 1
-        else:
-            self.statuses[found.status] += 1
-
-    def _young(self, found: Fetched, now_ms: int) -> bool:
-        age_ms = now_ms - (found.event_time_ms or 0)
-        return -EVENT_TIME_AHEAD_MS_MAX <= age_ms <= (self.max_age_ms or 0)
+        bound_ms = self.max_age_ms
+        stale = found.status is FeatureStatus.PRESENT and bound_ms is not None and too_old(found, bound_ms, now_ms)
+        self.statuses[FeatureStatus.STALE if stale else found.status] += 1
 
 
 def findings_of(

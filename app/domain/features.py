@@ -424,7 +424,7 @@ def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
 
 def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
     if found.status in _SOUND and contract.max_age is not None:
-        why = _too_old(found, contract.max_age, now_ms)
+        why = too_old(found, contract.max_age, now_ms)
         if why is not None:
             found = Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, why, found.source)
     if found.status in _SOUND:
@@ -435,7 +435,7 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
     return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
 
 
-def _too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
+def too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
     """Why a value may not be used under a maximum age; None where it may."""
     if found.undated:
         return _MADE_OF_UNDATED

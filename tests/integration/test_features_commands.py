@@ -65,6 +65,7 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     lateness="1h",
                 ),
                 *model("pd", [{"ref": "applicant.age_years", "required": True}, {"ref": "applicant.income"}]),
+                *model("scored", [{"ref": "bureau.score", "required": True}]),
                 *model("strict", [{"ref": "applicant.history", "required": True, "maxAge": "1h"}]),
             ]
         )
@@ -338,7 +339,10 @@ def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) 
     assert (history["statuses"]["STALE"], history["would_reject"]) == (10, ["strict/1"])
     assert not shown["sound"]
     assert "strict/1 would reject" in world.run(*asked, "--tolerate", "20", code=1).stdout
-    assert world.run_json("features", "check", "--view", "credit")["features"] == []
+    of_one = world.run_json("features", "check", "--view", "credit")
+    assert (of_one["features"], of_one["views_not_checked"]) == ([], [])
+    assert world.run_json("features", "check", code=1)["views_not_checked"] == ["bureau"]
+    assert "View bureau was not checked" in world.run("features", "check", code=1).stdout
     sampled = world.run_json("features", "check", "--view", "applicant", "--sample", "7", code=1)
     assert {each["entities"] for each in sampled["features"]} == {7}
 

@@ -19,8 +19,9 @@ from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
 from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
 from app.domain.feature_updates import read_update
-from app.domain.features import EntityKey, FeatureStatus, Fetched
+from app.domain.features import EntityKey, FeatureStatus, Fetched, resolve
 from app.domain.on_demand import compile_views
+from app.domain.requests import Request, RequestId
 
 NOW_MS = 1_795_392_000_000
 SECONDS = pyarrow.timestamp("s", "UTC")
@@ -328,9 +329,28 @@ def test_needs_are_counted_by_view_feature_and_age() -> None:
     ):
         judge_all(needed["v"], fetched, SPEC.ttl, NOW_MS)
     assert dict(age.statuses) == {FeatureStatus.STALE: 1, FeatureStatus.PRESENT: 1, FeatureStatus.MISSING: 2}
-    assert dict(share.statuses) == {FeatureStatus.MISSING: 1, FeatureStatus.PRESENT: 2, FeatureStatus.STALE: 1}
+    # A value without an event time has no known age, which no bound allows.
+    assert dict(share.statuses) == {FeatureStatus.MISSING: 1, FeatureStatus.PRESENT: 1, FeatureStatus.STALE: 2}
     assert age.rejected_by(0.7) == ["a/1"]
     assert not age.rejected_by(0.75)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Fetched(FeatureStatus.PRESENT, 1, event_time_ms)
+        for event_time_ms in (None, 0, NOW_MS - 3_600_001, NOW_MS - 3_600_000, NOW_MS + 300_000, NOW_MS + 300_001)
+    ],
+)
+def test_a_check_and_a_request_agree_on_a_value_s_age(found: Fetched) -> None:
+    """What is counted sound is what a request would be given."""
+    contract = {"ref": "v.age", "required": True, "maxAge": "1h"}
+    needing = version("a", contract)
+    [finding] = findings_of([needing], {"v": SPEC}, {})["v"]
+    finding.judge(found, None, NOW_MS)
+    request = Request(RequestId("r1"), "/p", {}, {}, {}, None, None, "normal", "application/json", "")
+    inputs = resolve(needing.features, {"v": SPEC}, request, {("v", "age"): found}, NOW_MS)
+    assert bool(finding.rejected_by(0)) == bool(inputs.problems)
 
 
 @pytest.mark.parametrize(
