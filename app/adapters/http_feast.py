@@ -10,7 +10,7 @@ value. Source: Feast 0.67, ``feature_server.py``; tests hold this against the se
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp
@@ -194,4 +194,10 @@ def _fetched(column: Mapping[str, Any], type_: str) -> Fetched:
 
 
 def _epoch_ms(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1_000)
+    """A moment; one without a zone is UTC, as all times of Feast's.
+
+    >>> _epoch_ms("2026-11-23T00:00:00"), _epoch_ms("2026-11-23T01:00:00+01:00")
+    (1795392000000, 1795392000000)
+    """
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000)

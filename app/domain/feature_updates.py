@@ -20,6 +20,9 @@ _MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_tim
 _INT64_BOUND: Final = 2**63
 EVENT_TIME_MS_MAX: Final = 253_402_300_799_999
 """The end of the year 9999 and of protobuf's Timestamp; microseconds sent as milliseconds lie past it."""
+_NO_MILLISECONDS: Final = range(10_000_000, 10_000_000_000)
+"""What people send in their place: seconds of 1970 to 2286, and dates as 20260131. As milliseconds they lie before May
+1970, which no update is of."""
 
 
 class FeatureRow(NamedTuple):
@@ -180,6 +183,11 @@ def _event_time_ms(given: Any, now_ms: int) -> int:
         raise UpdateRefused(f"event_time {str(given)[:80]!r}: send ISO 8601 text or epoch milliseconds")
     if not 0 <= moment <= EVENT_TIME_MS_MAX:
         raise UpdateRefused(f"event_time {str(given)[:80]!r} is not between the years 1970 and 9999: send milliseconds")
+    if moment in _NO_MILLISECONDS and not isinstance(given, str):
+        raise UpdateRefused(
+            f"event_time {given} would be in early 1970, as epoch milliseconds: seconds are sent times 1000, a date as "
+            "ISO 8601 text"
+        )
     if moment - now_ms > EVENT_TIME_AHEAD_MS_MAX:
         ahead_s, allowed_s = (moment - now_ms) // 1_000, EVENT_TIME_AHEAD_MS_MAX // 1_000
         raise UpdateRefused(

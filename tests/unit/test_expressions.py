@@ -99,6 +99,30 @@ def evaluated(text: str, **roots: object) -> object:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("size(i.text)", 6),
+        ("i.text.size() == 2", False),
+        ('i.text.matches("^.{1,40}$") && !i.text.matches("^.{3,40}$")', True),
+        ("9007199254740993 == 9007199254740992.0", True),
+        ("-i.least == i.least", True),
+        ("string(b'\\xff')", "\ufffd"),
+        ("i.most == double(i.most)", True),
+    ],
+)
+def test_where_cel_is_not_as_specified(text: str, expected: object) -> None:
+    """What docs/routing.md says of the engine; an engine that mends one of them changes what expressions decide."""
+    assert evaluated(text, i={"text": "ü😀", "least": -(2**63), "most": 2**63 - 1}) == expected
+
+
+@pytest.mark.parametrize("text", ["0 - i.least", "i.most + 1", "i.least * -1", "i.least / -1"])
+def test_whole_numbers_that_overflow_fail(text: str) -> None:
+    """The way out of a negation that does not."""
+    with pytest.raises(ExpressionFailed, match="overflow"):
+        evaluated(text, i={"least": -(2**63), "most": 2**63 - 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("mean([o.a.score, o.b.score])", 0.5),
         ("weightedMean([o.a.score, o.b.score], [3, 1])", 0.35),
         ("weightedMean([1, 2.0], [0, 5])", 2.0),

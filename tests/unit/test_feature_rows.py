@@ -138,6 +138,8 @@ def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
         ({"branch": ""}, "column branch: entities.branch"),
         ({"at": ""}, "column at: no event time"),
         ({"at": "soon"}, "column at: event_time 'soon'"),
+        ({"at": "1795392000"}, "column at: event_time 1795392000 would be in early 1970"),
+        ({"at": "20261123"}, "column at: event_time 20261123 would be in early 1970"),
     ],
 )
 def test_a_fault_names_its_column(cells: dict[str, str], said: str) -> None:

@@ -143,6 +143,9 @@ def test_join_keys_are_sorted_by_name() -> None:
         ("2026-11-23T01:00:00+01:00", 1_795_392_000_000),
         ("2026-11-23T00:00:00", 1_795_392_000_000),
         (0, 0),
+        (9_999_999, 9_999_999),
+        (10_000_000_000, 10_000_000_000),
+        ("1970-02-01T00:00:00Z", 2_678_400_000),
         # Clocks differ.
         (NOW_MS + 300_000, NOW_MS + 300_000),
     ],
@@ -183,6 +186,8 @@ def test_event_times(given: object, epoch_ms: int) -> None:
         ({"event_time": True}, "event_time 'True'", False),
         ({"event_time": 1_795_392_000_000_000}, "milliseconds", False),
         ({"event_time": -1}, "1970", False),
+        ({"event_time": NOW_MS // 1_000}, "event_time 1795392000 would be in early 1970, as epoch milliseconds", False),
+        ({"event_time": 20_261_123}, "a date as ISO 8601 text", False),
         ({"event_time": NOW_MS + 300_001}, "is 300 s in the future, and 300 s are allowed", False),
         ({"event_time": "2027-11-23T00:00:00Z"}, "in the future", False),
     ],
