@@ -26,9 +26,6 @@ from app.ports.feature_store import FeatureStore
 FETCHES_MAX: Final = 1_024
 """Fetches under way at once: more than a worker has requests in flight, so it holds only where they outlive them."""
 
-SERVER_SHARE: Final = 0.75
-"""Of a request's time, what a feature server may take: where it is slow, the models can still be asked without it."""
-
 _LOOKUPS = Counter(
     "broker_feature_cache_lookups",
     "Rows of cached views that requests asked for: hit, negative, miss, shared (waited for another's fetch), stale",
@@ -153,12 +150,8 @@ class CachedFeatureStore:
         failure: StoreUnavailable | None = None
         if ask and len(self._fetches) >= FETCHES_MAX:
             failure = StoreUnavailable(f"{FETCHES_MAX} fetches are under way, and the feature store answers none")
-        patience_ms = float(timeout_ms)
-        if any(need.http is not None for need in (*ask, *waiting)):
-            patience_ms *= SERVER_SHARE
         # With something to fall back on, there must be time left to use it.
-        if any(entry is not None for _, entry in cached.values()):
-            patience_ms = timeout_ms / 2
+        patience_ms = timeout_ms / 2 if any(entry is not None for _, entry in cached.values()) else timeout_ms
         if failure is None:
             by_source: dict[str | None, list[ViewNeed]] = {}
             for need in ask:
