@@ -6,8 +6,8 @@ for that fetch; all others, cached views or not, go to the store in one fetch a 
 feature server, so that a slow source keeps no other's rows back. A fetch of cached rows belongs to no request: it has
 the time that any fetch has, each request waits for it within its own deadline, and who gives up fails nobody else.
 
-While the store does not answer, rows past their ttl are given out, as ``app.domain.near_cache`` says, and fetches are
-not waited for together any more: the store's breaker answers each at once.
+While the store does not answer, rows past their ttl and outdated ones are given out, as ``app.domain.near_cache`` says,
+and fetches are not waited for together any more: the store's breaker answers each at once.
 """
 
 import asyncio
@@ -35,7 +35,9 @@ _HIT, _NEGATIVE, _MISS, _SHARED, _STALE = (
     _LOOKUPS.labels(outcome) for outcome in ("hit", "negative", "miss", "shared", "stale")
 )
 _EVICTED = Counter("broker_feature_cache_evictions", "Entries that made room for others")
-_INVALIDATED = Counter("broker_feature_cache_invalidations", "Entries that an update of their row took away")
+_INVALIDATED = Counter(
+    "broker_feature_cache_invalidations", "Entries that an update of their row made outdated, or took away"
+)
 _ENTRIES = Gauge("broker_feature_cache_entries", "Rows that the near cache holds")
 _BYTES = Gauge("broker_feature_cache_bytes", "Bytes that they take, as estimated")
 
