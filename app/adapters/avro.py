@@ -66,3 +66,8 @@ class AvroCodec:
         if not isinstance(record, dict):
             raise ValueError(f"damaged {self.name}: not a record")
         return record
+
+
+def feature_updates() -> AvroCodec:
+    """What everyone who reads ``features.updates`` decodes with: producers may still write as before tombstones."""
+    return AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])

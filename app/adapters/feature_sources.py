@@ -5,6 +5,8 @@ write-back is asked only for what Redis does not have, or has from too long ago;
 the background, in Feast's layout and under its own event time, so that an older one never replaces a newer one.
 Writing back is worth no wait: what does not fit into the queue is shed and counted.
 
+Redis gets half of a fetch's time where a server can follow: a Redis that hangs leaves a healthy server time to answer.
+
 A source that fails makes ERRORs of its own features and of no others; only where nothing but Redis is asked is its
 failure the fetch's own.
 """
@@ -37,6 +39,8 @@ log = structlog.get_logger()
 ROWS_WAITING_MAX: Final = 1_000
 """Rows that wait to be written back; Redis takes as many in some tens of milliseconds."""
 _ROWS_AT_ONCE: Final = 100
+_REDIS_SHARE: Final = 0.5
+"""Of a fetch's time, what Redis may take where a feature server has what it lacks."""
 
 _WRITE_BACKS = Counter(
     "broker_feature_write_backs",
@@ -78,7 +82,9 @@ class FeatureSources:
     async def _stored(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
         """What Redis has, and then what the servers say of that which it lacks, while the other servers are asked."""
         until_ms = self._clock.steady_ms() + timeout_ms
-        fetched: dict[FeatureRef, Fetched] = dict(await self._from_redis(needs, timeout_ms))
+        followed = any(need.http is not None for need in needs)
+        patience_ms = max(1, round(timeout_ms * _REDIS_SHARE)) if followed else timeout_ms
+        fetched: dict[FeatureRef, Fetched] = dict(await self._from_redis(needs, patience_ms))
         again: list[tuple[ViewNeed, HttpSource]] = []
         for need in needs:
             lacking = self._lacking(need, fetched) if need.http is not None else ()

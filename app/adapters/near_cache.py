@@ -6,8 +6,8 @@ for that fetch; all others, cached views or not, go to the store in one fetch a 
 feature server, so that a slow source keeps no other's rows back. A fetch of cached rows belongs to no request: it has
 the time that any fetch has, each request waits for it within its own deadline, and who gives up fails nobody else.
 
-While the store does not answer, rows past their ttl are given out, as ``app.domain.near_cache`` says, and fetches are
-not waited for together any more: the store's breaker answers each at once.
+While the store does not answer, rows past their ttl and outdated ones are given out, as ``app.domain.near_cache`` says,
+and fetches are not waited for together any more: the store's breaker answers each at once.
 """
 
 import asyncio
@@ -26,9 +26,6 @@ from app.ports.feature_store import FeatureStore
 FETCHES_MAX: Final = 1_024
 """Fetches under way at once: more than a worker has requests in flight, so it holds only where they outlive them."""
 
-SERVER_SHARE: Final = 0.75
-"""Of a request's time, what a feature server may take: where it is slow, the models can still be asked without it."""
-
 _LOOKUPS = Counter(
     "broker_feature_cache_lookups",
     "Rows of cached views that requests asked for: hit, negative, miss, shared (waited for another's fetch), stale",
@@ -38,7 +35,9 @@ _HIT, _NEGATIVE, _MISS, _SHARED, _STALE = (
     _LOOKUPS.labels(outcome) for outcome in ("hit", "negative", "miss", "shared", "stale")
 )
 _EVICTED = Counter("broker_feature_cache_evictions", "Entries that made room for others")
-_INVALIDATED = Counter("broker_feature_cache_invalidations", "Entries that an update of their row took away")
+_INVALIDATED = Counter(
+    "broker_feature_cache_invalidations", "Entries that an update of their row made outdated, or took away"
+)
 _ENTRIES = Gauge("broker_feature_cache_entries", "Rows that the near cache holds")
 _BYTES = Gauge("broker_feature_cache_bytes", "Bytes that they take, as estimated")
 
@@ -153,12 +152,8 @@ class CachedFeatureStore:
         failure: StoreUnavailable | None = None
         if ask and len(self._fetches) >= FETCHES_MAX:
             failure = StoreUnavailable(f"{FETCHES_MAX} fetches are under way, and the feature store answers none")
-        patience_ms = float(timeout_ms)
-        if any(need.http is not None for need in (*ask, *waiting)):
-            patience_ms *= SERVER_SHARE
         # With something to fall back on, there must be time left to use it.
-        if any(entry is not None for _, entry in cached.values()):
-            patience_ms = timeout_ms / 2
+        patience_ms = timeout_ms / 2 if any(entry is not None for _, entry in cached.values()) else timeout_ms
         if failure is None:
             by_source: dict[str | None, list[ViewNeed]] = {}
             for need in ask:

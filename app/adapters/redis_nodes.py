@@ -27,7 +27,7 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError, Tr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.adapters.redis_sharing import SharedExchanges
-from app.domain.breaker import CLOSED, Breaker, BreakerPolicy, BreakerState
+from app.domain.breaker import CLOSED, COUNTED_FROM_MS, Breaker, BreakerPolicy, BreakerState
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
 log = structlog.get_logger()
@@ -38,8 +38,6 @@ LEARN_TIMEOUT_MS: Final = 2_000
 RELEARN_AFTER_MS: Final = 500
 """How soon the slot map is read again at the earliest: a cluster fails over in seconds."""
 TRY_AGAIN_S: Final = 0.01
-COUNTED_FROM_MS: Final = 50
-"""The least time after which silence is Redis's failure: a caller with less may be impatient with a healthy one."""
 
 _STATE: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 _BREAKER = Gauge(

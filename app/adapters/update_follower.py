@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from prometheus_client import Gauge
 
-from app.adapters.avro import AvroCodec
+from app.adapters.avro import feature_updates
 from app.adapters.kafka_clients import close_clients
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import UpdateRefused, read_update
@@ -69,7 +69,7 @@ class UpdateFollower:
         self._client_id = client_id
         self._views = views
         self._clock = clock
-        self._codec = AvroCodec("FeatureUpdate")
+        self._codec = feature_updates()
         self._positions: dict[TopicPartition, int] = {}
 
     async def run(self) -> None:

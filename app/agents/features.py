@@ -20,7 +20,7 @@ import structlog
 from faust.types import StreamT
 from prometheus_client import Counter, Histogram
 
-from app.adapters.avro import AvroCodec
+from app.adapters.avro import feature_updates
 from app.adapters.dead_letters import dead_letter, publish_dead_letters
 from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
@@ -78,7 +78,7 @@ class FeatureUpdates:
         self._clock = clock
         self._aggregates = aggregates
         self._retry_delays_s = retry_delays_s
-        self._codec = AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])
+        self._codec = feature_updates()
 
     async def handle(self, partition: int, records: Sequence[InboundRecord]) -> None:
         """Store a batch's rows and bury what cannot be stored; returns when both are durable."""

@@ -9,7 +9,7 @@ what waited for it.
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter
@@ -19,6 +19,7 @@ from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
 from app.agents.timers import Timers
+from app.domain.breaker import COUNTED_FROM_MS
 from app.domain.decisions import TaskRecord, condition, is_referral, must_answer
 from app.domain.dispatch import Attempt, Row, TaskResult, TaskStatus, judge
 from app.domain.documents import ModelVersionSpec
@@ -34,6 +35,10 @@ from app.ports.model_backend import ModelBackend
 from app.settings import Settings
 
 log = structlog.get_logger()
+
+FEATURES_SHARE: Final = 0.75
+"""Of what is left until the deadline, what features may take: where they do not come, models can still be asked without
+them."""
 
 _FALLBACKS = Counter(
     "broker_fallbacks", "Tasks that went on with another version, by the one that failed", ["model", "version", "code"]
@@ -109,14 +114,16 @@ class Tasks:
         return None
 
     def _patience_ms(self, live: Live) -> int:
-        """How long a fetch of features may take: its setting, and never past the deadline."""
-        return max(1, min(live.record.deadline_ms - self._clock.now_ms(), self._settings.feature_timeout))
+        """How long a fetch of features may take: its setting, and of what is left until the deadline its share."""
+        left_ms = live.record.deadline_ms - self._clock.now_ms()
+        return max(1, min(round(left_ms * FEATURES_SHARE), self._settings.feature_timeout))
 
     def _was_cut(self, live: Live, given_ms: int, began: float) -> bool:
         """Whether features that are unavailable are so because the deadline left them no more time.
 
         A store that says that it is away says so at once. One that is waited for is given up at the latest after what
-        it was given, and by the near cache after half of it, where there is something older to serve.
+        it was given, and by the near cache after half of it, where there is something older to serve; from
+        ``COUNTED_FROM_MS`` on that is an outage.
         """
         lacking = (problem for inputs in live.inputs.values() for problem in inputs.problems)
         if not any(problem.code is Code.FEATURES_UNAVAILABLE for problem in lacking):
@@ -124,7 +131,7 @@ class Tasks:
         if self._clock.now_ms() >= live.record.deadline_ms:
             return True
         waited_ms = self._clock.steady_ms() - began
-        return given_ms < self._settings.feature_timeout and waited_ms >= given_ms / 2
+        return given_ms < min(COUNTED_FROM_MS, self._settings.feature_timeout) and waited_ms >= given_ms / 2
 
     async def _found(self, live: Live, needs: Sequence[ViewNeed], computed: Sequence[Computation]) -> FetchedFeatures:
         """What is stored, and what is computed of it and of the request."""

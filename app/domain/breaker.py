@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+COUNTED_FROM_MS: Final = 50
+"""The least time after which silence is the other side's failure: a caller with less may be impatient with a healthy
+one."""
+
 
 class BreakerState(StrEnum):
     """What a breaker does with the next call: admit it, refuse it, or wait for the trial's outcome."""

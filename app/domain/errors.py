@@ -193,3 +193,19 @@ class ConfigurationError(BrokerError):
 
 class Unreachable(ConfigurationError, StoreUnavailable):
     """Kafka is not there: an error of configuration to whoever starts, an outage to whoever was served before."""
+
+
+def raised(error: BaseException) -> str:
+    """What foreign code raised, by type and words in one line; where its words cannot be had either, by type.
+
+    >>> raised(ValueError("not\\n  so"))
+    'ValueError: not so'
+    """
+    name = type(error).__name__
+    try:
+        said = " ".join(str(error).split())[:300]
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the words are foreign code, too
+        return name
+    return f"{name}: {said}"

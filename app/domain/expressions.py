@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import cel
 
-from app.domain.errors import ExpressionFailed
+from app.domain.errors import ExpressionFailed, raised
 from app.domain.expression_bounds import Beside, beside_walks, costs_too_much, lookup_fault, single_fault, too_large
 from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax, walks
 
@@ -276,6 +276,11 @@ class Expression:
             raise ExpressionFailed(f"unknown name {error} in: {self.text}") from error
         except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
             raise ExpressionFailed(f"{_told(str(error))} in: {self.text}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A panic of the engine is no Exception in Python. Nothing waits in here, so no cancellation can be meant.
+            raise ExpressionFailed(f"{raised(error)} in: {self.text}") from error
 
 
 def _told(said: str) -> str:

@@ -10,9 +10,13 @@ the oldest to the newest takes away the first that is not marked, and the marks 
 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
 sets a floor: a row in which a feature that changes is older than announced, or one that is deleted is still there, is
-handed out and not kept, for minutes, as a materializer may lag. Aggregates have no time that tells whether an update is
-in them, for the materializer computes them anew for other reasons too: nothing of their rows is kept for some seconds
-after one. Floors are bounded too; while one that was given up in its first seconds may still count, nothing is kept.
+handed out and never fresh, for minutes, as a materializer may lag. Aggregates have no time that tells whether an update
+is in them, for the materializer computes them anew for other reasons too: nothing of their rows is fresh for some
+seconds after one. Floors are bounded too; while one that was given up in its first seconds may still count, nothing is
+kept.
+
+A row that an update makes outdated stays for the same case as one past its ttl: a store that does not answer now takes
+no update either, and its busiest rows would be the first to be lost. What a tombstone deletes goes at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,16 +57,22 @@ class _Floor(NamedTuple):
     announced_ms: int
 
     def above(self, need: ViewNeed, values: Sequence[Fetched]) -> bool:
-        """Whether one of ``values`` is not new enough."""
+        """Whether one of ``values`` is not as new as updates announce."""
+        if not self.times:
+            return False
         for feature, value in zip(need.features, values, strict=True):
             least_ms = self.times.get(feature)
             if least_ms is not None and (value.event_time_ms is None or value.event_time_ms < least_ms):
                 return True
-            if self.deleted_ms is None or value.status is FeatureStatus.MISSING:
-                continue
-            if value.event_time_ms is None or value.event_time_ms <= self.deleted_ms:
-                return True
         return False
+
+    def deletes(self, values: Sequence[Fetched]) -> bool:
+        """Whether one of ``values`` is there that is to go."""
+        return self.deleted_ms is not None and any(
+            value.status is not FeatureStatus.MISSING
+            and (value.event_time_ms is None or value.event_time_ms <= self.deleted_ms)
+            for value in values
+        )
 
     def joined(self, earlier: "_Floor") -> "_Floor":
         """Both demands, as of this one's announcement."""
@@ -79,11 +89,12 @@ class _Floor(NamedTuple):
 class Entry:
     """A row as it was read at ``fetched_ms``; ``oldest_ms`` is the earliest of its event times.
 
-    ``negative``: the store had none of the features, or one that cannot be read.
+    ``negative``: the store had none of the features, or one that cannot be read. ``outdated_ms``: since when an update
+    is known that the row does not have; it is never fresh again.
     """
 
     __slots__ = ("_served", "features", "fetched_ms", "marked", "need", "negative", "newer", "older", "oldest_ms",
-                 "size", "types", "values")  # fmt: skip
+                 "outdated_ms", "size", "types", "values")  # fmt: skip
 
     def __init__(self, need: ViewNeed, values: tuple[Fetched, ...], fetched_ms: int) -> None:
         self.need = need
@@ -95,6 +106,7 @@ class Entry:
         self.oldest_ms = min((each.event_time_ms for each in values if each.event_time_ms is not None), default=None)
         self.size = size_of(values)
         self.marked = False
+        self.outdated_ms: int | None = None
         self.newer: Entry | None = None
         self.older: Entry | None = None
         self._served: dict[tuple[str, str], Fetched] | None = None
@@ -103,6 +115,8 @@ class Entry:
         """Whether the row may be used without asking the store: not where it has become too old for who asks, for the
         store may have a newer one."""
         lifetime_ms = spec.negative_ttl if self.negative else spec.ttl
+        if self.outdated_ms is not None:
+            return False
         # A clock that was set back says nothing of an age.
         if lifetime_ms is None or not 0 <= now_ms - self.fetched_ms <= lifetime_ms:
             return False
@@ -119,10 +133,13 @@ class Entry:
     def served_stale(self, spec: CacheSpec, now_ms: int) -> tuple[Fetched, ...]:
         """The values as they are given while the store does not answer.
 
-        What was not there, or could not be read, may be there by now: it is not said again.
+        What was not there, or could not be read, may be there by now: it is not said again. An update ends the ttl, and
+        without ``staleIfError`` nothing but a ``maxAge`` allows what is known to be outdated.
         """
-        age_ms = now_ms - self.fetched_ms
-        overdue = not 0 <= age_ms <= spec.ttl + (spec.stale_if_error or 0)
+        fresh_until_ms = self.fetched_ms + spec.ttl
+        if self.outdated_ms is not None:
+            fresh_until_ms = min(fresh_until_ms, self.outdated_ms - 1)
+        overdue = not self.fetched_ms <= now_ms <= fresh_until_ms + (spec.stale_if_error or 0)
         away = next(iter(unavailable([self.need]).values()))
         return tuple(
             value._replace(overdue=overdue) if value.status in _KNOWN else away for value in self.served().values()
@@ -140,6 +157,11 @@ def is_negative(values: Sequence[Fetched]) -> bool:
             return True
         known += value.status in _KNOWN
     return not known
+
+
+def can_serve_stale(values: Sequence[Fetched]) -> bool:
+    """Whether there is anything in a row to fall back on."""
+    return any(value.status in _KNOWN for value in values)
 
 
 def is_unavailable(values: Sequence[Fetched]) -> bool:
@@ -204,7 +226,10 @@ class NearCache:
         return None
 
     def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
-        """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept."""
+        """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept as fresh.
+
+        What lacks an announced update is kept as outdated, unless what there is already is better.
+        """
         values = tuple(answer[need.view, feature] for feature in need.features)
         entry = Entry(need, values, now_ms)
         if entry.size > self._bytes_max or not self._entries_max or is_unavailable(values):
@@ -214,19 +239,26 @@ class NearCache:
         row = (need.view, need.key)
         floor = self._floors.get(row)
         if floor is not None:
-            lagging = now_ms < floor.announced_ms + LAG_MS and floor.above(need, values)
-            if lagging or now_ms < floor.whole_until_ms:
+            standing = now_ms < floor.announced_ms + LAG_MS
+            if standing and floor.deletes(values):
                 return False
+            if (standing and floor.above(need, values)) or now_ms < floor.whole_until_ms:
+                entry.outdated_ms = now_ms
         for known in self.rows_of(need.key).get(need.view, ()):
             if known.features == need.features and known.types == need.types:
+                if entry.outdated_ms is not None and known.outdated_ms is None:
+                    # Read before the update by a fetch that took its time.
+                    return False
                 entry.marked = known.marked
                 self._remove(known)
                 break
+        if entry.outdated_ms is not None and not can_serve_stale(values):
+            return False
         while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:
             self._evict()
         self._rows.setdefault(need.key, {}).setdefault(need.view, []).append(entry)
         self._link(entry)
-        return True
+        return entry.outdated_ms is None
 
     def invalidate(
         self,
@@ -238,7 +270,8 @@ class NearCache:
         *,
         aggregates: bool = False,
     ) -> int:
-        """An update of ``features``, true since ``event_time_ms``, is on its way to the store; the entries it took.
+        """An update of ``features``, true since ``event_time_ms``, is on its way to the store; how many entries are
+        not fresh any more by it.
 
         ``features`` None: a tombstone of all that is not later. ``aggregates``: the row has some, which follow it.
         """
@@ -247,16 +280,22 @@ class NearCache:
         times = dict.fromkeys(features or (), max(1, event_time_ms))
         deleted_ms = event_time_ms if features is None else None
         floor = _Floor(times, deleted_ms, now_ms + FLOOR_MS if aggregates else 0, now_ms)
-        # An update of what is as new already changes nothing there, and takes nothing here.
-        outdated = [
-            entry for entry in self.rows_of(key).get(view, ()) if aggregates or floor.above(entry.need, entry.values)
-        ]
-        for entry in outdated:
-            self._remove(entry)
+        taken = 0
+        for entry in tuple(self.rows_of(key).get(view, ())):
+            if floor.deletes(entry.values):
+                self._remove(entry)
+            # An update of what is as new already changes nothing there, and takes nothing here.
+            elif entry.outdated_ms is not None or not (aggregates or floor.above(entry.need, entry.values)):
+                continue
+            elif can_serve_stale(entry.values):
+                entry.outdated_ms, entry.marked = now_ms, False
+            else:
+                self._remove(entry)
+            taken += 1
         known = self._floors.pop(row, None)
         self._floors[row] = floor if known is None or now_ms >= known.announced_ms + LAG_MS else floor.joined(known)
         self._forget_floors(now_ms)
-        return len(outdated)
+        return taken
 
     def _forget_floors(self, now_ms: int) -> None:
         """Drop the floors whose time is over; they stand in the order of their announcement."""

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from app.domain.documents import ComputedBy, FeatureViewSpec, ValueType
-from app.domain.errors import ExpressionFailed
+from app.domain.errors import ExpressionFailed, raised
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, within_reach
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
@@ -333,6 +333,10 @@ def _computed(
         value = coerce(_plain(_evaluated(made, request, usable, functions)), made.type)
     except (ExpressionFailed, ValueError, OverflowError) as error:
         return Fetched(FeatureStatus.ERROR, None, time_ms, f"cannot be computed: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a function's value is foreign code: what it says of itself may raise
+        return Fetched(FeatureStatus.ERROR, None, time_ms, f"cannot be computed: its value raised {raised(error)}")
     status = FeatureStatus.NULL if value is None else FeatureStatus.COMPUTED
     return Fetched(status, value, time_ms, undated=any(map(_is_undated, usable.values())))
 
@@ -388,9 +392,12 @@ def _evaluated(
     given = {str(each): _given(usable[each.ref].value) for each in made.ingredients}
     try:
         return function(given)
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"function {made.function} raised {type(error).__name__}: {said}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # SystemExit, panics of Rust and CancelledError are no Exceptions, and each would end the worker. Nothing waits
+        # in here, so a CancelledError is the function's own: one meant for this task comes where it waits next.
+        raise ValueError(f"function {made.function} raised {raised(error)}") from error
 
 
 def _activation(

@@ -136,6 +136,28 @@ async def test_while_redis_is_away_the_cache_answers_inside_max_age(server: Serv
                 pass
 
 
+async def test_an_update_while_redis_is_away_leaves_the_row_to_serve(server: Server) -> None:
+    """A materializer cannot write it: inside a maxAge the row serves on, and is not used again once Redis is back."""
+    subject, event_ms = key(), int(time.time() * 1000) - 60_000
+    async with worker(server.url) as (cached, store):
+        await store.write([row(subject, 7, event_ms, "hot")])
+        await cached.fetch([need(subject, "hot")], 5_000)
+        await asyncio.to_thread(server.kill)
+        cached.invalidate("hot", subject, ("a", "b"), event_ms + 1, aggregates=False)
+        for _ in range(5):
+            found = await cached.fetch([need(subject, "hot")], 1_000)
+            within, unbound = inputs(
+                found, {"ref": "hot.a", "required": True, "maxAge": "1h"}, {"ref": "hot.b", "required": True}
+            ).features
+            assert (within.status, within.value, within.source) == (PRESENT, 7, "cache")
+            assert unbound.status is ERROR
+        await asyncio.to_thread(server.start)
+        await store.write([row(subject, 8, event_ms + 1, "hot")])
+        async with asyncio.timeout(5):
+            while (await cached.fetch([need(subject, "hot")], 1_000))["hot", "a"].value != 8:
+                pass
+
+
 async def test_a_hanging_redis_is_soon_left_alone(server: Server) -> None:
     """Each fetch ends within its time; after a few of them no fetch waits at all; once it answers it is used again."""
     async with worker(server.url) as (cached, store):

@@ -172,8 +172,8 @@ async def test_what_concerns_no_cached_row_is_passed_over(
     producer: AIOKafkaProducer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """JSON and Avro are read; other views, malformed updates and what came before the start are not told. A topic that
-    is made later, and partitions that are added, are found."""
+    """JSON and Avro of both generations are read; other views, malformed updates and what came before the start are not
+    told. A topic that is made later, and partitions that are added, are found."""
     monkeypatch.setattr(update_follower, "_PARTITIONS_EVERY_MS", 500)
     monkeypatch.setattr(update_follower, "_CHECK_EVERY_MS", 100)
     topic, heard = f"{topic_prefix}features.updates", Heard()
@@ -197,13 +197,16 @@ async def test_what_concerns_no_cached_row_is_passed_over(
                 await producer.send_and_wait(topic, value or None, key=b"k")
             # As Avro has it: event times are timestamps, values a union.
             await producer.send_and_wait(topic, AvroCodec("FeatureUpdate").encode(update(5, 7, 2_000)))
+            earlier = AvroCodec("FeatureUpdate-1").encode(update(9, 7, 2_200))
+            await producer.send_and_wait(topic, earlier)
             deleted = update(7, 7, 2_500) | {"values": None}
             await producer.send_and_wait(topic, orjson.dumps(deleted))
             await producer.send_and_wait(topic, orjson.dumps(update(8, 7, 2_600, "summed")))
-            await until(lambda: len(heard.updates) >= 4)
+            await until(lambda: len(heard.updates) >= 5)
             assert heard.updates == [
                 ("applicant", 4, ("age",), 1_000),
                 ("applicant", 5, ("age",), 2_000),
+                ("applicant", 9, ("age",), 2_200),
                 ("applicant", 7, None, 2_500),
                 ("summed", 8, ("age",), 2_600),
             ]
@@ -212,7 +215,7 @@ async def test_what_concerns_no_cached_row_is_passed_over(
             await other.start()
             await other.send_and_wait(topic, orjson.dumps(update(6, 7, 3_000)), partition=1)
             await other.stop()
-            await until(lambda: len(heard.updates) >= 5)
+            await until(lambda: len(heard.updates) >= 6)
             assert heard.updates[-1] == ("applicant", 6, ("age",), 3_000)
     finally:
         run.cancel()

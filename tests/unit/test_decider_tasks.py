@@ -425,6 +425,8 @@ def strict(deadline: str) -> Revision:
         ("20ms", True, "/strict", "expired", "deadline_exceeded"),
         ("20ms", True, "/lenient", "partial", "deadline_exceeded"),
         ("20ms", False, "/strict", "failed", "features_unavailable"),
+        ("800ms", True, "/strict", "failed", "features_unavailable"),
+        ("800ms", True, "/lenient", "partial", "features_unavailable"),
         ("3s", True, "/strict", "failed", "features_unavailable"),
         ("3s", True, "/lenient", "partial", "features_unavailable"),
     ],
@@ -446,6 +448,36 @@ def test_a_deadline_is_no_outage(deadline: str, silent: bool, path: str, status:
         assert decision(made).tasks[0].features[-1].status == "ERROR"
 
     run()
+
+
+def with_soft_feature() -> Revision:
+    """One route, whose model has a default for its only stored feature."""
+    features = [{"ref": "inputs.amount", "type": "DOUBLE", "required": True}, {"ref": "applicant.age", "default": 30}]
+    tasks = [rd.task(select={"version": "1"})]
+    return rd.revision(
+        [
+            rd.document("Model", "credit-pd", {"owner": "risk"}),
+            rd.model_version("1", features=features),
+            *(each for each in documents() if each["kind"] == "FeatureView"),
+            rd.route("soft", "/soft", deadline="800ms", rules=[{"name": "default", "tasks": tasks, "result": {}}]),
+        ]
+    )
+
+
+@in_virtual_time
+async def test_a_silent_store_leaves_time_to_decide_with_defaults() -> None:
+    """A quarter of the deadline at least: the model is asked, with the default in place of what did not come."""
+    made = World(with_soft_feature())
+    made.features.silent = True
+    await made.start("one")
+    made.send("r", "/soft")
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], reply["errors"]) == ("completed", [])
+    assert len(made.model.calls) == 1
+    assert 600 <= reply["latency_ms"] < 800
+    (task,) = decision(made).tasks
+    assert (task.features[-1].status, task.features[-1].value) == ("DEFAULTED", 30)
 
 
 # --- quorums ----------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from app.adapters.feature_sources import FeatureSources
 from app.adapters.http_feast import FeastServers
 from app.domain.documents import HttpSource
+from app.domain.errors import StoreUnavailable
 from app.domain.features import (
     UNAVAILABLE,
     EntityKey,
@@ -32,11 +35,11 @@ class Servers(FeastServers):
 
 
 class Slow(MemoryFeatureStore):
-    """Redis that takes all the time there is."""
+    """Redis that takes twice the time that it is given."""
 
     async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
         """See FeatureStore."""
-        await asyncio.sleep(timeout_ms / 1000)
+        await asyncio.sleep(2 * timeout_ms / 1000)
         return await super().fetch(needs, timeout_ms)
 
 
@@ -64,7 +67,30 @@ async def test_a_server_with_write_back_waits_for_no_other_server() -> None:
 
 
 @in_virtual_time
+async def test_a_silent_redis_leaves_a_server_with_write_back_half_of_the_time() -> None:
+    """The server is asked after the first half, and answers for its view; Redis's own views are unavailable."""
+    store, loop = MemoryFeatureStore(), asyncio.get_running_loop()
+    store.silent = True
+    started_s = loop.time()
+    found = await sources(store).fetch([need("quick", **KEPT), need("redis")._replace(http=None)], 500)
+    assert loop.time() - started_s == pytest.approx(0.25)
+    assert (found["quick", "a"].value, found["quick", "a"].source) == (7, "http")
+    assert found["redis", "a"] == Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
+
+
+@in_virtual_time
+async def test_redis_alone_has_all_of_the_time() -> None:
+    """Where no server can follow, none is waited for."""
+    store, loop = MemoryFeatureStore(), asyncio.get_running_loop()
+    store.silent = True
+    started_s = loop.time()
+    with pytest.raises(StoreUnavailable, match="within 500 ms"):
+        await sources(store).fetch([need("redis")._replace(http=None)], 500)
+    assert loop.time() - started_s == pytest.approx(0.5)
+
+
+@in_virtual_time
 async def test_a_server_that_was_not_asked_is_unavailable() -> None:
-    """Where Redis has used the time up, nobody knows that the value is missing."""
+    """Where Redis has used the time up, as on a worker that stood still, nobody knows that the value is missing."""
     found = await sources(Slow()).fetch([need("quick", **KEPT)], 500)
     assert found["quick", "a"] == Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source="http")

@@ -7,7 +7,7 @@ import orjson
 import pytest
 import yaml
 
-from app.adapters.avro import AvroCodec
+from app.adapters.avro import AvroCodec, feature_updates
 from app.domain.documents import PARTS_MAX, FeatureViewSpec
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
@@ -225,7 +225,7 @@ def test_views_with_aggregates_and_ttl() -> None:
 
 def test_both_generations_of_avro_are_read() -> None:
     """Producers that write with the schema before tombstones need not change; the two differ in nothing else."""
-    codec = AvroCodec("FeatureUpdate", earlier=["FeatureUpdate-1"])
+    codec = feature_updates()
     body = update(event_time=NOW_MS)
     assert codec.decode(AvroCodec("FeatureUpdate-1").encode(body)) == body
     assert codec.decode(codec.encode(body)) == body

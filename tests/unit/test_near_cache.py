@@ -39,6 +39,13 @@ def cache(entries: int = 100, size: int = 1_000_000, floors: int = 100) -> NearC
     return NearCache(entries_max=entries, bytes_max=size, floors_max=floors)
 
 
+def outdated(made: NearCache, asked: ViewNeed) -> bool:
+    """Whether the row is there and outdated."""
+    entry = made.find(asked)
+    assert entry is not None
+    return entry.outdated_ms is not None
+
+
 def test_documents_say_what_is_wrong_with_them() -> None:
     """A ttl is needed and in bounds, and what is not known is refused."""
     for wrong in ({}, {"ttl": "0ms"}, {"ttl": "2d"}, {"ttl": "1s", "negativeTtl": "2d"}, {"ttl": "1s", "size": 3}):
@@ -118,7 +125,7 @@ def test_past_its_ttl_a_row_is_overdue_after_stale_if_error() -> None:
 
 
 def test_needs_for_other_features_or_types_are_other_rows() -> None:
-    """What was not read is not answered; an update takes all of a row's entries away."""
+    """What was not read is not answered; an update makes all of a row's entries outdated."""
     made = cache()
     other_type = ViewNeed("v", key(), ("a",), ("DOUBLE",))
     for each in (need(), need(1, "a", "b"), other_type, need(2), need(1, view="w")):
@@ -130,7 +137,7 @@ def test_needs_for_other_features_or_types_are_other_rows() -> None:
     assert found.need is other_type
     assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS) == 3
     assert made.invalidate("v", key(9), ("a",), NOW_MS + 1, NOW_MS) == 0
-    assert [made.find(each) is None for each in (need(), other_type, need(2), need(1, view="w"))] == [
+    assert [outdated(made, each) for each in (need(), other_type, need(2), need(1, view="w"))] == [
         True, True, False, False,
     ]  # fmt: skip
 
@@ -168,6 +175,87 @@ def test_an_update_that_changes_nothing_takes_nothing() -> None:
     made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
     assert made.invalidate("v", key(2), ("a",), 0, NOW_MS) == 1
     assert not made.store(need(2), answer(need(2), time_ms=0), NOW_MS)
+
+
+def test_an_outdated_row_is_never_fresh_and_kept_for_a_store_that_is_away() -> None:
+    """A maxAge may allow it, and for those without one staleIfError counts from the update on; without it, not at all.
+    The next row that has the update takes its place."""
+    made, without = cache(), CacheSpec.model_validate({"ttl": "10s"})
+    made.store(need(), answer(need()), NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS + 1_000) == 1
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 2, NOW_MS + 2_000) == 0
+    entry = made.find(need())
+    assert entry is not None
+    assert entry.outdated_ms == NOW_MS + 1_000
+    assert not any(entry.fresh(SPEC, NOW_MS + age_ms) for age_ms in (0, 1_000, 2_000))
+    within, late = (entry.served_stale(SPEC, NOW_MS + age_ms)[0] for age_ms in (20_999, 21_000))
+    assert (within.value, within.source, within.overdue) == (7, "cache", False)
+    assert (late.value, late.overdue) == (7, True)
+    assert all(entry.served_stale(without, NOW_MS + age_ms)[0].overdue for age_ms in (1_000, 2_000))
+    assert (len(made), made.bytes) == (1, entry.size)
+    assert made.store(need(), answer(need(), 8, NOW_MS + 2), NOW_MS + 3_000)
+    assert not outdated(made, need())
+    assert len(made) == 1
+
+
+def test_a_row_past_its_ttl_stays_no_longer_for_an_update() -> None:
+    """An update after the ttl is over prolongs nothing."""
+    entry = Entry(need(), (Fetched(PRESENT, 7, NOW_MS),), NOW_MS)
+    entry.outdated_ms = NOW_MS + 25_000
+    assert [entry.served_stale(SPEC, NOW_MS + age_ms)[0].overdue for age_ms in (30_000, 30_001)] == [False, True]
+
+
+def test_a_row_that_is_read_before_its_update_arrives_is_kept_as_outdated() -> None:
+    """It is the latest to fall back on, and replaces an older one; but none that has the update already, and where it
+    has no value there is nothing to fall back on."""
+    made = cache()
+    made.store(need(), answer(need(), 1, NOW_MS), NOW_MS)
+    made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS + 1)
+    assert not made.store(need(), answer(need(), 2, NOW_MS + 50), NOW_MS + 2)
+    entry = made.find(need())
+    assert entry is not None
+    assert (entry.values[0].value, entry.outdated_ms, len(made)) == (2, NOW_MS + 2, 1)
+    assert made.store(need(), answer(need(), 3, NOW_MS + 100), NOW_MS + 3)
+    assert not made.store(need(), answer(need(), 2, NOW_MS + 50), NOW_MS + 4)
+    entry = made.find(need())
+    assert entry is not None
+    assert (entry.values[0].value, entry.outdated_ms) == (3, None)
+    made.invalidate("v", key(), ("a",), NOW_MS + 200, NOW_MS + 5)
+    assert not made.store(need(), {("v", "a"): Fetched(MISSING)}, NOW_MS + 6)
+    assert made.find(need()) is None
+    assert (len(made), made.bytes) == (0, 0)
+
+
+def test_an_update_of_a_row_without_values_takes_it_away() -> None:
+    """There is nothing to fall back on in it."""
+    made = cache()
+    made.store(need(), {("v", "a"): Fetched(MISSING)}, NOW_MS)
+    assert made.invalidate("v", key(), ("a",), NOW_MS, NOW_MS) == 1
+    assert (made.find(need()), len(made), made.bytes) == (None, 0, 0)
+
+
+def test_a_tombstone_takes_outdated_rows_away_too() -> None:
+    """What is deleted is not given out again, not even while the store is away."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS)
+    made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS)
+    assert outdated(made, need())
+    assert made.invalidate("v", key(), None, NOW_MS + 2, NOW_MS) == 1
+    assert (made.find(need()), len(made)) == (None, 0)
+    assert not made.store(need(), answer(need()), NOW_MS + 1)
+    assert made.find(need()) is None
+
+
+def test_outdated_rows_count_and_go_first() -> None:
+    """They are within the bounds, and an update takes the mark of past hits from its row."""
+    made = cache(entries=2)
+    for number in range(2):
+        made.store(need(number), answer(need(number)), NOW_MS)
+        made.find(need(number))
+    made.invalidate("v", key(1), ("a",), NOW_MS + 1, NOW_MS)
+    made.store(need(2), answer(need(2)), NOW_MS)
+    assert [made.find(need(number)) is not None for number in range(3)] == [True, False, True]
+    assert len(made) == 2
 
 
 def test_each_feature_has_its_own_floor() -> None:
@@ -363,20 +451,25 @@ def test_eviction_is_sieve(accesses: list[int], size: int) -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["read", "update", "large"]), st.integers(0, 6), st.integers(0, 40)), max_size=100
+        st.tuples(st.sampled_from(["read", "update", "delete", "large"]), st.integers(0, 6), st.integers(0, 40)),
+        max_size=100,
     )
 )
 def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) -> None:
-    """Under any mix of reads and updates, entries and bytes stay in bounds and agree with what is there, and what is
-    found is never older than an update of which the cache has heard."""
+    """Under any mix of reads, updates and tombstones, entries and bytes stay in bounds and agree with what is there.
+    What is fresh is never older than an update of which the cache has heard; what was deleted is not there at all."""
     made = cache(entries=4, size=4 * ENTRY_BYTES + 2_000)
     told: dict[int, int] = {}
+    deleted: dict[int, int] = {}
     now_ms = NOW_MS
     for what, number, time_ms in steps:
         now_ms += 1
         if what == "update":
             made.invalidate("v", key(number), ("a",), time_ms, now_ms)
             told[number] = max(told.get(number, 0), time_ms)
+        elif what == "delete":
+            made.invalidate("v", key(number), None, time_ms, now_ms)
+            deleted[number] = max(deleted.get(number, -1), time_ms)
         elif what == "read":
             made.store(need(number), answer(need(number), time_ms=time_ms), now_ms)
         else:
@@ -387,4 +480,5 @@ def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) 
         for each, entry in found.items():
             event_time_ms = entry.values[0].event_time_ms
             assert event_time_ms is not None
-            assert event_time_ms >= told.get(each, 0)
+            assert event_time_ms > deleted.get(each, -1)
+            assert not entry.fresh(SPEC, now_ms) or event_time_ms >= told.get(each, 0)

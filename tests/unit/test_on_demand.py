@@ -1,5 +1,7 @@
 """On-demand features: what is made of what, in which order, how old it is, and what is refused."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
 from app.domain.errors import Code
 from app.domain.explanation import explain
+from app.domain.expressions import Activation
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
     UNAVAILABLE,
@@ -287,6 +290,152 @@ def test_a_function_that_fails_is_an_error_of_its_feature() -> None:
         assert found.status is ERROR
         assert found.reason is not None
         assert said in found.reason
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no Exception."""
+
+
+class Mute(Exception):
+    """What cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise Panic
+
+
+class Odd:
+    """A value that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise Panic("odd")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (asyncio.CancelledError(), "function pick raised CancelledError"),
+        (SystemExit(3), "function pick raised SystemExit: 3"),
+        (GeneratorExit(), "function pick raised GeneratorExit"),
+        (Panic("called `Option::unwrap()`\n on a `None` value"), "raised Panic: called `Option::unwrap()` on a `None`"),
+        (Mute(), "function pick raised Mute"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_function_raises_ends_nothing_else(error: BaseException, said: str) -> None:
+    """What would end a worker, from code that the worker only calls, is an ERROR of the one feature."""
+
+    def broken(_: Any) -> Any:
+        raise error
+
+    found = computed_of(BY_FUNCTION, KNOWN, {"pick": broken}, inputs={"n": 1})["loan", "x"]
+    assert (found.status, found.value) == (ERROR, None)
+    assert said in str(found.reason)
+
+
+def test_a_value_that_cannot_be_told_is_an_error_of_its_feature() -> None:
+    """Foreign code runs also where what a function gave is looked at."""
+    found = computed_of(BY_FUNCTION, KNOWN, {"pick": lambda _: Odd()}, inputs={"n": 1})["loan", "x"]  # type: ignore[dict-item, return-value]
+    assert (found.status, found.reason) == (ERROR, "cannot be computed: its value raised Panic: odd")
+
+
+def test_an_engine_that_panics_is_an_error_of_its_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expression's failure of whatever kind says which expression it was."""
+
+    def panics(*_: object) -> object:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(Activation, "run", panics)
+    known = {"income": present(1.0)}
+    computations, faults = compile_views(views(("x", "DOUBLE", "double(inputs.n) + applicant.income")))
+    assert not faults
+    stored_income: dict[FeatureRef, Fetched] = {("applicant", "income"): known["income"]}
+    made = tuple(computations.values())
+    found = compute(made, request(inputs={"n": 1}), stored_income, {}, BY_FUNCTION, NOW_MS)["loan", "x"]
+    assert found.status is ERROR
+    assert found.reason == ("cannot be computed: Panic: index out of bounds in: double(inputs.n) + applicant.income")
+
+
+@pytest.mark.parametrize("raiser", ["function", "value", "words"])
+def test_an_interrupt_passes(raiser: str) -> None:
+    """Who stops the worker by the keyboard stops it, whatever runs at the moment."""
+
+    class Interrupts(Exception):
+        def __str__(self) -> str:
+            raise KeyboardInterrupt
+
+    def function(_: Any) -> Any:
+        if raiser == "function":
+            raise KeyboardInterrupt
+        if raiser == "words":
+            raise Interrupts
+        return Interrupts()
+
+    with pytest.raises(KeyboardInterrupt):
+        computed_of(BY_FUNCTION, KNOWN, {"pick": function}, inputs={"n": 1})
+
+
+async def test_a_task_that_is_cancelled_ends_whatever_its_function_raises() -> None:
+    """A cancellation of the worker's own comes where the task waits next, not where the function runs."""
+    begun, reached = asyncio.Event(), list[str]()
+
+    async def work() -> None:
+        def function(_: Any) -> Any:
+            begun.set()
+            raise asyncio.CancelledError
+
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        found = computed_of(BY_FUNCTION, KNOWN, {"pick": function}, inputs={"n": 1})["loan", "x"]
+        reached.append(str(found.status))
+        await asyncio.sleep(0)
+        reached.append("on")
+
+    working = asyncio.create_task(work())
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert begun.is_set()
+    assert reached == ["ERROR"]
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+LONG = 40_000
+TOO_LONG = f"has {LONG} elements; an expression sees at most 500 in: "
+
+
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("size(inputs.l.map(i, i + 1))", "inputs.l"),
+        ("size(inputs.l)", "inputs.l"),
+        ("size(metadata.l.filter(i, i > 1))", "metadata.l"),
+        ("size(entities.l)", "entities.l"),
+        ("size(applicant.spent.map(i, i + 1.0))", "applicant.spent"),
+        ("has(applicant.spent) ? size(applicant.spent) : 0", "applicant.spent"),
+    ],
+)
+def test_a_list_that_is_too_long_is_an_error_at_once(how: str, where: str) -> None:
+    """Of the request or of the store: the feature says which list it was, and the worker is not held up."""
+    numbers = list(range(LONG))
+    sections: dict[str, Any] = {"inputs": {"l": numbers}, "metadata": {"l": numbers}, "entities": {"l": numbers}}
+    found = views(("x", "INT64", how))
+    began = time.process_time()
+    one = computed_of(found, {"spent": present(tuple(map(float, numbers)))}, **sections)["loan", "x"]
+    assert time.process_time() - began < 0.5
+    assert (one.status, one.reason) == (ERROR, f"cannot be computed: {where} {TOO_LONG}{how}")
+
+
+def test_what_is_computed_is_bounded_as_what_is_stored() -> None:
+    """A long list that a function gives is too long for the expression that is made of it."""
+    found = views(
+        ("long", "INT64_LIST", {"function": "pick", "inputs": ("applicant.age",)}), ("x", "INT64", "size(loan.long)")
+    )
+    made = computed_of(found, {"age": present(3)}, {"pick": lambda _: (1,) * 501})
+    assert made["loan", "long"].status is COMPUTED
+    assert made["loan", "x"].reason == (
+        "cannot be computed: loan.long has 501 elements; an expression sees at most 500 in: size(loan.long)"
+    )
 
 
 # --- in a revision ----------------------------------------------------------------------------------------------------

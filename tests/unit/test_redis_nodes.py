@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.adapters.redis_nodes import COUNTED_FROM_MS, RedisNode, pack
-from app.domain.breaker import BreakerPolicy, BreakerState
+from app.adapters.redis_nodes import RedisNode, pack
+from app.domain.breaker import COUNTED_FROM_MS, BreakerPolicy, BreakerState
 from app.domain.errors import StoreUnavailable
 
 
