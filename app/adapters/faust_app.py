@@ -299,6 +299,7 @@ class _Transport(Transport):
 def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
     """An app of the consumer group ``<prefix><role>``; agents are attached to it before it starts."""
     session_s = settings.session_timeout / 1000
+    rebalance_s = max(session_s, 10.0)
     datadir = settings.data_dir / instance
     try:
         datadir.mkdir(parents=True, exist_ok=True)
@@ -315,7 +316,10 @@ def create_app(settings: Settings, *, role: str, instance: str) -> faust.App:
         broker_session_timeout=session_s,
         # By its answers members learn that others come and go.
         broker_heartbeat_interval=min(session_s / 3, _HEARTBEAT_S),
-        broker_rebalance_timeout=max(session_s, 10.0),
+        broker_rebalance_timeout=rebalance_s,
+        # A join waits for the others that long; what waits longer waits for a broker that is gone, and is silent until
+        # then: for 90 s by Faust's default.
+        broker_request_timeout=rebalance_s + 15.0,
         broker_commit_interval=settings.commit_interval / 1000,
         # A handler may take as long as its deadline; liveness watches progress, so this bound only has to exist.
         broker_max_poll_interval=600.0,

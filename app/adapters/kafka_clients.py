@@ -13,6 +13,9 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+REQUEST_TIMEOUT_MS: Final = 10_000
+"""For clients that follow a topic: a fetch waits half a second for records. aiokafka's 40 s would be the silence after
+a broker that vanished without a word, or was not there yet behind a proxy that was."""
 _WITHIN_S: Final = 5.0
 
 

@@ -34,7 +34,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka import TopicPartition as AssignedPartition
 from prometheus_client import Counter, Gauge
 
-from app.adapters.kafka_clients import close_clients
+from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
 from app.adapters.topics import CONNECT_WITHIN_S, REGISTRY_TOPIC, refused_by_kafka
 from app.domain.documents import Document
 from app.domain.errors import (
@@ -553,6 +553,7 @@ class RegistryFollower:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             max_partition_fetch_bytes=RECORD_BYTES_MAX,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         try:
             async with asyncio.timeout(timeout_s):

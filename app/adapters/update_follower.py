@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from prometheus_client import Gauge
 
 from app.adapters.avro import feature_updates
-from app.adapters.kafka_clients import close_clients
+from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import UpdateRefused, read_update
 from app.domain.features import EntityKey
@@ -80,6 +80,7 @@ class UpdateFollower:
                 client_id=f"{self._client_id}-features",
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
             )
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-partitions")
             try:

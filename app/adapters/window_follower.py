@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from app.adapters.changelog import entry_key
-from app.adapters.kafka_clients import close_clients
+from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.windows import check_window
 from app.settings import Settings
@@ -68,6 +68,7 @@ class WindowFollower:
             client_id=f"{self._client_id}-windows",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         self._consumer = consumer
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-progress")
