@@ -129,6 +129,8 @@ class _ConsumerThread(AIOKafkaConsumerThread):
             answered = bool(await beat())
             if answered:
                 mine.confirm(sent_s)
+            else:
+                mine.refuse()
             return answered
 
         async def join_complete(generation: int, member_id: str, *rest: Any) -> None:

@@ -27,6 +27,7 @@ class Membership:
         self._confirmed_s: float | None = None
         self._comebacks: deque[float] = deque(maxlen=_COMEBACKS_MAX)
         self._left = False
+        self._stood_when_refused: bool | None = None
         self.member_id = ""
         self.generation = 0
 
@@ -37,15 +38,23 @@ class Membership:
     def confirm(self, sent_s: float) -> None:
         """The group answered a heartbeat that was sent at ``sent_s``."""
         self._confirmed_s = sent_s
+        self._stood_when_refused = None
+
+    def refuse(self) -> None:
+        """The group did not take a heartbeat."""
+        if self._stood_when_refused is None:
+            self._stood_when_refused = self.stands
 
     def join(self, member_id: str, generation: int) -> bool:
         """The group is joined, in its ``generation``; False after so many expulsions that something is wrong.
 
-        Of two processes under one instance name each expels the other, again and again.
+        Of two processes under one instance name each expels the other, again and again, while its lease runs; one that
+        stood still for longer than that was expelled for it.
         """
         now = self._clock()
-        if self.member_id and member_id != self.member_id:
+        if self.member_id and member_id != self.member_id and self._stood_when_refused is not False:
             self._comebacks.append(now)
+        self._stood_when_refused = None
         self.member_id, self.generation = member_id, generation
         self._confirmed_s = now
         often = len(self._comebacks) == _COMEBACKS_MAX

@@ -40,7 +40,7 @@ from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLar
 from app.domain.features import recorded
 from app.domain.join import Join, Status
 from app.domain.requests import InboundRecord, Request, read_address
-from app.domain.routing import Plan, Refused, TaskPlan, route
+from app.domain.routing import Plan, Refused, TaskPlan, find_route, plan_of, route
 from app.observability import LATENCY_BUCKETS_S, labelled
 from app.ports.clock import Clock
 from app.ports.registry import Registry
@@ -351,26 +351,25 @@ class Decider:
             said = "no registry revision is published: run `model-broker apply`"
             await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
             return False
-        plan = route(revision, request, live.record.received_ms)
-        if isinstance(plan, Refused):
-            live.record = replace(
-                live.record, path=request.path, revision=revision.id, route=plan.route, rule=plan.rule
-            )
-            await self._end(live, Status.REJECTED, (plan.problem,))
+        live.record = replace(live.record, path=request.path, revision=revision.id)
+        found = find_route(revision, request.path)
+        if isinstance(found, Refused):
+            await self._end(live, Status.REJECTED, (found.problem,))
             return False
-        deadline_ms = deadline_of(request, plan.route.spec.deadline, live.record.source.timestamp_ms)
-        live.record = replace(
-            live.record,
-            path=request.path,
-            revision=revision.id,
-            route=plan.route.name,
-            rule=plan.rule.spec.name,
-            deadline_ms=deadline_ms,
-        )
+        matched, _ = found
+        deadline_ms = deadline_of(request, matched.spec.deadline, live.record.source.timestamp_ms)
+        live.record = replace(live.record, route=matched.name, deadline_ms=deadline_ms)
+        # Before anything is evaluated: what was too much for a worker must not be too much for the next one as well.
         if self._clock.now_ms() >= deadline_ms:
             said = "the deadline had passed when the request arrived: send it earlier, or give it longer"
             await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))
             return False
+        plan = plan_of(revision, found, request, live.record.received_ms)
+        if isinstance(plan, Refused):
+            live.record = replace(live.record, rule=plan.rule)
+            await self._end(live, Status.REJECTED, (plan.problem,))
+            return False
+        live.record = replace(live.record, rule=plan.rule.spec.name)
         live.plan = plan
         ended = await self._tasks.prepare(live)
         if ended is not None:

@@ -35,6 +35,7 @@ _LAG = Gauge("broker_commit_lag", "Finished records whose offset is not committe
 _LOOP_LAG = Gauge("broker_event_loop_lag_seconds", "How late the event loop ran its last tick")
 _WATCH_EVERY_S: Final = 2.0
 _ASK_WITHIN_S: Final = 5.0
+_STALL_S: Final = 1.0
 _LAG_MAX_S: Final = 30.0
 """Commits come every ``commit_interval``; one that is this late will not come (faust-streaming issues 175, 596)."""
 _JOIN_WITHIN_S: Final = 180.0
@@ -202,7 +203,10 @@ class Worker:
             while True:
                 before = loop.time()
                 await asyncio.sleep(_WATCH_EVERY_S)
-                _LOOP_LAG.set(max(0.0, loop.time() - before - _WATCH_EVERY_S))
+                late_s = max(0.0, loop.time() - before - _WATCH_EVERY_S)
+                _LOOP_LAG.set(late_s)
+                if late_s > _STALL_S:
+                    log.warning("event_loop_stalled", seconds=round(late_s, 1), hint="one step kept all others waiting")
                 joined = bool(membership(self._app).member_id)
                 finished = {tp: offset for intake in self._intakes for tp, offset in intake.finished.items()}
                 try:

@@ -94,11 +94,26 @@ class Refused:
     rule: str | None = None
 
 
+Found = tuple[CompiledRoute, Sequence[str]]
+"""A route, and what a path has in the places of its placeholders."""
+
+
+def find_route(revision: Revision, path: str) -> Found | Refused:
+    """The route of a path; nothing is evaluated yet."""
+    found = revision.paths.match(path)
+    if found is None:
+        return Refused(Problem(Code.PATH_UNKNOWN, f"no route has the path {path[:200]}; see `get routes`"))
+    return found
+
+
 def route(revision: Revision, request: Request, now_ms: int) -> Plan | Refused:
     """The plan for ``request`` under ``revision``, with the versions that may be used at ``now_ms``."""
-    found = revision.paths.match(request.path)
-    if found is None:
-        return Refused(Problem(Code.PATH_UNKNOWN, f"no route has the path {request.path[:200]}; see `get routes`"))
+    found = find_route(revision, request.path)
+    return found if isinstance(found, Refused) else plan_of(revision, found, request, now_ms)
+
+
+def plan_of(revision: Revision, found: Found, request: Request, now_ms: int) -> Plan | Refused:
+    """The plan for ``request`` by the route that was found for its path."""
     matched, segments = found
     metadata, activation = seen_of(request, matched, segments)
     for rule in matched.rules:

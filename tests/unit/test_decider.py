@@ -142,12 +142,14 @@ async def test_a_request_that_hangs_is_answered_at_its_deadline() -> None:
 
 
 @in_virtual_time
-async def test_expired_on_arrival() -> None:
-    """A deadline in the past: no model is called."""
+async def test_expired_on_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline in the past: no model is called, and nothing evaluated, which may have been too much before."""
     made = await world()
+    monkeypatch.setattr("app.agents.decider.plan_of", lambda *_: pytest.fail("it was planned"))
     made.send("r", headers=(("deadline-ms", str(START_MS - 1).encode()),))
     await settled(made)
-    assert made.reply()["status"] == "expired"
+    reply = made.reply()
+    assert (reply["status"], reply["route"], reply["rule"]) == ("expired", "inline", None)
     assert not made.model.calls
 
 

@@ -75,6 +75,24 @@ def anything(key: str, entry: bytes) -> None:
     """A table that takes whatever its changelog holds."""
 
 
+def test_who_stood_still_was_expelled_for_it_and_has_no_twin() -> None:
+    """However often: only who is expelled while its lease runs shares its name."""
+    clock = Clock()
+    stalled, twin = Membership(6.0, clock), Membership(6.0, clock)
+    for number in range(9):
+        assert stalled.join(f"m-{number}", number)
+        clock.now += 7.0
+        stalled.refuse()
+    said = []
+    for number in range(4):
+        said.append(twin.join(f"m-{number}", number))
+        clock.now += 1.0
+        twin.refuse()
+        clock.now += 7.0  # a rejoin may take longer than the lease
+        twin.refuse()
+    assert said == [True, True, True, False]
+
+
 class Offsets:
     """A publisher that counts."""
 
