@@ -45,13 +45,13 @@ def documents() -> Iterator[dict[str, Any]]:
         shape = ("/credit/card/p{0}", "/credit/{{product}}/p{0}", "/credit/area{0}/*")[number % 3]
         yield _document("Route", f"other-{number}", _route(shape.format(number), [None]))
     asked = (
-        'metadata.channel == "batch"',
-        'metadata.product == "loan" && inputs.i3 > 10.0',
-        "inputs.i1 > 1000.0 || inputs.i2 < -1.0",
-        'metadata.headers["x-channel"] == "partner"',
-        "entities.applicant_id < 0",
+        'metadata.channel == "batch-{0}"',
+        'metadata.product == "loan" && inputs.i3 > {0}0.0',
+        "inputs.i1 > {0}000.0 || inputs.i2 < -1.0",
+        'metadata.headers["x-channel"] == "partner-{0}"',
+        "entities.applicant_id < -{0}",
     )
-    whens = [asked[number % len(asked)] for number in range(RULES - 1)]
+    whens = [asked[number % len(asked)].format(1 + number // len(asked)) for number in range(RULES - 1)]
     yield _document("Route", "own", _route("/credit/{product}/limit", [*whens, 'metadata.channel == "web"']))
 
 
