@@ -18,11 +18,13 @@ LIST_LENGTH_MAX: Final = 500
 
 A list of objects may be as long as costs the same: its length times all values in it is at most this, squared.
 """
-_LENGTH_FLOOR: Final = 100
+_LENGTH_FLOOR: Final = 50
 """Shorter lists count as this long, so that a few elements do not hold a whole archive."""
 _OBJECT_WEIGHT: Final = 4
 """What an object costs to copy beside its members, in numbers."""
 _WORK_MAX: Final = LIST_LENGTH_MAX**2
+OBJECT_VALUES_MAX: Final = 5_000
+"""Values in an object that an expression looks at as a whole, as where it compares it or goes through its members."""
 TEXT_LENGTH_MAX: Final = 10_000
 """Characters of a text that an expression sees."""
 SHORT_TEXT_MAX: Final = 250
@@ -40,8 +42,12 @@ _MATCHES: Final = frozenset({".matches", "matches()"})
 _COSTLY_PATTERN: Final = re.compile(r"\{|\\[^.^$*+?()\[\]{}|\\/-]|\(\?")
 _PATTERNS_LENGTH_MAX: Final = 30
 """Characters of all the patterns that walks of one expression match."""
-_REPEATS_MAX: Final = 60
-"""Repetitions that are counted, as in ``{60}``, in all patterns of one expression: a state of the automaton each."""
+_PATTERNS_MAX: Final = 500
+"""Characters of all the patterns of one expression, each of which is made anew at each evaluation."""
+_HIDDEN_PATTERN: Final = re.compile(r"\\[xuU0-7]|\(\?(?!:)")
+"""Characters that are not written as what they are, and flags that give a pattern another grammar."""
+_REPEATS_MAX: Final = 80
+"""Repetitions that are counted, as in ``{80}``, in all patterns of one expression: a state of the automaton each."""
 _REPEAT: Final = re.compile(r"(.)\{(\d+)(?:,(\d*))?\}", re.DOTALL)
 _LOOKUPS_MAX: Final = 4
 """Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
@@ -82,7 +88,7 @@ def _weight(value: object) -> int | None:
             return None
         total += weight
     if in_object:
-        return _OBJECT_WEIGHT + total
+        return _OBJECT_WEIGHT + total if total <= OBJECT_VALUES_MAX else None
     return 1 + total if total <= _WORK_MAX // max(count, _LENGTH_FLOOR) else None
 
 
@@ -107,7 +113,10 @@ class Sizes:
             case Mapping():
                 if len(value) > LIST_LENGTH_MAX:
                     self._found(path, f"has {len(value)} members; an expression sees at most {LIST_LENGTH_MAX}")
-                return _OBJECT_WEIGHT + sum([self.weigh(each, (*path, str(name))) for name, each in value.items()])
+                total = sum([self.weigh(each, (*path, str(name))) for name, each in value.items()])
+                if total > OBJECT_VALUES_MAX:
+                    self._found(path, f"has {total} values in it; an expression sees at most {OBJECT_VALUES_MAX}")
+                return _OBJECT_WEIGHT + total
             case list() | tuple():
                 count = len(value)
                 if count > LIST_LENGTH_MAX:
@@ -208,12 +217,11 @@ def costs_too_much(node: Node) -> str | None:
     if wholes > WHOLES_MAX:
         said = f"+, == and != are used {wholes} times on what may be lists or texts; at most {WHOLES_MAX}"
         return f"{said} in one expression: write double(…) around numbers"
-    written = [each.parts[-1] for each in _all_of(node) if each.kind in _MATCHES]
-    repeats = sum(_repeats_in(each.names[0]) for each in written if each.kind == "literal")
-    if repeats > _REPEATS_MAX:
-        return f"patterns count {repeats} repetitions; at most {_REPEATS_MAX} in one expression: match less closely"
-    if sum(1 for each in written if each.kind != "literal") > 1:
-        return "matches has more than one pattern that is not written out; at most 1 in one expression"
+    found = _patterns_fault([each for each in _all_of(node) if each.kind in _MATCHES])
+    if found is not None:
+        return found
+    if any(each.kind in ("index", "member") and not _is_plain(each.parts[0]) for each in _all_of(node)):
+        return "[…] or .name looks into what is joined or made in the expression: write what it has there instead"
     lookups = sum(1 for walk in walks for body in walk.bodies for each in _all_of(body) if walk.looks_up(each))
     if lookups > _LOOKUPS_MAX:
         return f"objects are looked up by their keys {lookups} times in walks; at most {_LOOKUPS_MAX} in one expression"
@@ -294,7 +302,7 @@ def _range_fault(walked: Node) -> str | None:
     """Why what is walked could be longer than what is seen."""
     match walked.kind:
         case "path" | "member" | "index":
-            return None
+            return None  # what is looked into is plain
         case "list" | "map":
             count = len(walked.parts)
             if count <= _LITERAL_LENGTH_MAX or all(each.kind == "literal" for each in walked.parts):
@@ -311,6 +319,8 @@ def _made_fault(body: Node) -> str | None:
     """Why a ``map`` could collect more than it walks."""
     if body.kind == "if":
         return _made_fault(body.parts[1]) or _made_fault(body.parts[2])
+    if body.kind == "dyn()":
+        return next(filter(None, map(_made_fault, body.parts)), None)
     if body.kind in ("list", "map"):
         return "map would make a list or an object in every step: map to one value"
     return None
@@ -346,6 +356,42 @@ class _Body:
 
     def _is_outside(self, node: Node) -> bool:
         return node.kind == "path" and node.names[0] != self.walk.variable
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether what is looked into holds nothing longer than what is seen, or than what a walk collects of that."""
+    if node.kind in ("index", "member"):
+        return _is_plain(node.parts[0])
+    if node.kind in ("list", "map"):
+        return all(map(_is_seen, node.parts))
+    return node.kind == "path" or _is_walk(node)
+
+
+def _is_seen(node: Node) -> bool:
+    """Whether it is a value that is seen, or a little one."""
+    if node.kind == "if":
+        return all(map(_is_seen, node.parts[1:]))
+    return _is_little(node) or (node.kind in ("path", "index", "member") and _is_plain(node))
+
+
+def _patterns_fault(matches: list[Node]) -> str | None:
+    """Why the patterns of an expression could cost more than they show."""
+    repeats = 0
+    for each in matches:
+        pattern = each.parts[-1]
+        if pattern.kind != "literal":
+            return "matches has a pattern that is not written out as one text: who sends a pattern says what it costs"
+        if _HIDDEN_PATTERN.search(pattern.names[0]):
+            return (
+                "a pattern has characters by number, as \\x7b, or flags, as (?i): write characters as they are, at "
+                "most by one backslash, and [aA] for both cases"
+            )
+        repeats += _repeats_in(pattern.names[0])
+    if repeats > _REPEATS_MAX:
+        return f"patterns count {repeats} repetitions; at most {_REPEATS_MAX} in one expression: match less closely"
+    if _length_of(matches) > _PATTERNS_MAX:
+        return f"patterns have {_length_of(matches)} characters; at most {_PATTERNS_MAX} in one expression"
+    return None
 
 
 def _repeats_in(pattern: str) -> int:

@@ -87,12 +87,6 @@ def nests_macros(text: str) -> bool:
     return False
 
 
-def walks(text: str) -> bool:
-    """Whether a macro walks a list somewhere in an expression."""
-    lexemes = [match[0] for match in _LEXEME.finditer(text) if match.lastgroup]
-    return any(_opens_walk(lexemes, at) for at in range(2, len(lexemes)))
-
-
 def _opens_walk(lexemes: Sequence[str], at: int) -> bool:
     return lexemes[at] == "(" and lexemes[max(0, at - 2)] == "." and lexemes[at - 1] in MACROS
 

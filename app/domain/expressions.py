@@ -21,7 +21,7 @@ import cel
 
 from app.domain.errors import ExpressionFailed, raised
 from app.domain.expression_bounds import Beside, beside_walks, costs_too_much, lookup_fault, single_fault, too_large
-from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax, walks
+from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -392,7 +392,7 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if node is not None:
         costly = costs_too_much(node)
     else:
-        costly = "a walk's cost cannot be told from how this is written: write it more plainly" if walks(text) else None
+        costly = "its cost cannot be told from how this is written: write it more plainly"
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
     beside = Beside() if node is None else beside_walks(node)

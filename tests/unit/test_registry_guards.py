@@ -234,7 +234,6 @@ def test_a_result_that_no_answer_could_make_is_refused(text: str, said: str) -> 
         "weightedMean([outputs.pd.probability, 0.5], [1, 2])",
         "weightedMean([outputs.pd.probability].filter(each, each > 0.5) + [0.1], [1])",
         "path.matches(r'^/[a-z]+$')",
-        "path.matches(metadata.pattern)",
         "string(timestamp('2026-01-01T00:00:00Z'))",
         "timestamp('2026-01-01T00:00:00Z')",
         "timestamp('2026-01-01T00:00:00Z').getFullYear()",
