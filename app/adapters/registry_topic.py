@@ -165,6 +165,14 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """What was published, the newest first; ``faults``: why workers refuse what the pointer says now."""
+
+    publications: tuple[Publication, ...]
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A revision looked up, and what the topic ends in meanwhile."""
 
@@ -196,8 +204,10 @@ def _head_of(topic: "_Topic") -> Head:
     return Head(topic.pointer.revision, Published(topic.pointer, revision), revision)
 
 
-def read_history(settings: Settings, *, timeout_s: float = 30.0) -> tuple[Publication, ...]:
-    """Every publication that the topic tells of, the newest first.
+def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
+    """Every publication that the topic tells of.
+
+    ``current`` is what is pointed at, or where the pointer cannot be read the last sound one, by which workers go.
 
     Raises:
         ConfigurationError, StoreUnavailable: as ``read_head``.
@@ -216,11 +226,15 @@ def read_history(settings: Settings, *, timeout_s: float = 30.0) -> tuple[Public
     ]
     lines.sort(key=lambda line: line[:2], reverse=True)
     current = topic.pointer.revision if topic.pointer is not None else None
+    if topic.pointer is None and topic.faults:
+        last_good = topic.contents.newest_sound()
+        current = None if last_good is None else last_good.id
     newest = next((at for at, line in enumerate(lines) if line[2].revision == current), None)
     refused = {identity: topic.contents.refusal(identity) for identity in topic.contents}
-    return tuple(
+    told = (
         replace(one, current=at == newest, refused=refused.get(one.revision)) for at, (_, _, one) in enumerate(lines)
     )
+    return History(tuple(told), topic.faults)
 
 
 def find_revision(settings: Settings, beginning: str, *, timeout_s: float = 30.0) -> Found:

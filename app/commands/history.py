@@ -29,17 +29,21 @@ def history(
 ) -> None:
     """List what was published, the newest first; the current revision is marked, and what workers refuse."""
     try:
-        publications = read_history(Settings())
+        found = read_history(Settings())
     except BrokerError as error:
         fail(error, as_json=as_json)
+    publications = found.publications
     shown = publications[:limit]
     if as_json:
         listed = [dataclasses.asdict(each) for each in shown]
-        typer.echo(orjson.dumps({"publications": listed, "total": len(publications)}))
+        faults = [str(each) for each in found.faults]
+        typer.echo(orjson.dumps({"publications": listed, "total": len(publications), "faults": faults}))
         return
     if not shown:
         typer.echo("No revision was published yet: `model-broker apply -f DIR`.")
         return
+    for fault in found.faults:
+        typer.echo(f"Workers refuse what was published last, and go by the revision marked *: {fault}", err=True)
     Console(highlight=False).print(_table(shown))
     if len(publications) > limit:
         typer.echo(f"{len(publications) - limit} older ones: --limit {len(publications)}")

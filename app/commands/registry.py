@@ -190,8 +190,7 @@ def offer(
 
 def _held_against(head: Head, make: Callable[[Head], Revision]) -> Offered:
     revision = make(head)
-    before = head.published.revision.documents if head.published else ()
-    return Offered(revision, head, differences(before, revision.documents), published=False)
+    return Offered(revision, head, differences(head.carried, revision.documents), published=False)
 
 
 def _differ_in_status_only(before: Head, after: Head) -> bool:
@@ -238,7 +237,8 @@ def _create_pool_topics(settings: Settings, revision: Revision) -> None:
 def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -> None:
     console = Console(stderr=True)
     if head.faults:
-        console.print("The current revision is refused, and will be replaced whole:", style="bold red")
+        said = "The current revision is refused; what changes is told against the last sound one, by which workers go:"
+        console.print(said, style="bold red", soft_wrap=True)
         for fault in head.faults:
             console.print(f"  {fault}", markup=False, highlight=False)
     if head.deleted:

@@ -350,7 +350,9 @@ def _order_faults(tasks: Sequence[TaskSpec]) -> list[tuple[str, str]]:
     ]
     for task in tasks:
         faults += repeated(f"tasks[{task.name}].after", task.after)
-    left = {task.name: set(task.after) & names for task in tasks}
+    left: dict[str, set[str]] = {}
+    for task in tasks:  # two of one name are another fault, and hide no circle
+        left.setdefault(task.name, set()).update(names & set(task.after))
     while free := [name for name, before in left.items() if not before & left.keys()]:
         for name in free:
             del left[name]

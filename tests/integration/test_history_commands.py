@@ -196,7 +196,7 @@ def publish_unsound(settings: Settings, route: Route) -> None:
 def test_history_tells_what_was_published_and_why(settings: Settings, tmp_path: Path) -> None:
     """Newest first, the current one marked, the message of each; as many as were asked for."""
     assert "No revision was published yet" in run("history").stdout
-    assert run_json("history") == {"publications": [], "total": 0}
+    assert run_json("history") == {"publications": [], "total": 0, "faults": []}
     one = run_json("apply", "-f", write(tmp_path, sound()), "--yes", "--message", "the [first] one")["revision"]
     changed_ = write(tmp_path, changed(sound(), "credit", "spec.deadline", "300ms"))
     two = run_json("apply", "-f", changed_, "--yes")["revision"]

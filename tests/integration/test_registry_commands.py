@@ -221,3 +221,12 @@ def test_a_head_written_by_hand_is_replaced(settings: Settings, tmp_path: Path) 
     refused, sound_one = run_json("history")["publications"]
     assert "zstd" in refused["refused"]
     assert (sound_one["refused"], sound_one["current"]) == (None, True)
+    producer.produce(settings.topic("broker.registry"), key=POINTER_KEY, value=b"{", partition=0)
+    assert producer.flush(10) == 0
+    told = run_json("history")
+    assert [each["current"] for each in told["publications"]] == [False, True]
+    assert "the pointer to the current revision cannot be read" in told["faults"][0]
+    assert "go by the revision marked *" in run("history").stderr
+    looked = run("apply", "-f", write(tmp_path, sound()), "--dry-run")
+    assert "added" not in looked.stdout
+    assert "is refused" in looked.stderr

@@ -285,11 +285,11 @@ async def test_a_use_that_nobody_approved_is_an_alarm(settings: Settings) -> Non
 
 def test_what_was_published_is_told_newest_first(settings: Settings) -> None:
     """When, what it replaced, how many documents, why; a revision that came back stands in both places."""
-    assert read_history(settings) == ()
+    assert read_history(settings).publications == ()
     first = publish(settings, 1, None, "the first")
     second = publish(settings, 2, first.id, "  two\nlines " + "x" * MESSAGE_LENGTH_MAX)
     publish(settings, 1, second.id)
-    told = read_history(settings)
+    told = read_history(settings).publications
     assert [(each.revision, each.previous, each.current) for each in told] == [
         (first.id, second.id, True),
         (second.id, first.id, False),
@@ -310,7 +310,7 @@ def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) ->
     before_ms = time.time_ns() // 1_000_000
     headers = [(PUBLICATION_HEADER, b"{"), (PUBLICATION_HEADER, pointer_to(first.id)), ("other", b"1")]
     write(settings, (b"sha256:a", b"not zstd"), headers=headers)
-    newest, oldest = read_history(settings)
+    newest, oldest = read_history(settings).publications
     assert newest.refused is not None
     assert "zstd" in newest.refused
     assert newest == Publication("sha256:a", newest.published_at, None, None, None, refused=newest.refused)
@@ -325,7 +325,7 @@ def test_the_history_of_one_revision_is_bounded(settings: Settings) -> None:
     write(settings, (one.id.encode(), zstandard.compress(canonical(one.documents))), headers=publications)
     publish(settings, 2, None)
     publish_revision(settings, one, expected=other.id, now_ms=time.time_ns() // 1_000_000)
-    told = [each for each in read_history(settings) if each.revision == one.id]
+    told = [each for each in read_history(settings).publications if each.revision == one.id]
     assert len(told) == PUBLICATIONS_KEPT
     assert (told[0].current, told[-1].published_at) == (True, 1)
 

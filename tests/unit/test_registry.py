@@ -461,6 +461,15 @@ def test_every_fault_is_listed_at_once() -> None:
     }
 
 
+def test_two_tasks_of_one_name_hide_no_circle() -> None:
+    """The second of them waits for nobody, the first one is in a circle all the same."""
+    tasks = [task(after=["fraud"]), task(name="fraud", after=["pd"]), task()]
+    faults = refused([*sound(), route("circle", "/circle", rules=[{"name": "default", "tasks": tasks}])])
+    said = [each.message for each in faults if each.document == "Route circle"]
+    assert "fraud, pd wait for one another by after; break the circle" in said
+    assert any("named 2 times" in each for each in said)
+
+
 def test_every_way_to_be_wrong_is_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, references, circles, expressions, names, paths, size: one list, each with file, document and field."""
     monkeypatch.setattr(registry, "REVISION_BYTES_MAX", 100)
