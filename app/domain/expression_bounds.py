@@ -35,6 +35,8 @@ WHOLES_MAX: Final = 50
 """Uses of ``+``, ``==`` and ``!=`` in one expression that may join or compare whole lists, which each copies."""
 _LITERAL_LENGTH_MAX: Final = 10
 """Elements of a list that is written, looks at something, and is walked."""
+_WRITTEN_MAX: Final = 100
+"""Values in all lists and objects that an expression writes, but for little ones: each is copied into its list."""
 _NUMERIC: Final = frozenset({"-", "*", "/", "%", "negative", "double()", "int()", "uint()", "size()", ".size"})
 _TRUTHS: Final = frozenset({"<", "<=", ">", ">=", "==", "!=", "in", "and", "or", "not", "has"})
 _OVER_LISTS: Final = frozenset({"max", "mean", "min", "size", "vote", "weightedMean"})
@@ -44,11 +46,12 @@ _PATTERNS_LENGTH_MAX: Final = 30
 """Characters of all the patterns that walks of one expression match."""
 _PATTERNS_MAX: Final = 500
 """Characters of all the patterns of one expression, each of which is made anew at each evaluation."""
-_HIDDEN_PATTERN: Final = re.compile(r"\\[xuU0-7]|\(\?(?!:)")
-"""Characters that are not written as what they are, and flags that give a pattern another grammar."""
+_HIDDEN_PATTERN: Final = re.compile(r"\\[xXuU0-7]|\(\?(?!:)|\{(?![0-9]+(?:,[0-9]*)?\}|\^?[A-Za-z])")
+"""Characters that are not written as what they are, flags that give a pattern another grammar, and repetitions that are
+not written ``{n}``, ``{n,}`` or ``{n,m}``: the engine reads ``{ n }`` too. A letter begins a class, as ``\\p{L}``."""
 _REPEATS_MAX: Final = 80
 """Repetitions that are counted, as in ``{80}``, in all patterns of one expression: a state of the automaton each."""
-_REPEAT: Final = re.compile(r"(.)\{(\d+)(?:,(\d*))?\}", re.DOTALL)
+_REPEAT: Final = re.compile(r"(?<=(.))\{([0-9]+)(?:,([0-9]*))?\}", re.DOTALL)
 _LOOKUPS_MAX: Final = 4
 """Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
 
@@ -222,6 +225,9 @@ def costs_too_much(node: Node) -> str | None:
         return found
     if any(each.kind in ("index", "member") and not _is_plain(each.parts[0]) for each in _all_of(node)):
         return "[…] or .name looks into what is joined or made in the expression: write what it has there instead"
+    held = sum(not _is_little(part) for each in _all_of(node) if each.kind in ("list", "map") for part in each.parts)
+    if held > _WRITTEN_MAX:
+        return f"lists and objects are written of {held} values that are looked at; at most {_WRITTEN_MAX} in all"
     lookups = sum(1 for walk in walks for body in walk.bodies for each in _all_of(body) if walk.looks_up(each))
     if lookups > _LOOKUPS_MAX:
         return f"objects are looked up by their keys {lookups} times in walks; at most {_LOOKUPS_MAX} in one expression"
@@ -305,8 +311,11 @@ def _range_fault(walked: Node) -> str | None:
             return None  # what is looked into is plain
         case "list" | "map":
             count = len(walked.parts)
-            if count <= _LITERAL_LENGTH_MAX or all(each.kind == "literal" for each in walked.parts):
+            if count <= _LITERAL_LENGTH_MAX:
                 return None
+            if all(each.kind == "literal" for each in walked.parts):
+                most = f"at most {LIST_LENGTH_MAX}"
+                return f"a list of {count} values is written and walked; {most}" if count > LIST_LENGTH_MAX else None
             return f"a list of {count} values is written and walked; at most {_LITERAL_LENGTH_MAX}"
         case "if":
             return _range_fault(walked.parts[1]) or _range_fault(walked.parts[2])
@@ -383,8 +392,8 @@ def _patterns_fault(matches: list[Node]) -> str | None:
             return "matches has a pattern that is not written out as one text: who sends a pattern says what it costs"
         if _HIDDEN_PATTERN.search(pattern.names[0]):
             return (
-                "a pattern has characters by number, as \\x7b, or flags, as (?i): write characters as they are, at "
-                "most by one backslash, and [aA] for both cases"
+                "a pattern has characters by number, as \\x7b, flags, as (?i), or braces that are no {n}: write "
+                "characters as they are, at most by one backslash, [aA] for both cases, and {n} without spaces"
             )
         repeats += _repeats_in(pattern.names[0])
     if repeats > _REPEATS_MAX:
@@ -399,7 +408,7 @@ def _repeats_in(pattern: str) -> int:
     most, groups = 0, 1
     for before, low, high in _REPEAT.findall(pattern):
         count = max(int(low), int(high or 0))
-        if before in ")}":
+        if before in ")}?*+":
             groups *= max(count, 1)
         else:
             most += count
