@@ -78,6 +78,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
             store,
             bootstrap=settings.kafka_bootstrap,
             topic=settings.topic("features.updates"),
+            group=f"{settings.topic_prefix}features",
             client_id=instance,
             views=lambda: registry.current.views if registry.current else None,
             clock=clock,

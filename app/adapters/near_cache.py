@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge
 from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.errors import StoreUnavailable
 from app.domain.features import EntityKey, Fetched, FetchedFeatures, ViewNeed, keys_of, unavailable
-from app.domain.near_cache import EntityRows, Entry, NearCache, is_unavailable
+from app.domain.near_cache import EntityRows, Entry, Materialized, NearCache, Position, is_unavailable
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
 
@@ -132,13 +132,27 @@ class CachedFeatureStore:
         await self._store.close()
 
     def invalidate(
-        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+        self,
+        view: str,
+        key: EntityKey,
+        features: Sequence[str] | None,
+        event_time_ms: int,
+        *,
+        position: Position | None,
     ) -> None:
-        """See Invalidates of the update follower."""
+        """See Follows of the update follower."""
         now_ms = self._clock.now_ms()
-        if taken := self._cache.invalidate(view, key, features, event_time_ms, now_ms, aggregates=aggregates):
+        if taken := self._cache.invalidate(view, key, features, event_time_ms, now_ms, position=position):
             _INVALIDATED.inc(taken)
             self._measure()
+
+    def awaits(self) -> int | None:
+        """See Follows of the update follower."""
+        return self._cache.awaits(self._clock.now_ms())
+
+    def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
+        """See Follows of the update follower."""
+        self._cache.materialized(announced, offsets)
 
     async def _await(
         self,
@@ -195,7 +209,7 @@ class CachedFeatureStore:
         """Fetch ``needs`` of one source; what nobody else can use is given up with the request."""
         kept = [need for need in needs if need in cached]
         timeout_ms = self._fetch_timeout_ms if kept else patience_ms
-        fetch = asyncio.create_task(self._read(needs, kept, timeout_ms), name="feature-fetch")
+        fetch = asyncio.create_task(self._read(needs, kept, self._cache.known, timeout_ms), name="feature-fetch")
         self._fetches.add(fetch)
         fetch.add_done_callback(self._fetches.discard)
         for need in kept:
@@ -203,9 +217,10 @@ class CachedFeatureStore:
         return fetch
 
     async def _read(
-        self, needs: Sequence[ViewNeed], kept: Sequence[ViewNeed], timeout_ms: int
+        self, needs: Sequence[ViewNeed], kept: Sequence[ViewNeed], known: Materialized, timeout_ms: int
     ) -> FetchedFeatures | StoreUnavailable:
-        """One fetch of the store; its failure is a result, for there may be nobody left who waits for it."""
+        """One fetch of the store, begun when so much was known to be in it; its failure is a result, for there may be
+        nobody left who waits for it."""
         this, source = asyncio.current_task(), _source(needs[0])
         try:
             answer = await self._store.fetch(needs, timeout_ms)
@@ -222,7 +237,7 @@ class CachedFeatureStore:
             self._failing.discard(source)
         now_ms = self._clock.now_ms()
         for need in kept:
-            self._cache.store(need, answer, now_ms)
+            self._cache.store(need, answer, now_ms, known)
         self._measure()
         return answer
 

@@ -3,10 +3,13 @@
 Every decide worker reads all partitions from their ends on, without a group: each has a cache of its own. An update is
 read as the materializer reads it, so what that refuses takes nothing away. Should Kafka be away, reading goes on where
 it was, and until then cached rows end by their ttl; a worker is no less ready for it.
+
+While the cache waits for updates that aggregates follow, the materializer's group is asked for its offsets: it commits
+an update when Redis has acknowledged the rows, and what is computed of them. Where Kafka does not say, nothing is told.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import orjson
@@ -14,13 +17,15 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
-from prometheus_client import Gauge
+from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import Counter, Gauge
 
 from app.adapters.avro import feature_updates
 from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
 from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import UpdateRefused, read_update
 from app.domain.features import EntityKey
+from app.domain.near_cache import Position
 from app.ports.clock import Clock
 
 log = structlog.get_logger()
@@ -34,38 +39,60 @@ _START_WITHIN_S: Final = 30.0
 _RETRY_S: Final = 1.0
 _AT_ONCE: Final = 50
 """Updates that are read before others have their turn on the event loop."""
+_OFFSETS_EVERY_S: Final = 0.2
+"""A materializer commits every half a second or so (``BROKER_COMMIT_INTERVAL``); together less than one second."""
 _AVRO_MAGIC: Final = b"\xc3\x01"
 
 _FOLLOWING = Gauge(
     "broker_feature_cache_following", "Whether the near cache hears of updates: 1; 0 while Kafka does not answer"
 )
 _BEHIND = Gauge("broker_feature_cache_updates_behind", "Updates that the near cache has not heard of yet")
+_UNREAD = Counter(
+    "broker_feature_cache_offsets_unread",
+    "Attempts to learn what the features workers have committed, for rows with aggregates, that brought nothing",
+)
 
 Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
 
 
-class Invalidates(Protocol):
+class Follows(Protocol):
     """What wants to hear of updates."""
 
     def invalidate(
-        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+        self,
+        view: str,
+        key: EntityKey,
+        features: Sequence[str] | None,
+        event_time_ms: int,
+        *,
+        position: Position | None,
     ) -> None:
         """Features of a row get values that are true since then, or all that is not later is deleted (None).
 
-        ``aggregates``: what is computed of the view's updates follows, at times of its own.
+        ``position``: what is computed of the view's updates follows, when the materializer is past this one.
         """
+        ...
+
+    def awaits(self) -> int | None:
+        """How many updates with a ``position`` were told, where one of them is not known to be materialized."""
+        ...
+
+    def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
+        """By partition, the offsets before which all is materialized, asked for after ``awaits`` said ``announced``."""
         ...
 
 
 class UpdateFollower:
-    """Tells ``cache`` of each update in ``topic`` (full name) that concerns a view with a ``cache``."""
+    """Tells ``cache`` of each update in ``topic`` that concerns a view with a ``cache``, and, as long as it waits for
+    that, what ``group`` has materialized (full names)."""
 
     def __init__(
-        self, cache: Invalidates, *, bootstrap: str, topic: str, client_id: str, views: Views, clock: Clock
+        self, cache: Follows, *, bootstrap: str, topic: str, group: str, client_id: str, views: Views, clock: Clock
     ) -> None:
         self._cache = cache
         self._bootstrap = bootstrap
         self._topic = topic
+        self._group = group
         self._client_id = client_id
         self._views = views
         self._clock = clock
@@ -83,13 +110,15 @@ class UpdateFollower:
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
             )
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, client_id=f"{self._client_id}-partitions")
+            learning: asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(_START_WITHIN_S):
                     await admin.start()
                     await consumer.start()
+                learning = asyncio.create_task(self._learn(consumer, admin), name="materialized-offsets")
                 while True:
                     await self._assign(consumer, await self._partitions(admin))
-                    await self._follow(consumer, admin)
+                    await self._follow(consumer, admin, learning)
             except (KafkaError, TimeoutError) as error:
                 log.warning("feature_updates_not_followed", topic=self._topic, reason=repr(error))
             except asyncio.CancelledError:
@@ -99,6 +128,9 @@ class UpdateFollower:
                 log.warning("feature_updates_not_followed", topic=self._topic, reason="a task of the client's ended")
             finally:
                 _FOLLOWING.set(0)
+                if learning is not None:
+                    learning.cancel()
+                    await asyncio.gather(learning, return_exceptions=True)
                 await close_clients(consumer.stop(), admin.close())
             await asyncio.sleep(_RETRY_S)
 
@@ -126,13 +158,16 @@ class UpdateFollower:
             consumer.seek(tp, self._positions[tp])
         _FOLLOWING.set(1)
 
-    async def _follow(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> None:
+    async def _follow(
+        self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, learning: "asyncio.Task[None]"
+    ) -> None:
         """Read until the topic has more partitions than are read."""
         counted_ms = checked_ms = self._clock.steady_ms()
         while True:
+            if learning.done():
+                await learning
             for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
-                await self._tell(record.value for record in records)
-                self._positions[tp] = records[-1].offset + 1
+                await self._tell(tp, records)
             now_ms = self._clock.steady_ms()
             if now_ms - checked_ms >= _CHECK_EVERY_MS:
                 checked_ms = now_ms
@@ -145,16 +180,56 @@ class UpdateFollower:
                 if len(await self._partitions(admin)) > len(self._positions):
                     return
 
-    async def _tell(self, values: Iterable[bytes | None]) -> None:
-        views = self._views() or {}
-        if not any(view.cache for view in views.values()):
-            return
-        for number, value in enumerate(values, 1):
-            self._tell_one(value, views)
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+    async def _learn(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> None:
+        """Tell the cache how far the materializer is, while it waits for that."""
+        coordinator: int | None = None
+        told = True
+        while True:
+            await asyncio.sleep(_OFFSETS_EVERY_S)
+            announced = self._cache.awaits()
+            if announced is None:
+                continue
+            reason = "the group has committed nothing in the topic"
+            offsets: dict[int, int] = {}
+            try:
+                async with asyncio.timeout(_CHECK_WITHIN_S):
+                    if coordinator is None:
+                        coordinator = await admin.find_coordinator(self._group)
+                    found = await admin.list_consumer_group_offsets(self._group, coordinator)
+                offsets = {tp.partition: each.offset for tp, each in found.items() if self._believes(consumer, tp, each)}
+            except (KafkaError, OSError, TimeoutError) as error:
+                reason = repr(error)
+            if offsets:
+                self._cache.materialized(announced, offsets)
+                told = True
+                continue
+            # An answer without offsets may be that of a broker that coordinates the group no more.
+            coordinator = None
+            _UNREAD.inc()
+            if told:
+                told = False
+                log.warning("materialized_offsets_unknown", group=self._group, topic=self._topic, reason=reason)
+            await asyncio.sleep(_RETRY_S)
 
-    def _tell_one(self, value: bytes | None, views: Mapping[str, FeatureViewSpec]) -> None:
+    def _believes(self, consumer: AIOKafkaConsumer, tp: TopicPartition, committed: OffsetAndMetadata) -> bool:
+        """Whether an offset is one of the topic as it is: past its end, it is of one that was there before."""
+        if tp not in consumer.assignment():
+            return False
+        end = consumer.highwater(tp)
+        return end is not None and committed.offset <= end
+
+    async def _tell(self, tp: TopicPartition, records: Sequence[Any]) -> None:
+        views = self._views() or {}
+        if any(view.cache for view in views.values()):
+            for number, record in enumerate(records, 1):
+                self._tell_one(record.value, (tp.partition, record.offset), views)
+                # What was told is not told again after an interruption: its positions would go back.
+                self._positions[tp] = record.offset + 1
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        self._positions[tp] = records[-1].offset + 1
+
+    def _tell_one(self, value: bytes | None, position: Position, views: Mapping[str, FeatureViewSpec]) -> None:
         if not value:
             return
         try:
@@ -167,4 +242,6 @@ class UpdateFollower:
             # The materializer says what is wrong with it.
             return
         features = None if row.tombstone else row.names
-        self._cache.invalidate(row.view, row.key, features, row.event_time_ms, aggregates=bool(view.aggregate))
+        self._cache.invalidate(
+            row.view, row.key, features, row.event_time_ms, position=position if view.aggregate else None
+        )

@@ -11,9 +11,11 @@ the oldest to the newest takes away the first that is not marked, and the marks 
 An update is announced before the store has it. A row that is read in between is the old one, so what was announced
 sets a floor: a row in which a feature that changes is older than announced, or one that is deleted is still there, is
 handed out and never fresh, for minutes, as a materializer may lag. Aggregates have no time that tells whether an update
-is in them, for the materializer computes them anew for other reasons too: nothing of their rows is fresh for some
-seconds after one. Floors are bounded too; while one that was given up in its first seconds may still count, nothing is
-kept.
+is in them, for the materializer computes them anew for other reasons too. But it commits an update only once the store
+has what is computed of it: nothing of their rows is fresh that was asked for before that was known.
+
+Floors are bounded too. While one that was given up in its first seconds may still count, nothing is kept; and where
+one waits to be committed, its whole view waits in its place.
 
 A row that an update makes outdated stays for the same case as one past its ttl: a store that does not answer now takes
 no update either, and its busiest rows would be the first to be lost. What a tombstone deletes goes at once.
@@ -29,8 +31,8 @@ from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, 
 FLOOR_MS: Final = 5_000
 """How long an announced update takes to reach the store at most, as a rule: a materializer takes some tens of ms."""
 LAG_MS: Final = 600_000
-"""How long a floor stands that the new row's times can lift. One that is never reached, as the update was refused,
-costs reads of its row until then."""
+"""How long a floor stands that nothing lifts. One that is never reached, as the update was refused, or as nobody says
+what is committed, costs reads of its row until then."""
 FLOORS_MAX: Final = 100_000
 """Some 20 MB at most; 20,000 updates of cached views a second for FLOOR_MS, 166 for LAG_MS."""
 ENTRY_BYTES: Final = 1_000
@@ -43,18 +45,50 @@ EntityRows = Mapping[str, Sequence["Entry"]]
 """An entity's entries by view; of one view there is one for each set of features that is asked for."""
 _Times = Mapping[str, int]
 """The least event time that each feature may have, those that updates name."""
+Position = tuple[int, int]
+"""Where an update stands in its topic: a partition, and an offset there."""
+_NO_TIMES: Final[_Times] = MappingProxyType({})
+_NO_OFFSETS: Final[Mapping[int, int]] = MappingProxyType({})
+
+
+class Materialized(NamedTuple):
+    """Of each partition, the offset before which all updates are in the store, aggregates too.
+
+    Asked for when ``announced`` updates of rows with aggregates had been announced: of later ones it says nothing, for
+    a topic may have been made anew in between, and its offsets begin again.
+    """
+
+    announced: int
+    offsets: Mapping[int, int]
+
+
+NOTHING_KNOWN: Final = Materialized(0, _NO_OFFSETS)
 
 
 class _Floor(NamedTuple):
-    """What a row's updates demand since ``announced_ms``, and until when no row at all is new enough.
+    """What a row's updates demand since ``announced_ms``.
 
-    ``deleted_ms`` is the latest tombstone's time: what is there and not later is to go.
+    ``deleted_ms`` is the latest tombstone's time: what is there and not later is to go. ``offsets``: those of the
+    updates that the row's aggregates follow, the last of each partition; ``announced`` counts announcements of such.
     """
 
     times: _Times
     deleted_ms: int | None
-    whole_until_ms: int
+    offsets: Mapping[int, int]
+    announced: int
     announced_ms: int
+
+    def stands(self, now_ms: int) -> bool:
+        """Whether a materializer may still be about to reach it."""
+        return now_ms < self.announced_ms + LAG_MS
+
+    def awaits(self, known: Materialized) -> bool:
+        """Whether aggregates that are asked for when so much is known may lack an update."""
+        if not self.offsets:
+            return False
+        if known.announced < self.announced:
+            return True
+        return any(known.offsets.get(partition, 0) <= offset for partition, offset in self.offsets.items())
 
     def above(self, need: ViewNeed, values: Sequence[Fetched]) -> bool:
         """Whether one of ``values`` is not as new as updates announce."""
@@ -83,7 +117,9 @@ class _Floor(NamedTuple):
         if deleted_ms is not None:
             # An update that is not later than a tombstone brings nothing back.
             times = {name: least_ms for name, least_ms in times.items() if least_ms > deleted_ms}
-        return _Floor(times, deleted_ms, max(self.whole_until_ms, earlier.whole_until_ms), self.announced_ms)
+        # A later update has the higher offset, unless its topic was made anew: then the earlier one says nothing.
+        offsets = {**earlier.offsets, **self.offsets} if earlier.offsets else self.offsets
+        return _Floor(times, deleted_ms, offsets, max(self.announced, earlier.announced), self.announced_ms)
 
 
 class Entry:
@@ -201,7 +237,13 @@ class NearCache:
         self._oldest: Entry | None = None
         self._hand: Entry | None = None
         self._floors: dict[_RowKey, _Floor] = {}
+        self._forgotten: dict[str, _Floor] = {}
+        """By view, what is left of its floors that were given up and wait to be committed."""
+        self._awaited: dict[int, _Floor] = {}
+        """By partition, the last update that aggregates follow; what it waits for, all before it wait for."""
+        self._announced = 0
         self._nothing_kept_until_ms = 0
+        self.known = NOTHING_KNOWN
         self.bytes = 0
         self.evicted = 0
         self._count = 0
@@ -225,10 +267,18 @@ class NearCache:
                 return entry
         return None
 
-    def store(self, need: ViewNeed, answer: Mapping[tuple[str, str], Fetched], now_ms: int) -> bool:
+    def store(
+        self,
+        need: ViewNeed,
+        answer: Mapping[tuple[str, str], Fetched],
+        now_ms: int,
+        known: Materialized = NOTHING_KNOWN,
+    ) -> bool:
         """Keep what the store answered for ``need`` at ``now_ms``; False where it may not be kept as fresh.
 
-        What lacks an announced update is kept as outdated, unless what there is already is better.
+        ``known`` is what the cache's was when the store was asked: what became known since may have come into the store
+        after this was read there. What lacks an announced update is kept as outdated, unless what there is already is
+        better.
         """
         values = tuple(answer[need.view, feature] for feature in need.features)
         entry = Entry(need, values, now_ms)
@@ -236,13 +286,12 @@ class NearCache:
             return False
         if now_ms < self._nothing_kept_until_ms:
             return False
-        row = (need.view, need.key)
-        floor = self._floors.get(row)
-        if floor is not None:
-            standing = now_ms < floor.announced_ms + LAG_MS
-            if standing and floor.deletes(values):
+        for floor in (self._floors.get((need.view, need.key)), self._forgotten.get(need.view)):
+            if floor is None or not floor.stands(now_ms):
+                continue
+            if floor.deletes(values):
                 return False
-            if (standing and floor.above(need, values)) or now_ms < floor.whole_until_ms:
+            if floor.above(need, values) or floor.awaits(known):
                 entry.outdated_ms = now_ms
         for known in self.rows_of(need.key).get(need.view, ()):
             if known.features == need.features and known.types == need.types:
@@ -268,24 +317,30 @@ class NearCache:
         event_time_ms: int,
         now_ms: int,
         *,
-        aggregates: bool = False,
+        position: Position | None = None,
     ) -> int:
         """An update of ``features``, true since ``event_time_ms``, is on its way to the store; how many entries are
         not fresh any more by it.
 
-        ``features`` None: a tombstone of all that is not later. ``aggregates``: the row has some, which follow it.
+        ``features`` None: a tombstone of all that is not later. ``position``: the row has aggregates, which follow it.
         """
         row = (view, key)
         # What guards nothing in the store cannot be told from what replaces it.
         times = dict.fromkeys(features or (), max(1, event_time_ms))
         deleted_ms = event_time_ms if features is None else None
-        floor = _Floor(times, deleted_ms, now_ms + FLOOR_MS if aggregates else 0, now_ms)
+        if position is None:
+            floor = _Floor(times, deleted_ms, _NO_OFFSETS, 0, now_ms)
+        else:
+            partition, offset = position
+            self._announced += 1
+            floor = _Floor(times, deleted_ms, {partition: offset}, self._announced, now_ms)
+            self._awaited[partition] = floor
         taken = 0
         for entry in tuple(self.rows_of(key).get(view, ())):
             if floor.deletes(entry.values):
                 self._remove(entry)
             # An update of what is as new already changes nothing there, and takes nothing here.
-            elif entry.outdated_ms is not None or not (aggregates or floor.above(entry.need, entry.values)):
+            elif entry.outdated_ms is not None or (position is None and not floor.above(entry.need, entry.values)):
                 continue
             elif can_serve_stale(entry.values):
                 entry.outdated_ms, entry.marked = now_ms, False
@@ -293,7 +348,7 @@ class NearCache:
                 self._remove(entry)
             taken += 1
         known = self._floors.pop(row, None)
-        self._floors[row] = floor if known is None or now_ms >= known.announced_ms + LAG_MS else floor.joined(known)
+        self._floors[row] = floor if known is None or not known.stands(now_ms) else floor.joined(known)
         self._forget_floors(now_ms)
         return taken
 
@@ -301,11 +356,28 @@ class NearCache:
         """Drop the floors whose time is over; they stand in the order of their announcement."""
         while self._floors:
             row, floor = next(iter(self._floors.items()))
-            if now_ms < floor.announced_ms + LAG_MS:
+            if floor.stands(now_ms):
                 if len(self._floors) <= self._floors_max:
                     return
                 self._nothing_kept_until_ms = max(self._nothing_kept_until_ms, floor.announced_ms + FLOOR_MS)
+                if floor.offsets:
+                    # Also where it is known to be committed: what was asked for before may not be stored yet.
+                    self._forget(row[0], floor._replace(times=_NO_TIMES, deleted_ms=None), now_ms)
             del self._floors[row]
+
+    def _forget(self, view: str, floor: _Floor, now_ms: int) -> None:
+        known = self._forgotten.get(view)
+        self._forgotten[view] = floor if known is None or not known.stands(now_ms) else floor.joined(known)
+
+    def awaits(self, now_ms: int) -> int | None:
+        """How many updates that aggregates follow were announced, where one is not known to be in the store."""
+        waiting = any(floor.stands(now_ms) and floor.awaits(self.known) for floor in self._awaited.values())
+        return self._announced if waiting else None
+
+    def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
+        """All updates before ``offsets`` are in the store, with what is computed of them; ``announced`` is what
+        ``awaits`` said before that was asked for."""
+        self.known = Materialized(announced, MappingProxyType(dict(offsets)))
 
     def _link(self, entry: Entry) -> None:
         entry.older = self._newest

@@ -195,7 +195,7 @@ async def test_an_update_is_seen_as_soon_as_it_is_there() -> None:
     world = World()
     await world.write(1, 1_000, need())
     await world.read()
-    world.cached.invalidate("kept", need().key, ("a",), 2_000, aggregates=False)
+    world.cached.invalidate("kept", need().key, ("a",), 2_000, position=None)
     for _ in range(2):
         [old] = await world.read()
         assert (old.value, old.source) == (1, "redis")
@@ -211,10 +211,47 @@ async def test_an_update_that_comes_while_its_row_is_fetched_is_not_missed() -> 
     await world.write(1, 1_000, need())
     reading = asyncio.create_task(world.read())
     await asyncio.sleep(0.05)
-    world.cached.invalidate("kept", need().key, ("a",), 2_000, aggregates=False)
+    world.cached.invalidate("kept", need().key, ("a",), 2_000, position=None)
     assert (await reading)[0].value == 1
     await world.write(2, 2_000, need())
     assert (await world.read())[0].value == 2
+
+
+class SlowAnswer(CountedStore):
+    """A store that reads at once, and answers late."""
+
+    async def fetch(self, needs: Sequence[ViewNeed], timeout_ms: int) -> FetchedFeatures:
+        """See FeatureStore."""
+        takes_s, self.takes_s = self.takes_s, 0.0
+        found = await super().fetch(needs, timeout_ms)
+        self.takes_s = takes_s
+        await asyncio.sleep(takes_s)
+        return found
+
+
+@in_virtual_time
+async def test_aggregates_are_kept_once_their_update_is_known_to_be_there() -> None:
+    """Not before, however late the materializer is, and not what was asked for before that was known, though its answer
+    comes after."""
+    world = World()
+    world.store = SlowAnswer(0.1)
+    world.cached._store = world.store
+    await world.write(1, 1_000, need())
+    await world.read()
+    world.cached.invalidate("kept", need().key, ("b",), 2_000, position=(0, 7))
+    await asyncio.sleep(8)
+    assert [(await world.read())[0].source for _ in range(2)] == ["redis", "redis"]
+    reading = asyncio.create_task(world.read())
+    await asyncio.sleep(0.05)
+    await world.write(2, 1_001, need())
+    announced = world.cached.awaits()
+    assert announced is not None
+    world.cached.materialized(announced, {0: 8})
+    assert world.cached.awaits() is None
+    assert (await reading)[0].value == 1
+    for source in ("redis", "cache"):
+        [new] = await world.read()
+        assert (new.value, new.source) == (2, source)
 
 
 @in_virtual_time
@@ -251,7 +288,7 @@ async def test_an_update_during_an_outage_leaves_the_row_to_fall_back_on() -> No
     await world.read(*rows)
     world.store.available = False
     for each in rows:
-        world.cached.invalidate(each.view, each.key, ("a",), 2_000, aggregates=False)
+        world.cached.invalidate(each.view, each.key, ("a",), 2_000, position=None)
     for _ in range(3):
         kept, also = await world.read(*rows)
         assert (kept.value, kept.source, kept.event_time_ms, kept.overdue) == (1, "cache", 1_000, True)
@@ -274,7 +311,7 @@ async def test_a_tombstone_during_an_outage_leaves_nothing() -> None:
     await world.write(1, 1_000, need(name="also"))
     await world.read(need(name="also"))
     world.store.available = False
-    world.cached.invalidate("also", need().key, None, 2_000, aggregates=False)
+    world.cached.invalidate("also", need().key, None, 2_000, position=None)
     with pytest.raises(StoreUnavailable):
         await world.read(need(name="also"))
 

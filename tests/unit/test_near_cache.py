@@ -1,6 +1,7 @@
 """The near cache's rules: what is fresh, what goes first, what may not be kept, and that its bounds hold."""
 
 import tracemalloc
+from collections import Counter
 
 import orjson
 import pytest
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from app.domain.documents import CacheSpec, FeatureViewSpec, ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
-from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, NearCache, size_of
+from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, Materialized, NearCache, size_of
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 NOW_MS = 1_750_000_000_000
@@ -44,6 +45,13 @@ def outdated(made: NearCache, asked: ViewNeed) -> bool:
     entry = made.find(asked)
     assert entry is not None
     return entry.outdated_ms is not None
+
+
+def learn(made: NearCache, now_ms: int, offsets: dict[int, int]) -> None:
+    """Tell the cache what is materialized, if it waits for that."""
+    announced = made.awaits(now_ms)
+    if announced is not None:
+        made.materialized(announced, offsets)
 
 
 def test_documents_say_what_is_wrong_with_them() -> None:
@@ -275,19 +283,54 @@ def test_each_feature_has_its_own_floor() -> None:
     assert made.store(both, times, NOW_MS)
 
 
-def test_a_row_with_aggregates_is_not_kept_for_a_while() -> None:
-    """Their times do not tell whether an update is in them: nothing of the row is kept until its time is over, whatever
-    else comes; and what the update itself carries has to show for as long as it takes."""
+def test_a_row_with_aggregates_is_not_kept_until_its_update_is_materialized() -> None:
+    """Their times do not tell whether an update is in them: nothing of the row is kept before the materializer is past
+    it, whatever else comes, or may lag no more; and what the update itself carries has to show for as long."""
     made, carried, computed = cache(), need(), need(1, "a_sum_1h")
     for each in (carried, computed):
         made.store(each, answer(each), NOW_MS)
-    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS, aggregates=True) == 2
+    assert made.invalidate("v", key(), ("a",), NOW_MS + 1, NOW_MS, position=(3, 7)) == 2
     made.invalidate("v", key(), ("b",), NOW_MS, NOW_MS + 1)
-    for each in (carried, computed):
-        assert not made.store(each, answer(each, time_ms=NOW_MS + 1), NOW_MS + FLOOR_MS - 1)
-    assert made.store(computed, answer(computed, time_ms=None), NOW_MS + FLOOR_MS)
-    assert not made.store(carried, answer(carried), NOW_MS + LAG_MS - 1)
-    assert made.store(carried, answer(carried, time_ms=NOW_MS + 1), NOW_MS + FLOOR_MS)
+    for offsets in ({}, {3: 7}, {2: 8}):
+        learn(made, NOW_MS + 1, offsets)
+        for each in (carried, computed):
+            assert not made.store(each, answer(each, time_ms=NOW_MS + 1), NOW_MS + LAG_MS, made.known)
+        assert made.awaits(NOW_MS + 1) is not None
+    assert made.store(computed, answer(computed), NOW_MS + LAG_MS + 1, made.known)
+    assert made.awaits(NOW_MS + LAG_MS) is None
+    learn(made, NOW_MS + 1, {2: 1, 3: 8})
+    assert made.awaits(NOW_MS + 1) is None
+    assert made.store(computed, answer(computed, time_ms=None), NOW_MS + 2, made.known)
+    assert not made.store(carried, answer(carried), NOW_MS + LAG_MS - 1, made.known)
+    assert made.store(carried, answer(carried, time_ms=NOW_MS + 1), NOW_MS + 2, made.known)
+
+
+def test_aggregates_asked_for_before_their_update_was_known_to_be_there_are_not_kept() -> None:
+    """They may have been read before it came, however long the answer took."""
+    made = cache()
+    made.invalidate("v", key(), ("b",), NOW_MS, NOW_MS, position=(0, 7))
+    began = made.known
+    learn(made, NOW_MS, {0: 8})
+    assert not made.store(need(), answer(need()), NOW_MS + 1, began)
+    assert outdated(made, need())
+    assert made.store(need(), answer(need(), 8), NOW_MS + 2, made.known)
+    assert not made.store(need(), answer(need()), NOW_MS + 3, began)
+    assert not outdated(made, need())
+
+
+def test_what_was_materialized_of_another_topic_says_nothing() -> None:
+    """A topic that is made anew begins its offsets again: what was asked for before an update is not about it, and what
+    an update waited for there, the next one of its row does not."""
+    made = cache()
+    made.invalidate("v", key(), ("b",), NOW_MS, NOW_MS, position=(0, 700))
+    asked = made.awaits(NOW_MS)
+    assert asked is not None
+    made.invalidate("v", key(), ("b",), NOW_MS, NOW_MS, position=(0, 2))
+    made.materialized(asked, {0: 701})
+    assert not made.store(need(), answer(need()), NOW_MS + 1, made.known)
+    learn(made, NOW_MS, {0: 3})
+    assert made.store(need(), answer(need()), NOW_MS + 2, made.known)
+    assert made.awaits(NOW_MS) is None
 
 
 def test_a_tombstone_waits_until_what_it_deletes_is_gone() -> None:
@@ -334,10 +377,15 @@ def test_floors_of_a_row_add_up() -> None:
     to."""
     made = cache()
     made.invalidate("v", key(), ("a",), NOW_MS + 100, NOW_MS)
-    made.invalidate("v", key(), None, NOW_MS, NOW_MS, aggregates=True)
-    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS - 1)
-    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS + FLOOR_MS)
-    assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS + FLOOR_MS)
+    made.invalidate("v", key(), None, NOW_MS, NOW_MS, position=(1, 5))
+    made.invalidate("v", key(), ("b",), NOW_MS + 1, NOW_MS, position=(0, 9))
+    made.invalidate("v", key(), ("b",), NOW_MS + 2, NOW_MS)
+    for offsets in ({1: 6}, {0: 10}, {0: 9, 1: 6}):
+        learn(made, NOW_MS, offsets)
+        assert not made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS, made.known)
+    learn(made, NOW_MS, {0: 10, 1: 6})
+    assert not made.store(need(), answer(need(), time_ms=NOW_MS + 99), NOW_MS, made.known)
+    assert made.store(need(), answer(need(), time_ms=NOW_MS + 100), NOW_MS, made.known)
 
 
 def test_floors_past_their_bound_end_without_stopping_the_cache() -> None:
@@ -348,6 +396,22 @@ def test_floors_past_their_bound_end_without_stopping_the_cache() -> None:
     assert made.store(need(8), answer(need(8)), NOW_MS + 2 * FLOOR_MS)
     assert made.store(need(0), answer(need(0)), NOW_MS + 2 * FLOOR_MS)
     assert not made.store(need(1), answer(need(1)), NOW_MS + 2 * FLOOR_MS)
+
+
+def test_a_view_waits_for_the_floors_that_were_given_up_and_are_not_committed() -> None:
+    """Past their bound, an aggregate without its update is kept no more than within it; other views are kept."""
+    made, later_ms = cache(floors=1), NOW_MS + FLOOR_MS
+    for number in range(3):
+        made.invalidate("v", key(number), ("b",), NOW_MS, NOW_MS, position=(number, 7))
+    learn(made, NOW_MS, {0: 8, 2: 8})
+    assert not made.store(need(0), answer(need(0)), later_ms, made.known)
+    assert made.store(need(0, view="w"), answer(need(0, view="w")), later_ms, made.known)
+    before = made.known
+    learn(made, NOW_MS, {0: 8, 1: 8, 2: 8})
+    assert not made.store(need(0), answer(need(0)), later_ms, before)
+    assert made.store(need(0), answer(need(0)), later_ms, made.known)
+    assert not made.store(need(1), answer(need(1)), NOW_MS + LAG_MS - 1, before)
+    assert made.store(need(1), answer(need(1)), NOW_MS + LAG_MS, before)
 
 
 def test_an_entity_s_rows_go_one_by_one() -> None:
@@ -482,3 +546,114 @@ def test_bounds_hold_and_no_update_is_missed(steps: list[tuple[str, int, int]]) 
             assert event_time_ms is not None
             assert event_time_ms > deleted.get(each, -1)
             assert not entry.fresh(SPEC, now_ms) or event_time_ms >= told.get(each, 0)
+
+
+class Materializing:
+    """One partition of updates, a materializer that computes a sum of each row's, and a cache that hears of it all.
+
+    Each step is one that the others may come between: an update is sent, announced, stored with the sum it makes, and
+    committed; the group's offset is asked for, answered and told; a row is asked for, read and kept. A sum has no time.
+    """
+
+    def __init__(self, floors: int) -> None:
+        self.cache = cache(floors=floors)
+        self.now_ms = NOW_MS
+        self.log: list[int] = []
+        self.announced = self.stored = self.committed = 0
+        self.sums: Counter[int] = Counter()
+        self.heard: Counter[int] = Counter()
+        self.asked: int | None = None
+        self.offset: int | None = None
+        self.fetches: list[tuple[int, Materialized, int | None]] = []
+
+    def update(self, number: int) -> None:
+        self.log.append(number)
+
+    def announce(self, _: int) -> None:
+        if self.announced < len(self.log):
+            number = self.log[self.announced]
+            self.cache.invalidate("v", key(number), ("b",), NOW_MS, self.now_ms, position=(0, self.announced))
+            self.heard[number] += 1
+            self.announced += 1
+
+    def materialize(self, _: int) -> None:
+        if self.stored < len(self.log):
+            self.sums[self.log[self.stored]] += 1
+            self.stored += 1
+
+    def commit(self, _: int) -> None:
+        self.committed = self.stored
+
+    def ask(self, _: int) -> None:
+        self.asked, self.offset = self.cache.awaits(self.now_ms), None
+
+    def reply(self, _: int) -> None:
+        if self.asked is not None:
+            self.offset = self.committed
+
+    def tell(self, _: int) -> None:
+        if self.asked is not None and self.offset is not None:
+            self.cache.materialized(self.asked, {0: self.offset})
+            self.asked = None
+
+    def fetch(self, number: int) -> None:
+        self.fetches.append((number, self.cache.known, None))
+
+    def read(self, place: int) -> None:
+        if self.fetches:
+            number, known, value = self.fetches[place % len(self.fetches)]
+            if value is None:
+                self.fetches[place % len(self.fetches)] = (number, known, self.sums[number])
+
+    def keep(self, place: int) -> None:
+        if self.fetches:
+            number, known, value = self.fetches.pop(place % len(self.fetches))
+            if value is not None:
+                self.cache.store(need(number), answer(need(number), value, None), self.now_ms, known)
+
+    def wait(self, seconds: int) -> None:
+        self.now_ms += seconds * 1_000
+
+    def anew(self, _: int) -> None:
+        """The topic is made anew, once all in it was heard of and stored; the group's offsets go with it."""
+        while self.announced < len(self.log):
+            self.announce(0)
+        while self.stored < len(self.log):
+            self.materialize(0)
+        self.log.clear()
+        self.announced = self.stored = self.committed = 0
+
+
+STEPS = ("update", "announce", "materialize", "commit", "ask", "reply", "tell", "fetch", "read", "keep", "wait", "anew")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 3)), max_size=150),
+    st.sampled_from([1, 2, 100]),
+)
+def test_no_aggregate_is_fresh_without_an_update_that_was_heard_of(steps: list[tuple[str, int]], floors: int) -> None:
+    """However long the materializer, its group's answers and reads take, and also where floors are given up for room,
+    a fresh row has every update of which the cache has heard. Once all is committed, and that is known, rows are kept
+    again, though they have no times."""
+    world, lasting = Materializing(floors), CacheSpec.model_validate({"ttl": "1h"})
+    for what, number in steps:
+        getattr(world, what)(number)
+        for each in range(4):
+            entry = world.cache.find(need(each))
+            if entry is not None and entry.fresh(lasting, world.now_ms):
+                value = entry.values[0].value
+                assert isinstance(value, int)
+                assert value >= world.heard[each]
+    if any(what == "anew" for what, _ in steps):
+        return
+    for _ in world.log:
+        world.announce(0)
+        world.materialize(0)
+    for what in ("commit", "ask", "reply", "tell"):
+        getattr(world, what)(0)
+    assert world.cache.awaits(world.now_ms) is None
+    world.now_ms += FLOOR_MS
+    for each in range(4):
+        assert world.cache.store(
+            need(each), answer(need(each), world.sums[each], None), world.now_ms, world.cache.known
+        )
