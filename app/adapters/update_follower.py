@@ -17,7 +17,6 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
-from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import Counter, Gauge
 
 from app.adapters.avro import feature_updates
@@ -196,7 +195,9 @@ class UpdateFollower:
                     if coordinator is None:
                         coordinator = await admin.find_coordinator(self._group)
                     found = await admin.list_consumer_group_offsets(self._group, coordinator)
-                offsets = {tp.partition: each.offset for tp, each in found.items() if self._believes(consumer, tp, each)}
+                for tp, committed in found.items():
+                    if _is_of(consumer, tp, committed.offset):
+                        offsets[tp.partition] = committed.offset
             except (KafkaError, OSError, TimeoutError) as error:
                 reason = repr(error)
             if offsets:
@@ -210,13 +211,6 @@ class UpdateFollower:
                 told = False
                 log.warning("materialized_offsets_unknown", group=self._group, topic=self._topic, reason=reason)
             await asyncio.sleep(_RETRY_S)
-
-    def _believes(self, consumer: AIOKafkaConsumer, tp: TopicPartition, committed: OffsetAndMetadata) -> bool:
-        """Whether an offset is one of the topic as it is: past its end, it is of one that was there before."""
-        if tp not in consumer.assignment():
-            return False
-        end = consumer.highwater(tp)
-        return end is not None and committed.offset <= end
 
     async def _tell(self, tp: TopicPartition, records: Sequence[Any]) -> None:
         views = self._views() or {}
@@ -245,3 +239,11 @@ class UpdateFollower:
         self._cache.invalidate(
             row.view, row.key, features, row.event_time_ms, position=position if view.aggregate else None
         )
+
+
+def _is_of(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) -> bool:
+    """Whether an offset is one of the topic as it is: past its end, it is of one that was there before."""
+    if tp not in consumer.assignment():
+        return False
+    end = consumer.highwater(tp)
+    return end is not None and offset <= end

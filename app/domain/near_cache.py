@@ -293,13 +293,13 @@ class NearCache:
                 return False
             if floor.above(need, values) or floor.awaits(known):
                 entry.outdated_ms = now_ms
-        for known in self.rows_of(need.key).get(need.view, ()):
-            if known.features == need.features and known.types == need.types:
-                if entry.outdated_ms is not None and known.outdated_ms is None:
+        for there in self.rows_of(need.key).get(need.view, ()):
+            if there.features == need.features and there.types == need.types:
+                if entry.outdated_ms is not None and there.outdated_ms is None:
                     # Read before the update by a fetch that took its time.
                     return False
-                entry.marked = known.marked
-                self._remove(known)
+                entry.marked = there.marked
+                self._remove(there)
                 break
         if entry.outdated_ms is not None and not can_serve_stale(values):
             return False

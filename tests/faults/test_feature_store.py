@@ -143,7 +143,7 @@ async def test_an_update_while_redis_is_away_leaves_the_row_to_serve(server: Ser
         await store.write([row(subject, 7, event_ms, "hot")])
         await cached.fetch([need(subject, "hot")], 5_000)
         await asyncio.to_thread(server.kill)
-        cached.invalidate("hot", subject, ("a", "b"), event_ms + 1, aggregates=False)
+        cached.invalidate("hot", subject, ("a", "b"), event_ms + 1, position=None)
         for _ in range(5):
             found = await cached.fetch([need(subject, "hot")], 1_000)
             within, unbound = inputs(

@@ -1,7 +1,7 @@
 """The features worker on real Kafka and Redis: updates arrive, a dead Redis loses none, bad ones are buried."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -66,8 +66,11 @@ async def until_stored(store: RedisFeatureStore, count: int) -> None:
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings, store: RedisFeatureStore) -> AsyncIterator[None]:
-    """The features worker, in this process."""
+async def running_worker(
+    settings: Settings, store: RedisFeatureStore, views: Mapping[str, FeatureViewSpec] | None = None
+) -> AsyncIterator[None]:
+    """The features worker, in this process; ``views`` instead of the one above."""
+    known = views or {"applicant": VIEW}
     app = create_app(settings, role="features", instance="features-test")
     async with KafkaPublisher(settings, client_id="features-test") as publisher:
         table = DurableTable(
@@ -77,14 +80,14 @@ async def running_worker(settings: Settings, store: RedisFeatureStore) -> AsyncI
             publisher=publisher,
             read=check_entry,
         )
-        aggregates = Aggregates(table=table, writer=store, views=lambda: {"applicant": VIEW}, clock=SystemClock())
+        aggregates = Aggregates(table=table, writer=store, views=lambda: known, clock=SystemClock())
         table.on_ownership(aggregates.on_ownership)
         intake = attach(
             app,
             topic=settings.topic("features.updates"),
             writer=store,
             publisher=publisher,
-            views=lambda: {"applicant": VIEW},
+            views=lambda: known,
             group=app.conf.id,
             clock=SystemClock(),
             aggregates=aggregates,

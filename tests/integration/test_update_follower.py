@@ -4,12 +4,12 @@ Kafka was away."""
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from prometheus_client import REGISTRY
 
@@ -18,9 +18,11 @@ from app.adapters.avro import AvroCodec
 from app.adapters.clock import SystemClock
 from app.adapters.near_cache import CachedFeatureStore
 from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.topics import AGGREGATES_CHANGELOG
 from app.adapters.update_follower import UpdateFollower
 from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.features import EntityKey, Fetched, ViewNeed
+from app.domain.near_cache import Position
 from app.settings import Settings
 from tests.integration.test_features_worker import running_worker
 from tests.support.stack import ServiceStack
@@ -71,13 +73,32 @@ class Heard:
 
     def __init__(self) -> None:
         self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
+        self.positions: list[Position] = []
+        self.awaited: int | None = None
+        self.materialized_offsets: list[tuple[int, Mapping[int, int]]] = []
 
     def invalidate(
-        self, view: str, key: EntityKey, features: Sequence[str] | None, event_time_ms: int, *, aggregates: bool
+        self,
+        view: str,
+        key: EntityKey,
+        features: Sequence[str] | None,
+        event_time_ms: int,
+        *,
+        position: Position | None,
     ) -> None:
-        """See Invalidates."""
-        assert aggregates == (view == "summed")
+        """See Follows."""
+        assert (position is not None) == (view == "summed")
         self.updates.append((view, key.values[0], features, event_time_ms))
+        if position is not None:
+            self.positions.append(position)
+
+    def awaits(self) -> int | None:
+        """See Follows."""
+        return self.awaited
+
+    def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
+        """See Follows."""
+        self.materialized_offsets.append((announced, offsets))
 
 
 @pytest.fixture
@@ -101,7 +122,13 @@ async def producer(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
 def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> UpdateFollower:
     """A follower of ``topic`` under the views above."""
     return UpdateFollower(
-        cache, bootstrap=bootstrap, topic=topic, client_id="test", views=lambda: VIEWS, clock=SystemClock()
+        cache,
+        bootstrap=bootstrap,
+        topic=topic,
+        group=topic.removesuffix(".updates"),
+        client_id="test",
+        views=lambda: VIEWS,
+        clock=SystemClock(),
     )
 
 
@@ -165,6 +192,126 @@ async def test_a_materialized_value_is_seen_within_a_second(
         await store.close()
 
 
+class LateClock(SystemClock):
+    """A clock that can be set ahead."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        """See Clock."""
+        return super().now_ms() + self.ahead_ms
+
+
+async def test_an_aggregate_is_seen_within_a_second_however_late_its_update_is(
+    stack: ServiceStack,
+    kafka_bootstrap: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+) -> None:
+    """While the materializer is away, for longer than an update takes as a rule, the old sum is read each time and not
+    kept. Once it is back the new one is given out as soon as it is stored, and kept soon after."""
+    settings = Settings(
+        kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
+    )
+    topic = settings.topic("features.updates")
+    await admin.create_topics(
+        [NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt", settings.topic(AGGREGATES_CHANGELOG))]
+    )
+    clock, store = LateClock(), RedisFeatureStore(redis_url)
+    cached = CachedFeatureStore(
+        RedisFeatureStore(redis_url),
+        views=lambda: VIEWS,
+        clock=clock,
+        entries_max=100,
+        bytes_max=1_000_000,
+        fetch_timeout_ms=5_000,
+    )
+    applicant = uuid.uuid4().int >> 66
+    asked = ViewNeed("summed", need(applicant).key, ("age_sum_1h",), ("DOUBLE",))
+    run = asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())
+
+    async def read(by: CachedFeatureStore | RedisFeatureStore) -> tuple[object, str]:
+        found = (await by.fetch([asked], 5_000))["summed", "age_sum_1h"]
+        return found.value, found.source
+
+    async def until_read(by: CachedFeatureStore | RedisFeatureStore, *expected: object) -> None:
+        while (await read(by))[: len(expected)] != expected:  # noqa: ASYNC110 - Redis has no event to wait for
+            await asyncio.sleep(0.01)
+
+    async def send(age: int) -> None:
+        body = orjson.dumps(update(applicant, age, time.time_ns() // 1_000_000, "summed"))
+        await producer.send_and_wait(topic, body, key=b"%d" % applicant)
+
+    try:
+        async with asyncio.timeout(2 * WITHIN_S):
+            await until(following)
+            async with running_worker(settings, store, VIEWS):
+                await send(1)
+                await until_read(cached, 1.0, "cache")
+            await send(2)
+            await until_read(cached, 1.0, "redis")
+            clock.ahead_ms = 6_000
+            assert [await read(cached) for _ in range(3)] == [(1.0, "redis")] * 3
+            async with running_worker(settings, store, VIEWS):
+                await until_read(store, 3.0)
+                stored = time.monotonic()
+                await until_read(cached, 3.0)
+                assert time.monotonic() - stored < SEEN_WITHIN_S
+                await until_read(cached, 3.0, "cache")
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await cached.close()
+        await store.close()
+
+
+async def test_what_is_materialized_is_asked_for_while_it_is_waited_for(
+    kafka_bootstrap: str, topic_prefix: str, admin: AIOKafkaAdminClient, producer: AIOKafkaProducer
+) -> None:
+    """Nothing is told where nothing is waited for, where the group has committed nothing, or what the topic does not
+    have, as it was made anew since; then each partition's offset."""
+    topic, heard = f"{topic_prefix}features.updates", Heard()
+    group = AIOKafkaConsumer(
+        bootstrap_servers=kafka_bootstrap, group_id=f"{topic_prefix}features", enable_auto_commit=False
+    )
+    await group.start()
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    run = asyncio.create_task(follower(heard, kafka_bootstrap, topic).run())
+
+    def unread() -> float:
+        return REGISTRY.get_sample_value("broker_feature_cache_offsets_unread_total") or 0.0
+
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await until(following)
+            for _ in range(3):
+                await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000, "summed")), partition=1)
+            await until(lambda: len(heard.positions) == 3)
+            assert heard.positions == [(1, 0), (1, 1), (1, 2)]
+            before = unread()
+            heard.awaited = 3
+            await until(lambda: unread() > before)
+            group.assign([TopicPartition(topic, number) for number in range(2)])
+            await group.commit({TopicPartition(topic, 1): 700})
+            before = unread()
+            await until(lambda: unread() > before + 1)
+            assert not heard.materialized_offsets
+            await group.commit({TopicPartition(topic, 1): 2, TopicPartition(topic, 0): 0})
+            await until(lambda: heard.materialized_offsets)
+            heard.awaited = None
+            assert heard.materialized_offsets[0] == (3, {0: 0, 1: 2})
+            told = len(heard.materialized_offsets)
+            await asyncio.sleep(0.5)
+            assert len(heard.materialized_offsets) <= told + 1
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await group.stop()
+
+
 async def test_what_concerns_no_cached_row_is_passed_over(
     kafka_bootstrap: str,
     topic_prefix: str,
@@ -217,6 +364,7 @@ async def test_what_concerns_no_cached_row_is_passed_over(
             await other.stop()
             await until(lambda: len(heard.updates) >= 6)
             assert heard.updates[-1] == ("applicant", 6, ("age",), 3_000)
+            assert heard.positions == [(0, 12)]
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
