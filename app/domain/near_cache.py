@@ -48,7 +48,6 @@ _Times = Mapping[str, int]
 Position = tuple[int, int]
 """Where an update stands in its topic: a partition, and an offset there."""
 _NO_TIMES: Final[_Times] = MappingProxyType({})
-_NO_OFFSETS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class Materialized(NamedTuple):
@@ -62,7 +61,7 @@ class Materialized(NamedTuple):
     offsets: Mapping[int, int]
 
 
-NOTHING_KNOWN: Final = Materialized(0, _NO_OFFSETS)
+NOTHING_KNOWN: Final = Materialized(0, MappingProxyType({}))
 
 
 class _Floor(NamedTuple):
@@ -74,7 +73,7 @@ class _Floor(NamedTuple):
 
     times: _Times
     deleted_ms: int | None
-    offsets: Mapping[int, int]
+    offsets: tuple[Position, ...]
     announced: int
     announced_ms: int
 
@@ -88,7 +87,7 @@ class _Floor(NamedTuple):
             return False
         if known.announced < self.announced:
             return True
-        return any(known.offsets.get(partition, 0) <= offset for partition, offset in self.offsets.items())
+        return any(known.offsets.get(partition, 0) <= offset for partition, offset in self.offsets)
 
     def above(self, need: ViewNeed, values: Sequence[Fetched]) -> bool:
         """Whether one of ``values`` is not as new as updates announce."""
@@ -118,7 +117,7 @@ class _Floor(NamedTuple):
             # An update that is not later than a tombstone brings nothing back.
             times = {name: least_ms for name, least_ms in times.items() if least_ms > deleted_ms}
         # A later update has the higher offset, unless its topic was made anew: then the earlier one says nothing.
-        offsets = {**earlier.offsets, **self.offsets} if earlier.offsets else self.offsets
+        offsets = tuple(dict((*earlier.offsets, *self.offsets)).items()) if earlier.offsets else self.offsets
         return _Floor(times, deleted_ms, offsets, max(self.announced, earlier.announced), self.announced_ms)
 
 
@@ -329,12 +328,11 @@ class NearCache:
         times = dict.fromkeys(features or (), max(1, event_time_ms))
         deleted_ms = event_time_ms if features is None else None
         if position is None:
-            floor = _Floor(times, deleted_ms, _NO_OFFSETS, 0, now_ms)
+            floor = _Floor(times, deleted_ms, (), 0, now_ms)
         else:
-            partition, offset = position
             self._announced += 1
-            floor = _Floor(times, deleted_ms, {partition: offset}, self._announced, now_ms)
-            self._awaited[partition] = floor
+            floor = _Floor(times, deleted_ms, (position,), self._announced, now_ms)
+            self._awaited[position[0]] = floor
         taken = 0
         for entry in tuple(self.rows_of(key).get(view, ())):
             if floor.deletes(entry.values):
