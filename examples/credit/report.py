@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from app.domain.features import FeatureStatus
-from app.domain.near_cache import FLOOR_MS
 from examples.credit.applicants import PURPOSE_VIEW
 from examples.credit.callers import CALLERS, Answer
 from examples.credit.evidence import ROLLOUT, SHADOWED, Evidence
@@ -252,7 +251,7 @@ def cache_told(worker: Worker) -> str:
     >>> cache_told(Worker({"hit": 550, "miss": 40, "shared": 6}, None))
     '550 of 596 reads of view purpose (92.3%), 46 waited for Redis'
     >>> cache_told(Worker({"hit": 0, "miss": 25}, None))
-    '0 of 25 reads of view purpose (0.0%), 25 waited for Redis: a row with aggregates is not kept within 5 s of an update, and the load was just before'
+    '0 of 25 reads of view purpose (0.0%), 25 waited for Redis: a row with aggregates is kept once its updates are known to be stored, and the load was just before'
     >>> cache_told(Worker({}, None))
     'view purpose was not read: no request was given to a version that needs it'
     """  # noqa: E501 - the text is one line
@@ -265,8 +264,7 @@ def cache_told(worker: Worker) -> str:
     if worker.held:
         return told
     return (
-        f"{told}: a row with aggregates is not kept within {FLOOR_MS // 1_000} s of an update, and the load was just "
-        "before"
+        f"{told}: a row with aggregates is kept once its updates are known to be stored, and the load was just before"
     )
 
 
