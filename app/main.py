@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from app.adapters.kafka import KafkaPublisher
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
-    from app.domain.documents import FeatureViewSpec
     from app.domain.on_demand import FeatureFunction
     from app.domain.registry import Revision
+    from app.domain.view_documents import FeatureViewSpec
 
 
 async def run_decide(settings: Settings, *, instance: str, http_port: int) -> int:

@@ -28,10 +28,11 @@ from app.adapters.feast_codec import encode_time, encode_value, feature_field, r
 from app.adapters.near_cache import CachedFeatureStore
 from app.adapters.redis_feast import RedisFeatureStore
 from app.agents.features import FeatureUpdates
-from app.domain.documents import FeatureViewSpec, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, ViewNeed
 from app.domain.requests import InboundRecord
+from app.domain.view_documents import FeatureViewSpec
 
 ROUNDS: Final = 9
 CALLS: Final = 300

@@ -1,6 +1,6 @@
 """What a changelog holds: entries, and what somebody else put there, which is told of and passed by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -9,6 +9,8 @@ log = structlog.get_logger()
 
 ReadEntry = Callable[[str, bytes], object]
 """Raises ValueError for a key and value that no worker of ours writes."""
+EPOCH_HEADER: Final = "epoch"
+"""Which of a partition's owners wrote an entry: of two of one key, that of the earlier owner never stands."""
 _SHOWN_MAX: Final = 200
 
 
@@ -34,3 +36,9 @@ def entry_key(
         )
         return None
     return text
+
+
+def entry_epoch(headers: Mapping[str, bytes] | Iterable[tuple[str, bytes]] | None) -> int:
+    """The epoch among a changelog record's headers; 0, the first, where there is none."""
+    found = dict(headers or ()).get(EPOCH_HEADER) or b""
+    return int(found) if found.isdigit() else 0

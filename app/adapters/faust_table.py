@@ -23,17 +23,16 @@ from typing import Any, Final, NamedTuple
 
 import faust
 from faust.stores.memory import Store
-from faust.types import TP, EventT, HeadersArg
+from faust.types import TP, EventT
 from faust.types.stores import StoreT
 from prometheus_client import Gauge
 
-from app.adapters.changelog import ReadEntry, entry_key
+from app.adapters.changelog import EPOCH_HEADER, ReadEntry, entry_epoch, entry_key
 from app.adapters.membership import membership
 from app.domain.errors import NotOwner
 from app.ports.log import OutboundRecord, Publisher
 
 _ENTRIES = Gauge("broker_join_entries", "Entries of the joins table held by this worker")
-_EPOCH_HEADER: Final = "epoch"
 _LEASE_POLL_S: Final = 0.05
 _SETTLE_TIMEOUT_S: Final = 120.0
 """A rebalance and its recovery take seconds; past this bound the work is left to whoever owns the partition."""
@@ -88,7 +87,7 @@ class PartitionedStore(Store[bytes, bytes]):
             if key is None:
                 self._applied[tp] = max(offset, self._applied.get(tp, -1))
             else:
-                self.apply(tp, offset, key.encode(), value, _epoch(message.headers))
+                self.apply(tp, offset, key.encode(), value, entry_epoch(message.headers))
 
     def persisted_offset(self, tp: TP) -> int | None:
         """Recovery of a partition that stayed here begins after what is applied."""
@@ -243,15 +242,9 @@ class DurableTable:
         """See ``ports.log.JoinTable``."""
         await self.settled(partition)
         key, epoch = request_id.encode(), self._epochs[partition]
-        headers = ((_EPOCH_HEADER, str(epoch).encode()),)
+        headers = ((EPOCH_HEADER, str(epoch).encode()),)
         (offset,) = await self._publisher.publish([OutboundRecord(self._topic, entry, key, partition, headers)])
         # What a process that stood still had in its producer is sent once it goes on, and lies behind what the owner
         # since then wrote. To apply it now would be to say that all before it is read, and recovery would pass it by.
         await self.settled(partition)
         self._store.apply(TP(self._topic, partition), offset, key, entry, epoch)
-
-
-def _epoch(headers: HeadersArg | None) -> int:
-    """The epoch among a changelog record's headers; 0, the first, where there is none."""
-    found = dict(headers or ()).get(_EPOCH_HEADER, b"")
-    return int(found) if found.isdigit() else 0

@@ -17,7 +17,7 @@ from typing import Final
 
 import mmh3
 
-from app.domain.documents import ValueType
+from app.domain.document_parts import ValueType
 from app.domain.features import Element, EntityKey, FeatureStatus, Fetched, Value, coerce, coerce_element
 
 INT64_MIN: Final = -(2**63)

@@ -19,7 +19,6 @@ import structlog
 from prometheus_client import Counter
 
 from app.adapters.http_feast import FeastServers
-from app.domain.documents import HttpSource
 from app.domain.errors import RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import (
@@ -31,6 +30,7 @@ from app.domain.features import (
     ViewNeed,
     unavailable,
 )
+from app.domain.view_documents import HttpSource
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore, FeatureWriter
 

@@ -17,9 +17,9 @@ import aiohttp
 import orjson
 from prometheus_client import Counter, Histogram
 
-from app.domain.documents import HttpSource
 from app.domain.errors import StoreUnavailable
 from app.domain.features import FROM_HTTP, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, coerce
+from app.domain.view_documents import HttpSource
 from app.observability import LATENCY_BUCKETS_S
 
 CONNECTIONS_MAX: Final = 64

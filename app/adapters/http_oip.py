@@ -27,9 +27,9 @@ from yarl import URL
 
 from app.adapters.oip import DATATYPES, RequestTemplate, decode_response, encode_request, error_text
 from app.domain.dispatch import Answer, Attempt, Row
-from app.domain.documents import CallPolicy, ColumnsInput, HttpBackend, ModelVersionSpec
 from app.domain.ejection import Health
 from app.domain.errors import Code, Problem
+from app.domain.version_documents import CallPolicy, ColumnsInput, HttpBackend, ModelVersionSpec
 from app.observability import LATENCY_BUCKETS_S
 from app.ports.clock import Clock
 

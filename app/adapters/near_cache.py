@@ -16,10 +16,10 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
-from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.errors import StoreUnavailable
 from app.domain.features import EntityKey, Fetched, FetchedFeatures, ViewNeed, keys_of, unavailable
 from app.domain.near_cache import EntityRows, Entry, Materialized, NearCache, Position, is_unavailable
+from app.domain.view_documents import CacheSpec, FeatureViewSpec
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import orjson
 
 from app.domain.dispatch import Row
-from app.domain.documents import ColumnsInput
 from app.domain.features import Value
+from app.domain.version_documents import ColumnsInput
 
 _SCALARS: Final = {
     "BOOL": "BOOL",

@@ -25,8 +25,8 @@ import structlog
 from prometheus_client import Histogram
 
 from app.domain.dispatch import Answer, Attempt, Row, sharing
-from app.domain.documents import BatchPolicy, HttpBackend, ModelVersionSpec
 from app.domain.errors import Code, Problem
+from app.domain.version_documents import BatchPolicy, HttpBackend, ModelVersionSpec
 from app.ports.clock import Clock
 from app.ports.model_backend import RowBackend
 

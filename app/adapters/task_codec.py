@@ -15,10 +15,10 @@ import orjson
 
 from app.adapters.avro import AvroCodec
 from app.domain.dispatch import Answer, Attempt, Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem
 from app.domain.features import Element, Value
 from app.domain.requests import RequestId
+from app.domain.version_documents import ModelVersionSpec
 
 _TASK: Final = AvroCodec("InferenceTask")
 _RESULT: Final = AvroCodec("InferenceResult")

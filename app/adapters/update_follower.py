@@ -21,10 +21,10 @@ from prometheus_client import Counter, Gauge
 
 from app.adapters.avro import feature_updates
 from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
-from app.domain.documents import FeatureViewSpec
 from app.domain.feature_updates import UpdateRefused, read_update
 from app.domain.features import EntityKey
 from app.domain.near_cache import Position
+from app.domain.view_documents import FeatureViewSpec
 from app.ports.clock import Clock
 
 log = structlog.get_logger()

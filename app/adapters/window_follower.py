@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from app.adapters.changelog import entry_key
+from app.adapters.changelog import entry_epoch, entry_key
 from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.windows import check_window
@@ -42,6 +42,7 @@ class WindowFollower:
         self._group = group
         self._client_id = client_id
         self._entries: dict[int, dict[str, bytes]] = {number: {} for number in range(partitions)}
+        self._epochs: dict[tuple[int, str], int] = {}
         self._took = asyncio.Event()
         self._consumer: AIOKafkaConsumer | None = None
         self._admin: AIOKafkaAdminClient | None = None
@@ -159,10 +160,16 @@ class WindowFollower:
                 key = entry_key(tp.topic, tp.partition, record.offset, record.key, record.value, check_window)
                 if key is None:
                     continue
+                epoch = entry_epoch(record.headers)
+                if epoch < self._epochs.get((tp.partition, key), 0):
+                    # An earlier owner that was frozen wrote it, behind what its successor counted since.
+                    continue
                 if record.value is None:
                     entries.pop(key, None)
+                    self._epochs.pop((tp.partition, key), None)
                 else:
                     entries[key] = record.value
+                    self._epochs[tp.partition, key] = epoch
         self._took.set()
 
     async def _follow(self) -> None:

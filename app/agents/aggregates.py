@@ -26,11 +26,11 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from app.domain.aggregates import Event, Outcome, Plan, State, is_state, read_state, write_state
-from app.domain.documents import FeatureViewSpec
 from app.domain.errors import NotOwner, PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
 from app.domain.requests import InboundRecord
+from app.domain.view_documents import FeatureViewSpec
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureWriter
 from app.ports.log import JoinTable

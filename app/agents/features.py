@@ -24,10 +24,10 @@ from app.adapters.avro import feature_updates
 from app.adapters.dead_letters import dead_letter, publish_dead_letters
 from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
-from app.domain.documents import FeatureViewSpec
 from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.requests import InboundRecord
+from app.domain.view_documents import FeatureViewSpec
 from app.observability import LATENCY_BUCKETS_S
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureWriter

@@ -23,11 +23,11 @@ from app.agents.tasks import encoded, version_record
 from app.domain.comparison import compare_shadow
 from app.domain.decisions import Kind
 from app.domain.dispatch import Answer, Row, TaskResult, TaskStatus, judge
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import BrokerError, Code, NotOwner, Problem
 from app.domain.features import TaskInputs, resolve
 from app.domain.join import Status
 from app.domain.routing import ShadowPlan, TaskPlan
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 from app.ports.log import Replies
 from app.ports.model_backend import ModelBackend

@@ -19,10 +19,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from app.domain.documents import ModelVersionSpec
 from app.domain.features import FeatureValue
 from app.domain.registry import Revision
 from app.domain.skew import Tally
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 from app.settings import Settings
 

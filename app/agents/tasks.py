@@ -22,12 +22,12 @@ from app.agents.timers import Timers
 from app.domain.breaker import COUNTED_FROM_MS
 from app.domain.decisions import TaskRecord, condition, is_referral, must_answer
 from app.domain.dispatch import Attempt, Row, TaskResult, TaskStatus, judge
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
 from app.domain.on_demand import Computation, FeatureFunction, compute
 from app.domain.routing import Standby, TaskPlan
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore
 from app.ports.log import OutboundRecord, Replies

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.commands.failures import failed
-from app.domain.documents import Baseline, FeatureBaseline
 from app.domain.errors import ConfigurationError
 from app.domain.skew import Cell, baseline_of, bins_of, written
+from app.domain.version_documents import Baseline, FeatureBaseline
 
 _CSV: Final = frozenset({".csv"})
 _JSON_LINES: Final = frozenset({".jsonl", ".ndjson", ".json"})

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from app.adapters.registry_topic import read_published
 from app.commands.registry import Json, fail, read_files, shortened
-from app.domain.documents import HttpBackend, ModelVersionSpec
 from app.domain.errors import BrokerError, ConfigurationError, RequestRefused
 from app.domain.explanation import Explanation, TaskTrace, VersionTrace, explain
 from app.domain.requests import Envelope, Headers, InboundRecord, Request, RequestId, read_request
+from app.domain.version_documents import HttpBackend, ModelVersionSpec
 from app.durations import format_duration
 from app.settings import Settings
 

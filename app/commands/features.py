@@ -34,7 +34,6 @@ from app.adapters.feature_load import (
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
-from app.domain.documents import FeatureViewSpec, HttpSource, RedisSource
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_rows import (
@@ -49,6 +48,7 @@ from app.domain.feature_rows import (
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, FetchedFeatures, Value, ViewNeed, within_ttl
 from app.domain.registry import Revision
+from app.domain.view_documents import FeatureViewSpec, HttpSource, RedisSource
 from app.durations import format_duration, parse_duration_ms
 from app.settings import Settings
 

@@ -31,11 +31,13 @@ from app.adapters.registry_topic import (
 )
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
-from app.domain.documents import Document, HttpBackend, HttpSource, Model, ModelVersion, Route
+from app.domain.documents import Document, Model, ModelVersion, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
 from app.domain.registry import Revision, canonical, compile_revision, content_of, pools_of, read_revision
 from app.domain.registry_diff import Change, differences
 from app.domain.rollout_status import status_faults, with_status, without_status
+from app.domain.version_documents import HttpBackend
+from app.domain.view_documents import HttpSource
 from app.durations import format_duration
 from app.garbage import uncollected
 from app.settings import Settings

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from app.domain.documents import ModelVersionSpec, OutputContract, Scalar
+from app.domain.document_parts import Scalar
 from app.domain.errors import Code, Problem
 from app.domain.features import Value
 from app.domain.requests import RequestId, is_finite
+from app.domain.version_documents import ModelVersionSpec, OutputContract
 
 
 class TaskStatus(StrEnum):

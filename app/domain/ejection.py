@@ -15,7 +15,7 @@ Moments are milliseconds of a steady clock.
 
 from dataclasses import dataclass, replace
 
-from app.domain.documents import Outlier
+from app.domain.version_documents import Outlier
 
 _NEVER_MS = float("-inf")
 

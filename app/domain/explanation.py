@@ -11,14 +11,16 @@ from typing import Literal
 
 from app.domain.assignment import fraction, score
 from app.domain.decisions import must_answer
-from app.domain.documents import HttpBackend, ModelVersionSpec, Scalar, TaskSpec
+from app.domain.document_parts import Scalar
 from app.domain.errors import Problem
 from app.domain.features import ViewNeed, needs_of, resolve
 from app.domain.join import JoinTask
 from app.domain.on_demand import SOURCE as ON_DEMAND
 from app.domain.registry import CompiledTask, Revision, Rule, rolled_out, rollout_digest
 from app.domain.requests import Request
+from app.domain.route_documents import TaskSpec
 from app.domain.routing import Plan, Refused, TaskPlan, expired, route, rule_holds, seen_of, standbys_of, subject_of
+from app.domain.version_documents import HttpBackend, ModelVersionSpec
 
 
 @dataclass(frozen=True, slots=True)

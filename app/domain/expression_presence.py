@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.domain.documents import RuleSpec, TaskSpec
 from app.domain.expression_syntax import SIMPLE_TEXT, Node
+from app.domain.route_documents import RuleSpec, TaskSpec
 
 STATES_MAX: Final = 1_024
 _KEPT_MAX: Final = 16

@@ -5,7 +5,7 @@ that it has compiled before; what cannot be read here proves nothing.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,12 +42,21 @@ class Node:
     names: tuple[str, ...] = ()
 
 
+DEPTH_MAX: Final = 200
+"""How deep an expression's parts may be within one another, as the terms of a long sum are."""
+
+
+BRACKETS_MAX: Final = 40
+"""How deep brackets, and ``!`` and ``-`` before a value, may be within one another: far from where reading them would
+overflow the stack, which is not as deep everywhere."""
+
+
 class _Unreadable(Exception):
     """The text is not in the grammar that is read here."""
 
 
 def syntax(text: str) -> Node | None:
-    """The parts of a compiled expression; None where it cannot be read here.
+    """The parts of a compiled expression; None where it cannot be read here, or is deeper than ``DEPTH_MAX``.
 
     >>> syntax("has(a.b) || !c").kind, [each.kind for each in syntax("has(a.b) || !c").parts]
     ('or', ['has', 'not'])
@@ -57,7 +66,15 @@ def syntax(text: str) -> Node | None:
         node = reader.expression()
     except (_Unreadable, RecursionError):
         return None
-    return node if reader.done else None
+    return node if reader.done and _depth(node) <= DEPTH_MAX else None
+
+
+def _depth(node: Node) -> int:
+    """How many parts are within one another, without recursion: that is what it guards."""
+    depth, level = 0, [node]
+    while level:
+        depth, level = depth + 1, [below for each in level for below in each.parts]
+    return depth
 
 
 def numbers_in(text: str) -> Iterator[float]:
@@ -68,35 +85,13 @@ def numbers_in(text: str) -> Iterator[float]:
             yield float(int(written, 16)) if written[:2] in ("0x", "0X") else float(written)
 
 
-def nests_macros(text: str) -> bool:
-    """Whether a macro that walks a list stands within another one: it would cost the product of their lengths.
-
-    >>> nests_macros("a.filter(x, x > 1).map(x, x + 1)"), nests_macros("a.map(x, a.exists(y, y == x))")
-    (False, True)
-    """
-    lexemes = [match[0] for match in _LEXEME.finditer(text) if match.lastgroup]
-    open_: list[bool] = []
-    for at, lexeme in enumerate(lexemes):
-        if lexeme in "([{":
-            walk = _opens_walk(lexemes, at)
-            if walk and any(open_):
-                return True
-            open_.append(walk)
-        elif lexeme in ")]}" and open_:
-            open_.pop()
-    return False
-
-
-def _opens_walk(lexemes: Sequence[str], at: int) -> bool:
-    return lexemes[at] == "(" and lexemes[max(0, at - 2)] == "." and lexemes[at - 1] in MACROS
-
-
 class _Reader:
     """Recursive descent over CEL's grammar, keeping what bears on guards."""
 
     def __init__(self, text: str) -> None:
         self._lexemes = [(str(each.lastgroup), each[0]) for each in _LEXEME.finditer(text) if each.lastgroup]
         self._at = 0
+        self._open = 0
 
     @property
     def done(self) -> bool:
@@ -142,11 +137,19 @@ class _Reader:
         return left
 
     def _unary(self) -> Node:
-        if self._take("!"):
-            return Node("not", (self._unary(),))
-        if self._take("-"):
-            return Node("negative", (self._unary(),))
+        for mark, kind in (("!", "not"), ("-", "negative")):
+            if self._take(mark):
+                return Node(kind, (self._within(self._unary),))
         return self._member(self._primary())
+
+    def _within(self, read: Callable[[], Node]) -> Node:
+        """What ``read`` reads a level below."""
+        self._open += 1
+        if self._open > BRACKETS_MAX:
+            raise _Unreadable
+        node = read()
+        self._open -= 1
+        return node
 
     def _member(self, node: Node) -> Node:
         while True:
@@ -157,7 +160,7 @@ class _Reader:
                 self._at += 1
                 node = Node(f".{name}", (node, *self._list(")"))) if self._take("(") else _below(node, name)
             elif self._take("["):
-                index = self.expression()
+                index = self._within(self.expression)
                 self._expect("]")
                 keyed = SIMPLE_TEXT.fullmatch(index.names[0]) if index.kind == "literal" else None
                 node = _below(node, keyed[2]) if keyed else Node("index", (node, index))
@@ -177,7 +180,7 @@ class _Reader:
             arguments = self._list(")")
             return Node("has", arguments) if word == "has" and len(arguments) == 1 else Node(f"{word}()", arguments)
         if word == "(":
-            node = self.expression()
+            node = self._within(self.expression)
             self._expect(")")
             return node
         if word == "[":
@@ -190,7 +193,7 @@ class _Reader:
         """Expressions up to ``end``, with commas or, in a map, colons between."""
         parts: list[Node] = []
         while not self._take(end):
-            parts.append(self.expression())
+            parts.append(self._within(self.expression))
             if not (self._take(",") or self._take(":")) and self._peek()[1] != end:
                 raise _Unreadable
         return tuple(parts)

@@ -4,7 +4,7 @@ Converting a request's values costs the engine (common-expression-language, in R
 expression on them does, so a request has one ``Activation`` for all rules, conditions and results, and of its values
 only those that an expression can look at: ``reach`` and ``within_reach``. Numbers do not mix in CEL (``5000 * 1.5``
 fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. An evaluation cannot be interrupted, so
-what it may cost is bounded: by what is written and by how much is seen (``expression_bounds``).
+what it may cost is bounded: by what is written (``expression_bounds``) and by how much is seen (``expression_sizes``).
 
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
@@ -20,8 +20,9 @@ from typing import Any, Final
 import cel
 
 from app.domain.errors import ExpressionFailed, raised
-from app.domain.expression_bounds import Beside, beside_walks, costs_too_much, lookup_fault, single_fault, too_large
-from app.domain.expression_syntax import TEXT_PATTERN, Node, nests_macros, syntax
+from app.domain.expression_bounds import Beside, beside_walks, costs_too_much
+from app.domain.expression_sizes import lookup_fault, single_fault, table_fault, too_large
+from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -156,7 +157,9 @@ class Activation:
                 for path, said in self._too_large[root].items():
                     if _covers(reach, path):
                         return f"{'.'.join((root, *path))} {said}"
-        for fault, paths in ((single_fault, expression.beside.singles), (lookup_fault, expression.beside.looked_up)):
+        beside = expression.beside
+        faults = ((single_fault, beside.singles), (table_fault, beside.tables), (lookup_fault, beside.looked_up))
+        for fault, paths in faults:
             for path in paths:
                 said_of = fault(self._value_at(path))
                 if said_of is not None:
@@ -382,9 +385,6 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if absent:
         known = ", ".join(sorted(FUNCTIONS))
         raise ExpressionFailed(f"unknown function {', '.join(absent)} (there is: {known}) in: {text}")
-    if nests_macros(text):
-        # A list of a few thousand values would stop the worker, and with it every other request.
-        raise ExpressionFailed(f"a list is walked within the walk of another: walk one at a time in: {text}")
     node = syntax(text)
     if FUNCTIONS & set(program.functions()):
         for said in _calls_that_fail(node):
@@ -392,7 +392,10 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if node is not None:
         costly = costs_too_much(node)
     else:
-        costly = "its cost cannot be told from how this is written: write it more plainly"
+        costly = (
+            f"its cost cannot be told from how this is written: write it more plainly, with at most {BRACKETS_MAX} "
+            f"brackets within one another and {DEPTH_MAX} terms in a sum"
+        )
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
     beside = Beside() if node is None else beside_walks(node)

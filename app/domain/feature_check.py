@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, ModelVersionSpec, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.features import (
     REQUEST_SOURCES,
     EntityKey,
@@ -18,6 +18,8 @@ from app.domain.features import (
     within_ttl,
 )
 from app.domain.on_demand import Computations
+from app.domain.version_documents import FeatureContract, ModelVersionSpec
+from app.domain.view_documents import FeatureViewSpec
 
 STORED_STATUSES = (
     FeatureStatus.PRESENT,

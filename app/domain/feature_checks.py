@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from app.domain.documents import FeatureViewSpec, HttpBackend, HttpSource, ModelVersionSpec, RedisSource
 from app.domain.features import REQUEST_SOURCES
+from app.domain.version_documents import HttpBackend, ModelVersionSpec
+from app.domain.view_documents import FeatureViewSpec, HttpSource, RedisSource
 
 
 def source_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:

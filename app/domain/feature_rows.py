@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import orjson
 
-from app.domain.documents import FeatureViewSpec
 from app.domain.errors import ConfigurationError
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
+from app.domain.view_documents import FeatureViewSpec
 
 ROW_NUMBER: Final = "@row"
 FOLLOWED_MAX: Final = 1_000_000

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from app.domain.documents import FeatureViewSpec, RedisSource
 from app.domain.errors import BrokerError
 from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, coerce
+from app.domain.view_documents import FeatureViewSpec, RedisSource
 
 _MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_time"})
 _INT64_BOUND: Final = 2**63

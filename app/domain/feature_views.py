@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from app.domain.aggregates import STATE_BYTES_MAX, Plan
-from app.domain.documents import AggregateSpec, FeatureViewSpec
 from app.domain.registry_parts import is_unread
+from app.domain.view_documents import AggregateSpec, FeatureViewSpec
 from app.durations import format_duration, parse_duration_ms
 
 _NUMBERS = frozenset({"INT32", "INT64", "DOUBLE", "FLOAT"})

@@ -13,9 +13,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, HttpSource, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.errors import Code, Problem
 from app.domain.requests import Request, is_finite
+from app.domain.version_documents import FeatureContract
+from app.domain.view_documents import FeatureViewSpec, HttpSource
 
 Element = str | int | float | bool | bytes | None
 Value = Element | tuple[Element, ...]

@@ -16,8 +16,9 @@ from enum import StrEnum
 from typing import Literal
 
 from app.domain.dispatch import TaskResult, TaskStatus
-from app.domain.documents import JoinSpec, Scalar, TaskSpec
+from app.domain.document_parts import Scalar
 from app.domain.errors import Code, Problem
+from app.domain.route_documents import JoinSpec, TaskSpec
 
 
 class Status(StrEnum):

@@ -25,8 +25,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from app.domain.documents import CacheSpec
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, keys_of, unavailable
+from app.domain.view_documents import CacheSpec
 
 FLOOR_MS: Final = 5_000
 """How long an announced update takes to reach the store at most, as a rule: a materializer takes some tens of ms."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from app.domain.documents import ComputedBy, FeatureViewSpec, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.errors import ExpressionFailed, raised
 from app.domain.expressions import Activation, Expression, Reach, compile_expression, within_reach
 from app.domain.features import (
@@ -32,6 +32,7 @@ from app.domain.features import (
     within_ttl,
 )
 from app.domain.requests import Request
+from app.domain.view_documents import ComputedBy, FeatureViewSpec
 
 SOURCE: Final = "onDemand"
 FeatureFunction = Callable[[Mapping[str, Value]], Value]

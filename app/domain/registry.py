@@ -14,17 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from app.domain.documents import (
-    Document,
-    FeatureView,
-    FeatureViewSpec,
-    KafkaBackend,
-    Model,
-    ModelSpec,
-    ModelVersion,
-    ModelVersionSpec,
-    Route,
-)
+from app.domain.documents import Document, FeatureView, Model, ModelSpec, ModelVersion, Route
 from app.domain.errors import DocumentsRefused, Fault
 from app.domain.features import FeatureRef, ViewWant, wants_of
 from app.domain.on_demand import Computation, Computations, closure, compile_views
@@ -47,6 +37,8 @@ from app.domain.registry_routes import (
     same_path_faults,
 )
 from app.domain.registry_shapes import Shapes, Source
+from app.domain.version_documents import KafkaBackend, ModelVersionSpec
+from app.domain.view_documents import FeatureViewSpec
 
 __all__ = [
     "REVISION_BYTES_MAX",

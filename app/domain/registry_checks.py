@@ -11,25 +11,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.domain.dispatch import sound_value
-from app.domain.documents import (
-    Document,
-    FeatureContract,
-    FeatureView,
-    FeatureViewSpec,
-    KafkaBackend,
-    Model,
-    ModelSpec,
-    ModelVersion,
-    ModelVersionSpec,
-    Scalar,
-    TaskSpec,
-)
+from app.domain.document_parts import Scalar
+from app.domain.documents import Document, FeatureView, Model, ModelSpec, ModelVersion
 from app.domain.errors import Fault
 from app.domain.feature_checks import input_faults, source_faults
 from app.domain.feature_views import aggregate_faults
 from app.domain.features import REQUEST_SOURCES, coerce
 from app.domain.registry_parts import is_unread
+from app.domain.route_documents import TaskSpec
 from app.domain.skew import baseline_faults
+from app.domain.version_documents import FeatureContract, KafkaBackend, ModelVersionSpec
+from app.domain.view_documents import FeatureViewSpec
 
 FieldFault = tuple[str, str]
 """A field of a document, and what is wrong there."""

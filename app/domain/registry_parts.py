@@ -12,7 +12,8 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from app.domain.documents import API_VERSION, Document
+from app.domain.document_parts import API_VERSION
+from app.domain.documents import Document
 
 _UNREAD: Final = "unread0x"
 _UNREAD_WHEN: Final = f"path != '{_UNREAD}'"

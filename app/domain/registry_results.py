@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Final
 
-from app.domain.documents import ModelVersionSpec, OutputContract, RuleSpec, TaskSpec
 from app.domain.errors import ExpressionFailed
 from app.domain.expression_guards import Absence, unguarded, whole_of
 from app.domain.expression_presence import State, missing, states_of
@@ -17,6 +16,8 @@ from app.domain.expression_syntax import SIMPLE_TEXT, Node, numbers_in, syntax
 from app.domain.expressions import Activation, Expression, unfit
 from app.domain.registry_parts import is_unread
 from app.domain.registry_shapes import shown
+from app.domain.route_documents import RuleSpec, TaskSpec
+from app.domain.version_documents import ModelVersionSpec, OutputContract
 
 
 def constant_fault(expression: Expression) -> str | None:

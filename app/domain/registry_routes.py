@@ -8,17 +8,8 @@ from typing import Final
 
 import orjson
 
-from app.domain.documents import (
-    ModelVersionSpec,
-    Rollout,
-    RolloutStatus,
-    Route,
-    RouteSpec,
-    RouteStatus,
-    RuleSpec,
-    Scalar,
-    TaskSpec,
-)
+from app.domain.document_parts import Scalar
+from app.domain.documents import Route
 from app.domain.errors import ExpressionFailed, Fault
 from app.domain.expression_syntax import syntax
 from app.domain.expressions import Expression, Reach, compile_expression, joined
@@ -33,6 +24,8 @@ from app.domain.registry_results import (
     is_always,
     result_faults,
 )
+from app.domain.route_documents import Rollout, RolloutStatus, RouteSpec, RouteStatus, RuleSpec, TaskSpec
+from app.domain.version_documents import ModelVersionSpec
 
 WHEN_ROOTS: Final = ("path", "entities", "inputs", "metadata")
 RESULT_ROOTS: Final = ("outputs", *WHEN_ROOTS)

@@ -12,14 +12,8 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from app.domain.documents import (
-    IN_WORDS,
-    KINDS,
-    NOT_SUPPORTED_YET,
-    VALUES_NOT_SUPPORTED_YET,
-    Document,
-    item_label,
-)
+from app.domain.document_parts import IN_WORDS, NOT_SUPPORTED_YET, VALUES_NOT_SUPPORTED_YET
+from app.domain.documents import KINDS, Document, item_label
 from app.domain.errors import Fault
 from app.domain.registry_parts import SCALAR_TYPES, Path, details_of, path_of, sound_part
 

@@ -12,9 +12,10 @@ are paused, for an operator to look at, and what was aborted since stays aborted
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from app.domain.documents import Document, Model, RolloutStatus, Route, RouteStatus
+from app.domain.documents import Document, Model, Route
 from app.domain.errors import Fault
 from app.domain.registry import Source, rollout_digest
+from app.domain.route_documents import RolloutStatus, RouteStatus
 
 _Progress = Callable[[str, str, str], RolloutStatus | None]
 """The status of a rollout by its route, its RULE/TASK and its digest."""

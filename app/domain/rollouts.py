@@ -20,10 +20,11 @@ import orjson
 from app.domain.comparison_stats import Latencies
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import TaskStatus
-from app.domain.documents import Document, Rollout, RolloutStatus, Route, RouteStatus, TaskSpec
+from app.domain.documents import Document, Route
 from app.domain.join import Status
 from app.domain.registry import rolled_out, rollout_digest
 from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
+from app.domain.route_documents import Rollout, RolloutStatus, RouteStatus, TaskSpec
 from app.durations import format_duration
 
 Action = Literal["start", "advance", "pause", "resume", "abort", "promote"]

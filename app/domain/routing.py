@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.domain.assignment import assign, fraction, subject_text
-from app.domain.documents import ModelVersionSpec, Scalar, Selection, TaskSpec
+from app.domain.document_parts import Scalar
 from app.domain.errors import Code, ExpressionFailed, Problem
 from app.domain.expressions import Activation, Expression, within_reach
 from app.domain.registry import CompiledRoute, CompiledTask, Revision, Rule
 from app.domain.requests import Request
+from app.domain.route_documents import Selection, TaskSpec
+from app.domain.version_documents import ModelVersionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ from typing import Any, Final
 import orjson
 
 from app.domain.comparison_stats import psi
-from app.domain.documents import RESERVED_CATEGORIES, Baseline, FeatureBaseline, ModelVersionSpec
 from app.domain.features import FeatureStatus, FeatureValue, coerce
+from app.domain.version_documents import RESERVED_CATEGORIES, Baseline, FeatureBaseline, ModelVersionSpec
 
 BINS: Final = 10
 ROWS_A_BIN_MIN: Final = 50

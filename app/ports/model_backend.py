@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from app.domain.dispatch import Answer, Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.features import Value
+from app.domain.version_documents import ModelVersionSpec
 
 
 class ModelBackend(Protocol):

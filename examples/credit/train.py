@@ -28,8 +28,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from app.domain.documents import Baseline
 from app.domain.skew import baseline_of, written
+from app.domain.version_documents import Baseline
 from examples.credit.applicants import Applicant, applicants, categories, kind
 from examples.credit.artifacts import SPECS, ModelSpec, baseline_file, read_manifest, save, save_manifest, write_whole
 

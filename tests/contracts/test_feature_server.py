@@ -16,10 +16,11 @@ from app.adapters.clock import SystemClock
 from app.adapters.feature_sources import FeatureSources, rows_of
 from app.adapters.http_feast import FeastServers, read_answer, request_body
 from app.adapters.redis_feast import RedisFeatureStore
-from app.domain.documents import HttpSource, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.errors import RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed
+from app.domain.view_documents import HttpSource
 from tests.support.feature_server import (
     DATA,
     EXCHANGES,

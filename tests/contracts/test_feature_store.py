@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from app.adapters.redis_feast import RedisFeatureStore
-from app.domain.documents import ValueType
+from app.domain.document_parts import ValueType
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, ViewNeed
 from tests.support.memory_feature_store import MemoryFeatureStore

@@ -12,9 +12,9 @@ from prometheus_client import REGISTRY
 
 from app.adapters.http_oip import HttpOipBackend
 from app.domain.dispatch import Answer, Row, judge
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code
 from app.domain.features import Value
+from app.domain.version_documents import ModelVersionSpec
 from tests.support.model_server import Handler, doubled, read_request, respond, scripted, serving, tensor
 from tests.support.models import TRACEPARENT, MovableClock, row_of, version_of
 

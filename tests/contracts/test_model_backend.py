@@ -11,8 +11,8 @@ from aiohttp import web
 from app.adapters.http_oip import HttpOipBackend
 from app.adapters.row_sharing import RowSharing
 from app.domain.dispatch import Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.model_backend import ModelBackend
 from tests.support.memory_backend import InMemoryBackend
 from tests.support.model_server import ModelServer, doubled, respond, serving, tensor

@@ -16,10 +16,11 @@ from app.adapters.feast_codec import feature_field, row_key
 from app.adapters.near_cache import CachedFeatureStore
 from app.adapters.redis_feast import RedisFeatureStore
 from app.domain.breaker import BreakerPolicy
-from app.domain.documents import FeatureContract, FeatureViewSpec
 from app.domain.errors import Code, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, TaskInputs, ViewNeed, resolve, unavailable
+from app.domain.version_documents import FeatureContract
+from app.domain.view_documents import FeatureViewSpec
 from tests.support.redis_servers import Server, servers, until
 from tests.support.registry_documents import request
 

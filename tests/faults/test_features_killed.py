@@ -10,8 +10,8 @@ from confluent_kafka import Producer
 
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.topics import AGGREGATED
-from app.domain.documents import FeatureViewSpec
 from app.domain.features import EntityKey, FeatureStatus, ViewNeed
+from app.domain.view_documents import FeatureViewSpec
 from tests.support.cluster import Cluster
 from tests.support.features_world import feature_view
 

@@ -17,8 +17,8 @@ from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.topics import AGGREGATES_CHANGELOG
 from app.agents.aggregates import Aggregates, check_entry
 from app.agents.features import attach
-from app.domain.documents import FeatureViewSpec
 from app.domain.features import EntityKey, Value, ViewNeed
+from app.domain.view_documents import FeatureViewSpec
 from app.settings import Settings
 from tests.support.stack import ServiceStack
 

@@ -19,9 +19,10 @@ from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, want
 from app.cli import app
 from app.commands import history as history_module
 from app.commands import registry as registry_module
-from app.domain.documents import RolloutStatus, Route, RouteStatus
+from app.domain.documents import Route
 from app.domain.registry import canonical, compile_revision
 from app.domain.rollout_status import statuses_of
+from app.domain.route_documents import RolloutStatus, RouteStatus
 from app.settings import Settings
 from tests.support.registry_documents import changed, sound, task
 

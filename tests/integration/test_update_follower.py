@@ -20,9 +20,9 @@ from app.adapters.near_cache import CachedFeatureStore
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.topics import AGGREGATES_CHANGELOG
 from app.adapters.update_follower import UpdateFollower
-from app.domain.documents import CacheSpec, FeatureViewSpec
 from app.domain.features import EntityKey, Fetched, ViewNeed
 from app.domain.near_cache import Position
+from app.domain.view_documents import CacheSpec, FeatureViewSpec
 from app.settings import Settings
 from tests.integration.test_features_worker import running_worker
 from tests.support.stack import ServiceStack

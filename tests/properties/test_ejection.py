@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.documents import Outlier
 from app.domain.ejection import Health
+from app.domain.version_documents import Outlier
 
 policies = st.sampled_from(
     [

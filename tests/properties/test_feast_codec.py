@@ -15,7 +15,7 @@ from app.adapters.feast_codec import (
     encode_value,
     encode_values,
 )
-from app.domain.documents import ValueType
+from app.domain.document_parts import ValueType
 from app.domain.features import FeatureStatus
 
 # How fast examples come says nothing here, on a machine that others use.

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.adapters.oip import RequestTemplate, decode_response, encode_request, error_text
-from app.domain.documents import ColumnsInput
 from app.domain.features import Value
+from app.domain.version_documents import ColumnsInput
 from tests.support.models import row_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)

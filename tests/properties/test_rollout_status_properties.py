@@ -5,9 +5,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.documents import Document, Route, RouteStatus
+from app.domain.documents import Document, Route
 from app.domain.registry import canonical, compile_revision, load_revision, rollout_digest
 from app.domain.rollout_status import restored, statuses_of, with_status, without_status
+from app.domain.route_documents import RouteStatus
 from tests.support.registry_documents import changed, model_version, revision, sound, task
 
 

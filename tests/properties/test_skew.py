@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.documents import Baseline
 from app.domain.features import FeatureStatus, FeatureValue
 from app.domain.skew import BINS, Tally, baseline_of, bins_of, equal_count_edges, stability, written
+from app.domain.version_documents import Baseline
 
 numbers = st.one_of(st.integers(-5, 5), st.floats(-1e300, 1e300, allow_nan=False), st.integers(-(2**63), 2**63 - 1))
 cells = st.one_of(numbers, st.text(max_size=5), st.booleans(), st.none(), st.floats())

@@ -27,11 +27,11 @@ from app.agents.timers import Timers
 from app.domain.acks import OrderedAcks
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import Answer, Attempt, Row, TaskStatus
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, NotOwner, Problem
 from app.domain.on_demand import FeatureFunction
 from app.domain.registry import Revision
 from app.domain.requests import Headers, InboundRecord
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 from app.ports.log import OutboundRecord
 from app.settings import Settings

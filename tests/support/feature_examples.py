@@ -15,10 +15,10 @@ import yaml
 
 from app.domain.decisions import DecisionRecord
 from app.domain.dispatch import Answer, Attempt, Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureValue, Value, coerce
 from app.domain.registry import Revision
+from app.domain.version_documents import ModelVersionSpec
 from app.durations import format_duration, parse_duration_ms
 from app.ports.clock import Clock
 from tests.support.decide_world import World

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from app.domain.dispatch import Answer, Attempt, Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 
 Model = Callable[[Sequence[Row]], Awaitable[Sequence[Mapping[str, Any]]]]

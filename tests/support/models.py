@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.domain.dispatch import Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.features import Value, inferred_type
 from app.domain.requests import RequestId
+from app.domain.version_documents import ModelVersionSpec
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from app.domain.documents import Document, RolloutStatus, Route, RouteStatus
+from app.domain.documents import Document, Route
 from app.domain.registry import Source, content_of, parse, rollout_digest
 from app.domain.rollouts import RolloutName
+from app.domain.route_documents import RolloutStatus, RouteStatus
 from tests.support.cluster_documents import document, registry_documents
 
 SCORED: Final = RolloutName("scored", "default", "first")

@@ -16,11 +16,11 @@ import yaml
 
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import Answer, Attempt, Row
-from app.domain.documents import ModelVersionSpec
 from app.domain.errors import Code, Problem
 from app.domain.registry import Revision, Source, compile_revision, read_revision
 from app.domain.requests import Headers
 from app.domain.rollout_status import with_status
+from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
 from tests.support.decide_world import World
 from tests.support.markdown import ROOT

@@ -19,8 +19,8 @@ from app.domain.aggregates import (
     tile_size_ms,
     write_state,
 )
-from app.domain.documents import FeatureViewSpec
 from app.domain.feature_views import aggregate_faults
+from app.domain.view_documents import FeatureViewSpec
 from app.durations import parse_duration_ms
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000

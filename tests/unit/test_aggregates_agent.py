@@ -14,11 +14,11 @@ from structlog.testing import capture_logs
 from app.agents.aggregates import Aggregates, entry_key
 from app.agents.features import FeatureUpdates
 from app.domain.aggregates import State, write_state
-from app.domain.documents import FeatureViewSpec
 from app.domain.errors import NotOwner, PublishFailed, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed
 from app.domain.requests import InboundRecord
+from app.domain.view_documents import FeatureViewSpec
 from app.ports.log import OutboundRecord
 from tests.support.memory_audit import Crash
 from tests.support.memory_feature_store import MemoryFeatureStore

@@ -11,10 +11,10 @@ from typer.testing import CliRunner, Result
 from app.adapters.documents_yaml import read_directory
 from app.cli import app
 from app.commands.registry import read_files
-from app.domain.documents import Baseline
 from app.domain.errors import DocumentsRefused
 from app.domain.registry import content_of
 from app.domain.registry_diff import differences
+from app.domain.version_documents import Baseline
 from tests.support.registry_documents import changed, sound
 
 CSV = "amount,age,label\n" + "".join(f"{n * 10.5},{20 + n % 50 if n % 10 else ''},{n % 2}\n" for n in range(1, 201))

@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY
 
 from app.adapters import near_cache
 from app.adapters.near_cache import CachedFeatureStore
-from app.domain.documents import FeatureViewSpec, HttpSource
 from app.domain.errors import StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, unavailable
+from app.domain.view_documents import FeatureViewSpec, HttpSource
 from tests.support.memory_feature_store import MemoryFeatureStore
 from tests.support.virtual_time import VirtualClock, in_virtual_time
 

@@ -138,8 +138,27 @@ def test_who_judges_rollouts_passes_foreign_windows_by(tmp_path: Path) -> None:
         (b"shadow|a|b|c|d", REPLY),
     ]
     with capture_logs() as logs:
-        followed._take({tp: [SimpleNamespace(offset=at, key=key, value=value) for at, (key, value) in enumerate(sent)]})
+        followed._take({tp: [written(at, key, value) for at, (key, value) in enumerate(sent)]})
     assert followed.partitions == {0: {STEP: STEP_ENTRY}}
     assert [each["offset"] for each in logs] == [1, 2, 3, 4]
-    followed._take({tp: [SimpleNamespace(offset=5, key=STEP.encode(), value=None)]})
+    followed._take({tp: [written(5, STEP.encode(), None)]})
     assert followed.partitions == {0: {}}
+
+
+def test_who_judges_rollouts_passes_by_what_a_frozen_worker_counted(tmp_path: Path) -> None:
+    """It lies behind its successor's, and counts less."""
+    settings = Settings(data_dir=tmp_path)
+    followed = WindowFollower(
+        settings, changelog=CHANGELOG, log_topic="inference.audit", partitions=1, group="g", client_id="one"
+    )
+    tp, key = cast(Any, TP(CHANGELOG, 0)), STEP.encode()
+    later = write_entry(9, StepStats().as_json())
+    followed._take({tp: [written(0, key, STEP_ENTRY, epoch=3), written(1, key, later, epoch=4)]})
+    followed._take({tp: [written(2, key, STEP_ENTRY, epoch=3), written(3, key, None, epoch=3)]})
+    assert followed.partitions == {0: {STEP: later}}
+    followed._take({tp: [written(4, key, STEP_ENTRY, epoch=4)]})
+    assert followed.partitions == {0: {STEP: STEP_ENTRY}}
+
+
+def written(offset: int, key: bytes | None, value: bytes | None, *, epoch: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(offset=offset, key=key, value=value, headers=(("epoch", str(epoch).encode()),))

@@ -5,9 +5,11 @@ import typing
 
 import pytest
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, HttpSource, ValueType, WriteBack
+from app.domain.document_parts import ValueType
 from app.domain.features import FeatureStatus
 from app.domain.registry import Revision, Source, read_revision
+from app.domain.version_documents import FeatureContract
+from app.domain.view_documents import FeatureViewSpec, HttpSource, WriteBack
 from tests.support.feature_examples import PAGE, Asked, Example, read_page
 from tests.support.routing_examples import is_part
 from tests.support.virtual_time import in_virtual_time

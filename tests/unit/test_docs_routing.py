@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from app.domain.documents import TaskSpec
 from app.domain.explanation import explain
 from app.domain.requests import Envelope, InboundRecord, RequestId, read_request
+from app.domain.route_documents import TaskSpec
 from tests.support.markdown import ROOT
 from tests.support.routing_examples import (
     MODELS,

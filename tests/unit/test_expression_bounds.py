@@ -1,5 +1,6 @@
 """What expressions may cost: how much they see, and what a walk may do at each step."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import ExpressionFailed
-from app.domain.expression_bounds import LIST_LENGTH_MAX, TEXT_LENGTH_MAX
+from app.domain.expression_sizes import LIST_LENGTH_MAX, TEXT_LENGTH_MAX
 from app.domain.expressions import Activation, Expression, compile_expression
 
 ROOTS = ("inputs", "metadata")
@@ -66,17 +67,23 @@ def test_an_object_with_many_members_is_looked_into_by_name() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "inputs.l.map(i, inputs.l + inputs.l)",
-        "inputs.l.filter(i, i in inputs.others)",
-        "inputs.l.all(i, size(inputs.others) > 1)",
-        "inputs.l.all(i, inputs.others.size() > 1)",
-        "inputs.l.map(i, i - mean(inputs.l))",
-        "inputs.l.exists(i, metadata.table[i] == 1)",
-        "inputs.l.exists_one(i, inputs.others[0] == i)",
+        "inputs.l.filter(i, " + " || ".join(["i in inputs.others"] * 5) + ")",
+        "inputs.l.all(i, size(inputs.a) + size(inputs.b) + inputs.c.size() + mean(inputs.d) + inputs.e[0] > 1)",
+        "inputs.l.exists(i, inputs.l.exists(j, j == i))",
+        "inputs.l.exists(i, i.m.exists(j, i.limit > j))",
+        "inputs.l.exists(i, i.m.exists(j, j in inputs.others))",
+        "inputs.l.exists(i, i.m.exists(j, j.n.exists(k, k > 1)))",
+        "inputs.l.exists(i, i.m.filter(j, j > 1).exists(j, j > 1))",
+        "inputs.l.exists(i, i.m.all(j, j > 1) || i.n.all(j, j > 1) || i.o.all(j, j > 1))",
+        "inputs.l.exists(i, i.m.all(j, " + " && ".join(["j > 1"] * 21) + "))",
+        "inputs.l.exists(i, " + " || ".join(["max([i]) > 1"] * 11) + ")",
+        " || ".join(["vote(inputs.l) == 1"] * 51),
+        "inputs.l.map(i, i + i + i + i)",
+        "inputs.l.filter(i, size(" + " + ".join(["i"] * 12) + ") > 1)",
+        "inputs.l.all(i, i.m.map(j, j + j + j + j).size() > 1)",
         "(inputs.l + inputs.l).map(i, i)",
         "inputs.l.map(i, [i, i])",
         "inputs.l.map(i, i > 1 ? {'a': i} : {})",
-        "inputs.l.map(i, i + i)",
         "inputs.l.map(i, i).map(i, i).map(i, i)",
         "inputs.l.all(i, i.matches('[0-9]{50}'))",
         "inputs.l.all(i, i.matches('\\\\d+'))",
@@ -86,10 +93,16 @@ def test_an_object_with_many_members_is_looked_into_by_name() -> None:
         f"inputs.l.map(i, '{'x' * 300}')",
         f"[{', '.join(['inputs.l'] * 11)}].map(i, i)",
         "inputs.all(k, " + " && ".join(["inputs[k] > 1"] * 5) + ")",
-        "inputs.a.matches('\\\\w{81}')",
-        "inputs.a.matches('(\\\\w{10}){9,}')",
-        "inputs.a.matches('(abc){20,81}')",
-        "inputs.a.matches('a{40}') || inputs.b.matches('b{41}')",
+        "inputs.a.matches('\\\\w{101}')",
+        "inputs.a.matches('(\\\\w{10}){10,}')",
+        "inputs.a.matches('(abc){20,126}')",
+        "inputs.a.matches('a{250}') || inputs.b.matches('b{251}')",
+        f"inputs.a.matches('(?:{'[ab]' * 110}){{80}}')",
+        "inputs.a.matches('(?i)(?:ab){101}')",
+        "inputs.a.matches('(?:.[^a]é?){50}')",
+        r"inputs.a.matches(r'(?:[\\](?:ab){20}){20}')",
+        "inputs.a.matches('(?:abc[[a](]){80}')",
+        "inputs.a.matches('(?:a(?i)b){80}')",
         "inputs.a.matches(inputs.p)",
         "inputs.a.matches('(?:a?)' + '{50000}z')",
         "inputs.a.matches(['a'][0])",
@@ -138,26 +151,39 @@ def test_what_is_quadratic_is_refused(text: str) -> None:
         ("(inputs.limit > 1.0 ? inputs.items : []).map(i, mean([i.paid, inputs.limit]))", [3.0, 7.0]),
         ("1.0 in inputs.items.map(i, i.paid) && size(inputs.items) == 2", True),
         (" + ".join(["inputs.limit * 1.0"] * 60) + " > 1.0", True),
+        ("inputs.items.filter(i, i.kind in inputs.allowed).map(i, i.paid)", [9.0]),
+        ("inputs.items.all(i, inputs.caps[i.kind] > 0.0 && size(inputs.allowed) == 2)", True),
+        ("inputs.items.map(i, i.paid + inputs.limit)", [6.0, 14.0]),
+        ("inputs.loans.all(a, a.rates.all(r, r < inputs.limit))", True),
+        ("inputs.loans.filter(a, a.rates.exists(r, r > 0.3)).map(a, a.name)", ["b"]),
+        ("inputs.loans.map(a, a.rates.map(r, r * 2.0))", [[0.2], [0.4, 0.8]]),
+        ("'Meier (GmbH)'.matches('(?i)^meier [(]gmbh[)]$')", True),
+        (r"'a{b'.matches('^a[{]b$') && 'a{b'.matches(r'^a\{b$')", True),
+        ("'DE02120300000000202051'.matches('^[A-Z]{2}[0-9]{2}(?:[A-Z0-9]{4}){3,7}[A-Z0-9]{0,4}$')", True),
     ],
 )
 def test_what_is_linear_is_not(text: str, expected: object) -> None:
     """Elements, single values beside them, lists that are written, and the walked object by its own keys."""
     items = [{"kind": "x", "paid": 1.0}, {"kind": "z", "paid": 9.0}]
-    assert evaluated(text, {"items": items, "limit": 5.0, "rates": {"a": 0.5}}, kind="x") == expected
+    inputs = {"items": items, "limit": 5.0, "rates": {"a": 0.5}, "allowed": ["y", "z"], "caps": {"x": 1.0, "z": 2.0}}
+    inputs["loans"] = [{"name": "a", "rates": [0.1]}, {"name": "b", "rates": [0.2, 0.4]}]
+    assert evaluated(text, inputs, kind="x") == expected
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("inputs.l.all(i, i == inputs.other)", r"inputs\.other is a list, and looked at in every step of a walk"),
-        ("inputs.l.all(i, i == inputs)", "inputs is an object, and looked at in every step"),
+        ("inputs.l.all(i, i == inputs.other)", r"inputs\.other is a list, and looked at as a whole in every step"),
+        ("inputs.l.all(i, i == inputs)", "inputs is an object, and looked at as a whole"),
         ("inputs.l.map(i, inputs.text)", r"inputs\.text has 251 characters"),
-        ("inputs.wide.all(k, inputs.wide[k] == 1)", r"inputs\.wide has 400 members .* too many to be looked up"),
+        ("inputs.wide.all(k, inputs.wide[k] == 1)", r"inputs\.wide has 400 members.* too many values to be looked up"),
+        ("inputs.l.all(i, i in inputs.long)", r"inputs\.long is gone through in every step of a walk.* it has 105"),
+        ("inputs.l.all(i, inputs.wide['0' + i] > 1)", r"inputs\.wide is gone through in every step of a walk"),
     ],
 )
 def test_a_walk_looks_at_single_values_beside_its_list(text: str, said: str) -> None:
     """What a request holds there is known only when it comes."""
-    inputs = {"l": [1], "other": [1], "text": "x" * 251, "wide": {str(n): n for n in range(400)}}
+    inputs = {"l": [1], "other": [1], "long": [1] * 105, "text": "x" * 251, "wide": {str(n): n for n in range(400)}}
     with pytest.raises(ExpressionFailed, match=said):
         evaluated(text, inputs)
 
@@ -170,15 +196,82 @@ def test_a_walk_looks_at_single_values_beside_its_list(text: str, said: str) -> 
         "inputs.t.map(i, metadata.text).map(i, i)",
         f"inputs.t.all(i, i.matches('{'.*' * 14}'))",
         " + ".join(["inputs.l"] * 50),
-        "inputs.long.matches('\\\\w{60}b')",
+        "inputs.long.matches('\\\\w{95}b')",
+        " || ".join(["min(inputs.o) < 1.0"] * 50),
+        "inputs.t.exists(i, " + " || ".join(["i in inputs.table"] * 4) + ")",
+        "inputs.l.exists(i, " + " || ".join(["mean(inputs.hundred) > 9.0"] * 4) + ")",
+        "inputs.lists.all(i, i.all(j, " + " && ".join(["max([j]) < 1.0"] * 5) + ") || i.all(j, max([j]) > 1.0))",
+        "inputs.lists.map(i, i.map(j, metadata.text))",
     ],
 )
 def test_the_largest_expressions_on_the_largest_lists_take_milliseconds(text: str) -> None:
     """In the worker's own time, not what a busy machine adds."""
     inputs: dict[str, Any] = {"l": [0.5] * 500, "t": ["x" * 200] * 500, "o": [{"a": 1, "b": 2, "c": 3}] * 180}
-    inputs["long"] = "x" * TEXT_LENGTH_MAX
+    inputs |= {"long": "x" * TEXT_LENGTH_MAX, "lists": [[0.5] * 98] * 50, "hundred": [0.5] * 100, "table": ["y"] * 100}
     activation = Activation({"inputs": inputs, "metadata": {"text": "x" * 250}})
     expression = compiled(text)
     began = time.process_time()
-    expression.evaluate(activation)
+    with contextlib.suppress(ExpressionFailed):
+        expression.evaluate(activation)
     assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+".join(["1"] * 201),
+        "+".join(["1"] * 1_500),
+        "inputs.a" + "[0]" * 1_300,
+        "(" * 41 + "1" + ")" * 41,
+        "-" * 41 + "1",
+        "!" * 1_000 + "true",
+        "[" * 42 + "]" * 42,
+        "dyn(" * 41 + "inputs.a" + ")" * 41,
+    ],
+)
+def test_what_is_too_deep_to_be_read_is_refused(text: str) -> None:
+    """Wherever it is read, however deep the stack is there by then."""
+
+    def below(depth: int) -> None:
+        if depth:
+            below(depth - 1)
+            return
+        with pytest.raises(ExpressionFailed, match="at most 40 brackets within one another and 200 terms in a sum"):
+            compiled(text)
+
+    below(0)
+    below(200)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("+".join(["1"] * 200), 200),
+        ("(" * 40 + "+".join(["1"] * 150) + ")" * 40, 150),
+        ("-" * 40 + "1", 1),
+        ("".join(f"inputs.a < {n} ? {n} : " for n in range(90)) + "90", 8),
+    ],
+)
+def test_the_deepest_is_read(text: str, expected: object) -> None:
+    """On a stack that is deep already."""
+
+    def below(depth: int) -> object:
+        return below(depth - 1) if depth else evaluated(text, {"a": 7})
+
+    assert below(200) == expected
+
+
+@pytest.mark.parametrize("kind", ["list", "object"])
+def test_what_is_nested_too_deep_fails_only_who_looks_at_it(kind: str) -> None:
+    """As deep as JSON itself may be."""
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep] if kind == "list" else {"a": deep}
+    inputs = {"deep": deep, "amount": 1}
+    assert evaluated("inputs.amount == 1", inputs) is True
+    for text in ("size(inputs.deep) > 0", "size(inputs) > 0", "inputs.l.all(i, i in inputs.deep)"):
+        with pytest.raises(ExpressionFailed, match="is nested deeper than 50 lists and objects"):
+            evaluated(text, {**inputs, "l": [1]})
+    inputs["deep"] = deep["a"] if kind == "object" else {"a": deep}
+    if kind == "object":
+        assert evaluated("has(inputs.deep.a.b)", inputs) is False

@@ -242,5 +242,5 @@ def test_one_list_is_walked_at_a_time(text: str, allowed: bool) -> None:
     if allowed:
         compile_expression(text, ("inputs",))
         return
-    with pytest.raises(ExpressionFailed, match="walk one at a time"):
+    with pytest.raises(ExpressionFailed, match="walk within a walk"):
         compile_expression(text, ("inputs",))

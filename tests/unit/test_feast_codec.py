@@ -15,7 +15,7 @@ from app.adapters.feast_codec import (
     row_key,
     time_field,
 )
-from app.domain.documents import ValueType
+from app.domain.document_parts import ValueType
 from app.domain.features import FeatureStatus
 from tests.support.feast_rows import FeastRow, feast_rows
 

@@ -14,7 +14,6 @@ from pyarrow import parquet
 from app.adapters.feast_codec import row_key
 from app.adapters.feast_keys import read_row_key
 from app.adapters.feature_files import FeatureFile, format_of
-from app.domain.documents import FeatureViewSpec, ModelVersionSpec
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
 from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
@@ -22,6 +21,8 @@ from app.domain.feature_updates import read_update
 from app.domain.features import EntityKey, FeatureStatus, Fetched, resolve
 from app.domain.on_demand import compile_views
 from app.domain.requests import Request, RequestId
+from app.domain.version_documents import ModelVersionSpec
+from app.domain.view_documents import FeatureViewSpec
 
 NOW_MS = 1_795_392_000_000
 SECONDS = pyarrow.timestamp("s", "UTC")

@@ -8,7 +8,6 @@ import pytest
 
 from app.adapters.feature_sources import FeatureSources
 from app.adapters.http_feast import FeastServers
-from app.domain.documents import HttpSource
 from app.domain.errors import StoreUnavailable
 from app.domain.features import (
     UNAVAILABLE,
@@ -19,6 +18,7 @@ from app.domain.features import (
     ViewNeed,
     unavailable,
 )
+from app.domain.view_documents import HttpSource
 from tests.support.memory_feature_store import MemoryFeatureStore
 from tests.support.virtual_time import VirtualClock, in_virtual_time
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from app.adapters.avro import AvroCodec, feature_updates
-from app.domain.documents import PARTS_MAX, FeatureViewSpec
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
 from app.domain.features import EntityKey
+from app.domain.view_documents import PARTS_MAX, FeatureViewSpec
 from tests.support.markdown import ROOT, blocks_of
 
 NOW_MS = 1_795_392_000_000

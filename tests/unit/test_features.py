@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from app.domain.documents import FeatureContract, FeatureViewSpec
 from app.domain.errors import Code, Problem
 from app.domain.features import (
     UNAVAILABLE,
@@ -22,6 +21,8 @@ from app.domain.features import (
     wants_of,
 )
 from app.domain.requests import Request
+from app.domain.version_documents import FeatureContract
+from app.domain.view_documents import FeatureViewSpec
 from tests.support.registry_documents import request
 
 NOW_MS = 1_750_000_000_000

@@ -8,11 +8,11 @@ import pytest
 
 from app.adapters.avro import AvroCodec
 from app.agents.features import FeatureUpdates
-from app.domain.documents import FeatureViewSpec
 from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, Value, ViewNeed
 from app.domain.requests import InboundRecord
+from app.domain.view_documents import FeatureViewSpec
 from app.ports.log import OutboundRecord
 from tests.support.memory_feature_store import MemoryFeatureStore
 

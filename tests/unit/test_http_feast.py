@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from app.adapters.http_feast import read_answer
-from app.domain.documents import HttpSource
 from app.domain.features import EntityKey, ViewNeed
+from app.domain.view_documents import HttpSource
 
 SOURCE = HttpSource.model_validate({"type": "http", "endpoints": ("http://127.0.0.1:1",)})
 NEED = ViewNeed("v", EntityKey("", ("id",), (17,), ("INT64",)), ("age",), ("INT64",), SOURCE)

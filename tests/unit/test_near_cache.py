@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.domain.documents import CacheSpec, FeatureViewSpec, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
 from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, Materialized, NearCache, size_of
+from app.domain.view_documents import CacheSpec, FeatureViewSpec
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 NOW_MS = 1_750_000_000_000

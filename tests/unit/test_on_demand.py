@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.documents import FeatureContract, FeatureViewSpec, ValueType
+from app.domain.document_parts import ValueType
 from app.domain.errors import Code
 from app.domain.explanation import explain
 from app.domain.expressions import Activation
@@ -23,6 +23,8 @@ from app.domain.features import (
     resolve,
 )
 from app.domain.on_demand import FeatureFunction, closure, compile_views, compute, functions_of
+from app.domain.version_documents import FeatureContract
+from app.domain.view_documents import FeatureViewSpec
 from tests.support.registry_documents import document, model_version, request, revision, route, task
 
 NOW_MS = 1_790_000_000_000

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from app.domain import registry
-from app.domain.documents import IN_WORDS, NOT_SUPPORTED_YET
+from app.domain.document_parts import IN_WORDS, NOT_SUPPORTED_YET
 from app.domain.errors import DocumentsRefused, Fault
 from app.domain.registry import (
     Source,
@@ -1060,7 +1060,7 @@ def test_a_revision_that_is_not_canonical_is_refused() -> None:
 
 def test_every_pattern_is_said_in_words() -> None:
     """No fault of a document shows a regular expression, and no words are left over from one that is gone."""
-    source = (Path(registry.__file__).parent / "documents.py").read_text()
+    source = "".join(each.read_text() for each in Path(registry.__file__).parent.glob("*document*.py"))
     assert set(re.findall(r'pattern=r"([^"]*)"', source)) == set(IN_WORDS)
 
 

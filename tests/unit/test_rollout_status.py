@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from app.domain.documents import Document, RolloutStatus, Route
+from app.domain.documents import Document, Route
 from app.domain.errors import Fault
 from app.domain.registry import canonical, compile_revision, load_revision
 from app.domain.rollout_status import restored, status_faults, statuses_of, with_status
+from app.domain.route_documents import RolloutStatus
 from tests.support.registry_documents import changed, model_version, revision, sound, sources, task
 
 THERE = ("credit", "default/pd")

@@ -9,7 +9,6 @@ import pytest
 from app.adapters.record_codec import decode_record, encode_record
 from app.domain.decisions import TaskRecord
 from app.domain.dispatch import TaskResult, TaskStatus
-from app.domain.documents import Rollout, RolloutStatus
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
 from app.domain.rollouts import (
     Abort,
@@ -28,6 +27,7 @@ from app.domain.rollouts import (
     rollouts_in,
     step_record,
 )
+from app.domain.route_documents import Rollout, RolloutStatus
 from tests.support.rollouts import EVERY_MS, documents, rollout_documents
 
 NAME = RolloutName("scored", "default", "first")

@@ -9,7 +9,6 @@ import orjson
 import pytest
 
 from app.domain import skew
-from app.domain.documents import Baseline
 from app.domain.errors import DocumentsRefused
 from app.domain.features import FeatureStatus, FeatureValue
 from app.domain.skew import (
@@ -21,6 +20,7 @@ from app.domain.skew import (
     bins_of,
     written,
 )
+from app.domain.version_documents import Baseline
 from tests.support.registry_documents import changed, revision, sound
 
 DAY_MS = 86_400_000

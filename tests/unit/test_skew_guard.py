@@ -10,10 +10,10 @@ import pytest
 
 from app.agents import skew
 from app.agents.skew import SkewGuard
-from app.domain.documents import ModelVersionSpec
 from app.domain.features import FeatureStatus, FeatureValue
 from app.domain.registry import Revision
 from app.domain.skew import baseline_of, written
+from app.domain.version_documents import ModelVersionSpec
 from app.settings import Settings
 from tests.support.decide_world import World, documents
 from tests.support.registry_documents import changed, revision

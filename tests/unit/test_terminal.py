@@ -11,10 +11,10 @@ from app.commands.dlt import print_letters
 from app.commands.registry import print_changes
 from app.commands.rollouts import told
 from app.domain.comparison_stats import Comparison
-from app.domain.documents import Rollout, RolloutStatus, TaskSpec
 from app.domain.registry_diff import Change, differences
 from app.domain.requests import InboundRecord
 from app.domain.rollouts import RolloutName, Running, StepStats
+from app.domain.route_documents import Rollout, RolloutStatus, TaskSpec
 from tests.support.registry_documents import changed, revision, sound
 
 REASON = "record of an unknown view: applicant_history_of_a_branch; apply a FeatureView of that name, then redrive"

@@ -1,0 +1,157 @@
+"""What an expression may see: how large the values are that it looks at.
+
+The engine copies what a ``map`` or ``filter`` has collected at each step, so a walk costs a list's length times all
+that is in it; and what is looked at within a walk, beside its element, is copied once a step. So what an expression
+sees is bounded by ``LIST_LENGTH_MAX``; what it does with it is ``expression_bounds``' part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+LIST_LENGTH_MAX: Final = 500
+"""Elements of a list, or members of an object, that an expression sees: a walk over so many takes milliseconds.
+
+A list of objects may be as long as costs the same: its length times all values in it is at most this, squared.
+"""
+_LENGTH_FLOOR: Final = 50
+"""Shorter lists count as this long, so that a few elements do not hold a whole archive."""
+_OBJECT_WEIGHT: Final = 4
+"""What an object costs to copy beside its members, in numbers."""
+_WORK_MAX: Final = LIST_LENGTH_MAX**2
+OBJECT_VALUES_MAX: Final = 5_000
+"""Values in an object that an expression looks at as a whole, as where it compares it or goes through its members."""
+TEXT_LENGTH_MAX: Final = 10_000
+"""Characters of a text that an expression sees."""
+NESTING_MAX: Final = 50
+"""How deep lists and objects are within one another."""
+SHORT_TEXT_MAX: Final = 250
+"""Characters that are copied about as fast as a number; a text counts as one value more for each so many."""
+LOOKUPS_MAX: Final = 4
+"""Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
+TABLE_VALUES_MAX: Final = 100
+"""Values in a list or an object from outside that each step of a walk goes through."""
+
+
+def too_large(root: str, value: object) -> "Sizes | None":
+    """What is too large at or below a root; None where nothing is, as nearly always."""
+    if _weight(value) is not None:
+        return None
+    sizes = Sizes(root)
+    sizes.weigh(value)
+    return sizes
+
+
+_SCALARS: Final = frozenset({float, int, bool, type(None)})
+
+
+def _weight(value: object, depth: int = 0) -> int | None:
+    """What ``Sizes.weigh`` says, without telling of where: None where anything is too large."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // SHORT_TEXT_MAX if len(value) <= TEXT_LENGTH_MAX else None
+    if not isinstance(value, Mapping | list | tuple):
+        return 1
+    count = len(value)
+    if count > LIST_LENGTH_MAX or depth == NESTING_MAX:
+        return None
+    in_object = isinstance(value, Mapping)
+    total = 0
+    for each in value.values() if isinstance(value, Mapping) else value:
+        if type(each) in _SCALARS:
+            total += 1
+            continue
+        weight = _weight(each, depth + 1)
+        if weight is None:
+            return None
+        total += weight
+    if in_object:
+        return _OBJECT_WEIGHT + total if total <= OBJECT_VALUES_MAX else None
+    return 1 + total if total <= _WORK_MAX // max(count, _LENGTH_FLOOR) else None
+
+
+@dataclass(slots=True)
+class Sizes:
+    """The values below one root that are too large, by the members that lead to them."""
+
+    root: str
+    too_large: dict[tuple[str, ...], str] = field(default_factory=dict)
+    lists: set[tuple[str, ...]] = field(default_factory=set)
+    """Of those the ones that nothing looks through by name, and that need not be converted."""
+
+    def weigh(self, value: object, path: tuple[str, ...] = (), depth: int = 0) -> int:
+        """How many values there are at ``path``, with all that is within them; ``depth`` is how deep that is."""
+        match value:
+            case list() | tuple() | Mapping() if depth == NESTING_MAX:
+                self._found(path, f"is nested deeper than {NESTING_MAX} lists and objects, which no expression sees")
+                self.lists.add(path)
+            case str() | bytes():
+                if len(value) > TEXT_LENGTH_MAX:
+                    self._found(path, f"has {len(value)} characters; an expression sees at most {TEXT_LENGTH_MAX}")
+                    self.lists.add(path)
+                    return 1
+                return 1 + len(value) // SHORT_TEXT_MAX
+            case Mapping():
+                if len(value) > LIST_LENGTH_MAX:
+                    self._found(path, f"has {len(value)} members; an expression sees at most {LIST_LENGTH_MAX}")
+                total = sum([self.weigh(each, (*path, str(name)), depth + 1) for name, each in value.items()])
+                if total > OBJECT_VALUES_MAX:
+                    self._found(path, f"has {total} values in it; an expression sees at most {OBJECT_VALUES_MAX}")
+                return _OBJECT_WEIGHT + total
+            case list() | tuple():
+                count = len(value)
+                if count > LIST_LENGTH_MAX:
+                    self._found(path, f"has {count} elements; an expression sees at most {LIST_LENGTH_MAX}")
+                    self.lists.add(path)
+                    return 1
+                # What is too large within an element is told of the list, which is what can be named.
+                within = Sizes(self.root)
+                weight = sum([within.weigh(each, (), depth + 1) for each in value])
+                most = _WORK_MAX // max(count, _LENGTH_FLOOR)
+                if within.too_large:
+                    self._found(path, f"holds what {next(iter(within.too_large.values())).removeprefix('holds what ')}")
+                elif weight > most:
+                    said = f"has {count} elements with {weight} values in them; of so many elements an expression sees"
+                    self._found(path, f"{said} at most {most} values")
+                else:
+                    return 1 + weight
+                self.lists.add(path)
+        return 1
+
+    def _found(self, path: tuple[str, ...], said: str) -> None:
+        self.too_large[path] = said
+
+    def without(self, value: object, path: tuple[str, ...] = ()) -> object:
+        """``value`` without its too long lists and texts."""
+        if not isinstance(value, Mapping):
+            return None if path in self.lists else value
+        below = {name: (*path, str(name)) for name in value}
+        return {name: self.without(each, below[name]) for name, each in value.items() if below[name] not in self.lists}
+
+
+def lookup_fault(value: object) -> str | None:
+    """Why the object that a walk goes over may not be looked up by key at each step; None where it may."""
+    weight = _weight(value)
+    if not isinstance(value, Mapping) or (weight is not None and len(value) * weight * LOOKUPS_MAX <= _WORK_MAX):
+        return None
+    return f"has {len(value)} members, with too many values to be looked up by key in every step of a walk"
+
+
+def table_fault(value: object) -> str | None:
+    """Why ``value`` may not be gone through once a step of a walk; None where it may."""
+    weight = _weight(value)
+    count = None if weight is None else weight - (_OBJECT_WEIGHT if isinstance(value, Mapping) else 1)
+    if count is not None and count <= TABLE_VALUES_MAX:
+        return None
+    most = f"at most {TABLE_VALUES_MAX} values may be"
+    return f"is gone through in every step of a walk, where {most}: it has {'more' if count is None else count}"
+
+
+def single_fault(value: object) -> str | None:
+    """Why ``value`` may not be looked at once a step of a walk; None where it may."""
+    match value:
+        case list() | tuple() | Mapping():
+            kind = "an object" if isinstance(value, Mapping) else "a list"
+            return f"is {kind}, and looked at as a whole in every step of a walk, where only single values may be"
+        case str() | bytes() if len(value) > SHORT_TEXT_MAX:
+            return f"has {len(value)} characters, and is looked at in every step of a walk: at most {SHORT_TEXT_MAX}"
+    return None
