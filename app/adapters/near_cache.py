@@ -146,6 +146,10 @@ class CachedFeatureStore:
             _INVALIDATED.inc(taken)
             self._measure()
 
+    def unheard(self, offsets: Mapping[int, int]) -> None:
+        """See Follows of the update follower."""
+        self._cache.unheard(offsets, self._clock.now_ms())
+
     def awaits(self) -> int | None:
         """See Follows of the update follower."""
         return self._cache.awaits(self._clock.now_ms())

@@ -1,11 +1,13 @@
 """Following ``features.updates`` for the near cache: what changes in the store is forgotten here.
 
-Every decide worker reads all partitions from their ends on, without a group: each has a cache of its own. An update is
-read as the materializer reads it, so what that refuses takes nothing away. Should Kafka be away, reading goes on where
-it was, and until then cached rows end by their ttl; a worker is no less ready for it.
+Every decide worker reads all partitions from their ends on, without a group: each has a cache of its own. What lies
+before may still be on its way to the store, and the cache is told where it ends. An update is read as the materializer
+reads it, so what that refuses takes nothing away. Should Kafka be away, reading goes on where it was, and until then
+cached rows end by their ttl; a worker is no less ready for it.
 
-While the cache waits for updates that aggregates follow, the materializer's group is asked for its offsets: it commits
-an update when Redis has acknowledged the rows, and what is computed of them. Where Kafka does not say, nothing is told.
+While the cache waits for those, or for updates that aggregates follow, the materializer's group is asked for its
+offsets: it commits an update when Redis has acknowledged the rows, and what is computed of them. Where Kafka does not
+say, nothing is told.
 """
 
 import asyncio
@@ -72,8 +74,12 @@ class Follows(Protocol):
         """
         ...
 
+    def unheard(self, offsets: Mapping[int, int]) -> None:
+        """What lies before these offsets, by partition, is not told, and may not be materialized yet."""
+        ...
+
     def awaits(self) -> int | None:
-        """How many updates with a ``position`` were told, where one of them is not known to be materialized."""
+        """How often something was told that waits to be materialized, where something of it is not known to be."""
         ...
 
     def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
@@ -155,6 +161,8 @@ class UpdateFollower:
             # A topic that was made anew has neither more nor less than it has.
             self._positions[tp] = min(max(start, firsts[tp]), ends[tp])
             consumer.seek(tp, self._positions[tp])
+        if not later:
+            self._cache.unheard({tp.partition: end for tp, end in ends.items() if firsts[tp] < end})
         _FOLLOWING.set(1)
 
     async def _follow(
@@ -186,7 +194,7 @@ class UpdateFollower:
         while True:
             await asyncio.sleep(_OFFSETS_EVERY_S)
             announced = self._cache.awaits()
-            if announced is None:
+            if announced is None or not _ends(consumer):
                 continue
             reason = "the group has committed nothing in the topic"
             offsets: dict[int, int] = {}
@@ -195,9 +203,9 @@ class UpdateFollower:
                     if coordinator is None:
                         coordinator = await admin.find_coordinator(self._group)
                     found = await admin.list_consumer_group_offsets(self._group, coordinator)
-                for tp, committed in found.items():
-                    if _is_of(consumer, tp, committed.offset):
-                        offsets[tp.partition] = committed.offset
+                # What is past a partition's end is of a topic that was there before this one.
+                ends = _ends(consumer)
+                offsets = {tp.partition: each.offset for tp, each in found.items() if each.offset <= ends.get(tp, -1)}
             except (KafkaError, OSError, TimeoutError) as error:
                 reason = repr(error)
             if offsets:
@@ -241,9 +249,6 @@ class UpdateFollower:
         )
 
 
-def _is_of(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) -> bool:
-    """Whether an offset is one of the topic as it is: past its end, it is of one that was there before."""
-    if tp not in consumer.assignment():
-        return False
-    end = consumer.highwater(tp)
-    return end is not None and offset <= end
+def _ends(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+    """Where the partitions end from which a fetch has returned."""
+    return {tp: end for tp in consumer.assignment() if (end := consumer.highwater(tp)) is not None}

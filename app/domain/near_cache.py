@@ -14,6 +14,8 @@ handed out and never fresh, for minutes, as a materializer may lag. Aggregates h
 is in them, for the materializer computes them anew for other reasons too. But it commits an update only once the store
 has what is computed of it: nothing of their rows is fresh that was asked for before that was known.
 
+What was announced before updates were heard of sets one floor for all rows, until it is committed.
+
 Floors are bounded too. While one that was given up in its first seconds may still count, nothing is kept; and where
 one waits to be committed, its whole view waits in its place.
 
@@ -239,6 +241,8 @@ class NearCache:
         self._floors: dict[_RowKey, _Floor] = {}
         self._forgotten: dict[str, _Floor] = {}
         """By view, what is left of its floors that were given up and wait to be committed."""
+        self._unheard: _Floor | None = None
+        """What was announced before anything was heard of: it may be of any row."""
         self._awaited: dict[int, _Floor] = {}
         """By partition, the last update that aggregates follow; what it waits for, all before it wait for."""
         self._announced = 0
@@ -286,7 +290,7 @@ class NearCache:
             return False
         if now_ms < self._nothing_kept_until_ms:
             return False
-        for floor in (self._floors.get((need.view, need.key)), self._forgotten.get(need.view)):
+        for floor in (self._floors.get((need.view, need.key)), self._forgotten.get(need.view), self._unheard):
             if floor is None or not floor.stands(now_ms):
                 continue
             if floor.deletes(values):
@@ -368,8 +372,20 @@ class NearCache:
         known = self._forgotten.get(view)
         self._forgotten[view] = floor if known is None or not known.stands(now_ms) else floor.joined(known)
 
+    def unheard(self, offsets: Mapping[int, int], now_ms: int) -> None:
+        """Updates before ``offsets`` (by partition) are not announced, and may be on their way to the store."""
+        self._announced += 1
+        last = tuple((partition, offset - 1) for partition, offset in offsets.items())
+        self._unheard = floor = _Floor(_NO_TIMES, None, last, self._announced, now_ms)
+        self._awaited.update(dict.fromkeys(offsets, floor))
+        entry = self._oldest if offsets else None
+        while entry is not None:
+            if entry.outdated_ms is None:
+                entry.outdated_ms = now_ms
+            entry = entry.newer
+
     def awaits(self, now_ms: int) -> int | None:
-        """How many updates that aggregates follow were announced, where one is not known to be in the store."""
+        """How many announcements there were of what ``materialized`` has to tell, where it has not told of all."""
         waiting = any(floor.stands(now_ms) and floor.awaits(self.known) for floor in self._awaited.values())
         return self._announced if waiting else None
 

@@ -74,6 +74,7 @@ class Heard:
     def __init__(self) -> None:
         self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
         self.positions: list[Position] = []
+        self.before: list[Mapping[int, int]] = []
         self.awaited: int | None = None
         self.materialized_offsets: list[tuple[int, Mapping[int, int]]] = []
 
@@ -91,6 +92,10 @@ class Heard:
         self.updates.append((view, key.values[0], features, event_time_ms))
         if position is not None:
             self.positions.append(position)
+
+    def unheard(self, offsets: Mapping[int, int]) -> None:
+        """See Follows."""
+        self.before.append(offsets)
 
     def awaits(self) -> int | None:
         """See Follows."""
@@ -378,11 +383,16 @@ async def test_after_kafka_was_away_nothing_is_missed(
     admin: AIOKafkaAdminClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Meanwhile the metric says that updates are not heard of; then reading goes on where it was."""
+    """Meanwhile the metric says that updates are not heard of; then reading goes on where it was. What came before the
+    start is told once, as what is not heard of."""
     monkeypatch.setattr(update_follower, "_CHECK_EVERY_MS", 200)
     monkeypatch.setattr(update_follower, "_CHECK_WITHIN_S", 1.0)
     topic, heard = f"{topic_prefix}features.updates", Heard()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
+    await producer.start()
+    await producer.send_and_wait(topic, orjson.dumps(update(2, 7, 1_000)), partition=1)
+    await producer.stop()
     run = asyncio.create_task(follower(heard, kafka_bootstrap, topic).run())
     try:
         async with asyncio.timeout(WITHIN_S):
@@ -398,6 +408,7 @@ async def test_after_kafka_was_away_nothing_is_missed(
             await producer.stop()
             await until(lambda: heard.updates)
         assert heard.updates == [("applicant", 1, ("age",), 1_000)]
+        assert heard.before == [{1: 1}]
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)

@@ -422,6 +422,27 @@ def test_a_view_waits_for_the_floors_that_were_given_up_and_are_not_committed() 
     assert made.store(need(0), answer(need(0)), later_ms, made.known)
 
 
+def test_what_was_announced_before_anything_was_heard_of_is_waited_for() -> None:
+    """It may be of any row: none that is there stays fresh, and none is kept as such until all of it is committed, or
+    may lag no more. Where there was nothing before, nothing is waited for."""
+    made = cache()
+    made.store(need(), answer(need()), NOW_MS)
+    made.unheard({}, NOW_MS)
+    assert not outdated(made, need())
+    assert made.awaits(NOW_MS) is None
+    began = made.known
+    made.unheard({0: 5, 3: 1}, NOW_MS)
+    assert outdated(made, need())
+    for offsets in ({0: 5}, {0: 4, 3: 1}):
+        learn(made, NOW_MS, offsets)
+        assert not made.store(need(), answer(need()), NOW_MS + LAG_MS - 1, made.known)
+    learn(made, NOW_MS, {0: 5, 3: 1})
+    assert made.awaits(NOW_MS) is None
+    assert not made.store(need(), answer(need()), NOW_MS, began)
+    assert made.store(need(), answer(need()), NOW_MS, made.known)
+    assert made.store(need(2), answer(need(2)), NOW_MS + LAG_MS, began)
+
+
 def test_an_entity_s_rows_go_one_by_one() -> None:
     """Views of one entity are found together and end each for itself; of the last nothing is left."""
     made = cache()
@@ -567,6 +588,7 @@ class Materializing:
         self.cache = cache(floors=floors)
         self.now_ms = NOW_MS
         self.log: list[int] = []
+        self.following = False
         self.announced = self.stored = self.committed = 0
         self.sums: Counter[int] = Counter()
         self.heard: Counter[int] = Counter()
@@ -577,8 +599,15 @@ class Materializing:
     def update(self, number: int) -> None:
         self.log.append(number)
 
+    def follow(self, _: int) -> None:
+        """From here on updates are announced."""
+        if not self.following:
+            self.following = True
+            self.announced, self.heard = len(self.log), Counter(self.log)
+            self.cache.unheard({0: self.announced} if self.log else {}, self.now_ms)
+
     def announce(self, _: int) -> None:
-        if self.announced < len(self.log):
+        if self.following and self.announced < len(self.log):
             number = self.log[self.announced]
             self.cache.invalidate("v", key(number), ("b",), NOW_MS, self.now_ms, position=(0, self.announced))
             self.heard[number] += 1
@@ -628,6 +657,7 @@ class Materializing:
 
     def anew(self, _: int) -> None:
         """The topic is made anew, once all in it was heard of and stored; the group's offsets go with it."""
+        self.follow(0)
         while self.announced < len(self.log):
             self.announce(0)
         while self.stored < len(self.log):
@@ -649,6 +679,7 @@ STEPS = (
     "read",
     "keep",
     "wait",
+    "follow",
 )
 
 
@@ -671,6 +702,7 @@ def test_no_aggregate_is_fresh_without_an_update_that_was_heard_of(seed: int, fl
     if anew:
         # What stands for the topic that was stands until it lags no more.
         world.now_ms += LAG_MS
+    world.follow(0)
     for _ in tuple(world.log):
         world.announce(0)
         world.materialize(0)
