@@ -50,7 +50,7 @@ _FOLLOWING = Gauge(
 _BEHIND = Gauge("broker_feature_cache_updates_behind", "Updates that the near cache has not heard of yet")
 _UNREAD = Counter(
     "broker_feature_cache_offsets_unread",
-    "Attempts to learn what the features workers have committed, for rows with aggregates, that brought nothing",
+    "Attempts to learn what the features workers have committed that brought nothing",
 )
 
 Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
