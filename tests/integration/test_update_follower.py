@@ -217,7 +217,8 @@ async def test_an_aggregate_is_seen_within_a_second_however_late_its_update_is(
     producer: AIOKafkaProducer,
 ) -> None:
     """While the materializer is away, for longer than an update takes as a rule, the old sum is read each time and not
-    kept. Once it is back the new one is given out as soon as it is stored, and kept soon after."""
+    kept, nor by a worker that starts meanwhile. Once it is back the new one is given out as soon as it is stored, and
+    kept soon after."""
     settings = Settings(
         kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
     )
@@ -226,17 +227,20 @@ async def test_an_aggregate_is_seen_within_a_second_however_late_its_update_is(
         [NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt", settings.topic(AGGREGATES_CHANGELOG))]
     )
     clock, store = LateClock(), RedisFeatureStore(redis_url)
-    cached = CachedFeatureStore(
-        RedisFeatureStore(redis_url),
-        views=lambda: VIEWS,
-        clock=clock,
-        entries_max=100,
-        bytes_max=1_000_000,
-        fetch_timeout_ms=5_000,
+    cached, started_late = (
+        CachedFeatureStore(
+            RedisFeatureStore(redis_url),
+            views=lambda: VIEWS,
+            clock=clock,
+            entries_max=100,
+            bytes_max=1_000_000,
+            fetch_timeout_ms=5_000,
+        )
+        for _ in range(2)
     )
     applicant = uuid.uuid4().int >> 66
     asked = ViewNeed("summed", need(applicant).key, ("age_sum_1h",), ("DOUBLE",))
-    run = asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())
+    runs = [asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())]
 
     async def read(by: CachedFeatureStore | RedisFeatureStore) -> tuple[object, str]:
         found = (await by.fetch([asked], 5_000))["summed", "age_sum_1h"]
@@ -260,16 +264,23 @@ async def test_an_aggregate_is_seen_within_a_second_however_late_its_update_is(
             await until_read(cached, 1.0, "redis")
             clock.ahead_ms = 6_000
             assert [await read(cached) for _ in range(3)] == [(1.0, "redis")] * 3
+            runs.append(asyncio.create_task(follower(started_late, kafka_bootstrap, topic).run()))
+            await until(lambda: started_late.awaits() is not None)
+            assert [await read(started_late) for _ in range(3)] == [(1.0, "redis")] * 3
             async with running_worker(settings, store, VIEWS):
                 await until_read(store, 3.0)
                 stored = time.monotonic()
-                await until_read(cached, 3.0)
+                for each in (cached, started_late):
+                    await until_read(each, 3.0)
                 assert time.monotonic() - stored < SEEN_WITHIN_S
-                await until_read(cached, 3.0, "cache")
+                for each in (cached, started_late):
+                    await until_read(each, 3.0, "cache")
     finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
         await cached.close()
+        await started_late.close()
         await store.close()
 
 
