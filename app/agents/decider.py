@@ -23,7 +23,7 @@ from app.agents.delivery import was_cancelled
 from app.agents.ledger import Ledger, Recipient
 from app.agents.live import Live
 from app.agents.shadows import Shadows
-from app.agents.tasks import Tasks
+from app.agents.tasks import Tasks, tasks_barred
 from app.agents.timers import Timers
 from app.domain.decisions import (
     DecisionRecord,
@@ -367,10 +367,12 @@ class Decider:
         plan = plan_of(revision, found, request, live.record.received_ms)
         if isinstance(plan, Refused):
             live.record = replace(live.record, rule=plan.rule)
+            tasks_barred(matched.name, plan.problem)
             await self._end(live, Status.REJECTED, (plan.problem,))
             return False
         live.record = replace(live.record, rule=plan.rule.spec.name)
         live.plan = plan
+        tasks_barred(matched.name, *(task.barred for task in plan.tasks))
         ended = await self._tasks.prepare(live)
         if ended is not None:
             await self._end(live, *ended)

@@ -16,7 +16,8 @@ class Live:
     """One request while it is being decided here; between awaits it is changed by one thing at a time.
 
     ``tasks``: each task as it stands, with the version that is asked by now. ``begun``: the tasks that were begun here.
-    ``asked``: since when (epoch milliseconds) a queued task is out. ``patient_ms``: before this moment none of them
+    ``asked``: since when (epoch milliseconds) a queued task is out; ``called``: an inline one, and the version that is
+    called. ``patient_ms``: before this moment none of them
     counts as silent, for what was answered while nobody listened is still to be read. ``fetched``: the stored features,
     where this worker fetched them; ``inputs`` by task and version.
 
@@ -33,6 +34,7 @@ class Live:
     tasks: dict[str, TaskPlan] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     asked: dict[str, int] = field(default_factory=dict)
+    called: dict[str, tuple[str, int]] = field(default_factory=dict)
     patient_ms: int = 0
     fetched: FetchedFeatures | None = None
     inputs: dict[tuple[str, str], TaskInputs] = field(default_factory=dict)

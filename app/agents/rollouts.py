@@ -33,6 +33,7 @@ from app.domain.rollouts import (
     Running,
     Stay,
     StepStats,
+    Verdict,
     action_of,
     follow,
     judge,
@@ -41,6 +42,7 @@ from app.domain.rollouts import (
     rollouts_in,
     step_record,
 )
+from app.domain.routing import barred_by
 from app.domain.windows import (
     comparisons,
     oldest_kept,
@@ -175,8 +177,7 @@ class Judge:
                 return
 
     async def _moves(self, revision: Revision, running: Running) -> bool:
-        stats = step_stats(self._windows.partitions.values(), running.step_id)
-        verdict = judge(running.rollout, running.status, stats, self._clock.now_ms())
+        verdict, stats = self._judged(revision, running)
         if not isinstance(verdict, Stay | Abort):
             # Going on is judged by all that the log held when the step's time was up, not by what was counted by then.
             fence = self._fences.get(running.step_id)
@@ -185,13 +186,20 @@ class Judge:
                 return False
             if not await self._windows.reached(fence):
                 return False
-            stats = step_stats(self._windows.partitions.values(), running.step_id)
-            verdict = judge(running.rollout, running.status, stats, self._clock.now_ms())
+            verdict, stats = self._judged(revision, running)
         if isinstance(verdict, Stay):
             self._fences.pop(running.step_id, None)
             return False
         now_ms = self._clock.now_ms()
         return await self._move(revision, replace(running, status=follow(running, verdict, now_ms)), stats, now_ms)
+
+    def _judged(self, revision: Revision, running: Running) -> tuple[Verdict, StepStats]:
+        """What follows now, and from which figures."""
+        stats, now_ms = step_stats(self._windows.partitions.values(), running.step_id), self._clock.now_ms()
+        version = revision.versions[running.task.model, running.rollout.to]
+        barred = barred_by(revision, version, now_ms, running.name.task)
+        said = None if barred is None else barred.message
+        return judge(running.rollout, running.status, stats, now_ms, barred=said), stats
 
     async def _move(self, revision: Revision, after: Running, stats: StepStats, now_ms: int) -> bool:
         following = await asyncio.to_thread(compile_revision, moved(revision.documents, after.name, after.status))

@@ -26,6 +26,7 @@ from app.domain.dispatch import Answer, Row, TaskResult, TaskStatus, judge
 from app.domain.errors import BrokerError, Code, NotOwner, Problem
 from app.domain.features import TaskInputs, resolve
 from app.domain.join import Status
+from app.domain.registry import Revision
 from app.domain.routing import ShadowPlan, TaskPlan
 from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
@@ -62,11 +63,16 @@ class Shadows:
         self._replies = replies
         self._clock = clock
         self._settings = settings
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], ModelVersionSpec] = {}
+        self._shares = ("", 0)
         self._asked: dict[tuple[str, str, str], asyncio.Future[QueuedResult]] = {}
 
     def offer(self, live: Live, *, busy: bool) -> None:
-        """Begin the shadows of a decision that is made; sheds them when ``busy``, or without a free slot."""
+        """Begin the shadows of a decision that is made; sheds them when ``busy``, or without a free slot.
+
+        Of the ``n`` versions that are shadows in the revision, each has at most ``2 / (n + 1)`` of the slots, so that
+        one that hangs leaves room for the others.
+        """
         if live.plan is None or live.outcome is None:
             return
         for task in live.plan.tasks:
@@ -81,12 +87,19 @@ class Shadows:
                     continue
                 if version is live.tasks[task.name].version:
                     continue
-                if busy or len(self._running) >= self._settings.shadows_in_flight_max:
+                if busy or not self._room_for(version, live.plan.revision):
                     _SHADOWS.labels(version.model, version.version, "shed").inc()
                     continue
                 running = asyncio.create_task(self._run(live, task, shadow))
-                self._running.add(running)
-                running.add_done_callback(self._running.discard)
+                self._running[running] = version
+                running.add_done_callback(self._running.pop)
+
+    def _room_for(self, version: ModelVersionSpec, revision: Revision) -> bool:
+        if len(self._running) >= self._settings.shadows_in_flight_max:
+            return False
+        if self._shares[0] != revision.id:
+            self._shares = (revision.id, -(-2 * self._settings.shadows_in_flight_max // (_shadowing(revision) + 1)))
+        return sum(each is version for each in self._running.values()) < self._shares[1]
 
     async def _run(self, live: Live, task: TaskPlan, shadow: ShadowPlan) -> None:
         version = shadow.version
@@ -190,3 +203,9 @@ class Shadows:
         for running in tuple(self._running):
             running.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+
+def _shadowing(revision: Revision) -> int:
+    """How many versions are shadows in a revision; an alias counts as one more."""
+    tasks = (task.spec for route in revision.routes for rule in route.rules for task in rule.tasks)
+    return len({(task.model, shadow.version, shadow.alias) for task in tasks for shadow in task.shadow}) or 1

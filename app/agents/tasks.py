@@ -21,7 +21,7 @@ from app.agents.skew import SkewGuard
 from app.agents.timers import Timers
 from app.domain.breaker import COUNTED_FROM_MS
 from app.domain.decisions import TaskRecord, condition, is_referral, must_answer
-from app.domain.dispatch import Attempt, Row, TaskResult, TaskStatus, judge
+from app.domain.dispatch import Answer, Attempt, Row, TaskResult, TaskStatus, judge
 from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
@@ -36,6 +36,11 @@ from app.settings import Settings
 
 log = structlog.get_logger()
 
+VERSION_SHARE: Final = 0.75
+"""Of what is left until the deadline, what a version may take while another could stand in for it."""
+ANSWER_GRACE_S: Final = 0.02
+"""A call that ends by the deadline tells what it was; it is waited for so much longer, and cut off only then."""
+_CUT: Final = (TaskStatus.TIMEOUT, TaskStatus.DEFAULTED, TaskStatus.SKIPPED)
 FEATURES_SHARE: Final = 0.75
 """Of what is left until the deadline, what features may take: where they do not come, models can still be asked without
 them."""
@@ -43,6 +48,19 @@ them."""
 _FALLBACKS = Counter(
     "broker_fallbacks", "Tasks that went on with another version, by the one that failed", ["model", "version", "code"]
 )
+
+_BARRED = Counter(
+    "broker_versions_barred",
+    "Tasks whose version was chosen and may not decide, by why: version_expired, version_unapproved",
+    ["route", "task", "code"],
+)
+
+
+def tasks_barred(route: str, *problems: Problem | None) -> None:
+    """Count versions that may not decide, whatever became of their tasks."""
+    for problem in problems:
+        if problem is not None and problem.code in (Code.VERSION_EXPIRED, Code.VERSION_UNAPPROVED):
+            _BARRED.labels(route, problem.task or "", problem.code).inc()
 
 
 class Tasks:
@@ -98,7 +116,7 @@ class Tasks:
             inputs = resolve(version.features, views, seen, live.fetched, now_ms)
             live.inputs[task.name, version.version] = inputs
             records.append(task_record(task, inputs))
-            if inputs.problems and must_answer(plan, task):
+            if inputs.problems and must_answer(plan, task) and not await self._other_can(live, task):
                 broken += [replace(problem, task=task.name) for problem in inputs.problems]
         live.record = replace(live.record, tasks=tuple(records))
         specs = [task.spec for task in plan.tasks]
@@ -148,6 +166,13 @@ class Tasks:
             log.warning("features_unavailable", request_id=live.record.request_id, reason=str(error))
             return unavailable(needs)
 
+    async def _other_can(self, live: Live, task: TaskPlan) -> bool:
+        """Whether a version that stands in for the task's own has all its inputs."""
+        for standby in task.standbys:
+            if standby.version is not None and not (await self._inputs(live, _standing(task, standby))).problems:
+                return True
+        return False
+
     async def _inputs(self, live: Live, task: TaskPlan) -> TaskInputs:
         """A task's inputs; fetched anew where another worker had fetched those of an earlier version."""
         version = task.version
@@ -181,7 +206,7 @@ class Tasks:
         False: the deadline came first.
         """
         assert live.plan is not None  # noqa: S101 - tasks are planned
-        wait_s = max(0.0, (live.record.deadline_ms - self._clock.now_ms()) / 1000)
+        wait_s = max(0.0, (live.record.deadline_ms - self._clock.now_ms()) / 1000) + ANSWER_GRACE_S
         try:
             async with asyncio.timeout(wait_s):
                 if live.plan.rule.spec.join.policy == "all":
@@ -225,7 +250,10 @@ class Tasks:
             answer = self._backend.refusal(task.version) if _has_better(task) else None
             if answer is None:
                 self._observe(live, task)
+                live.called[task.name] = (task.version.version, self._clock.now_ms())
                 (answer,) = await self._backend.infer(task.version, (row,))
+            if row.deadline_ms < live.record.deadline_ms:
+                answer = _of_its_own(answer)
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
             if result.problem is None:
                 self.join(live, result)
@@ -268,17 +296,18 @@ class Tasks:
 
     async def _encoded(self, live: Live, task: TaskPlan, now_ms: int) -> tuple[OutboundRecord, int] | Problem:
         row = await self._row(live, task)
-        row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + task.version.policy.timeout))
+        row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + _patience_ms(live, task, now_ms)))
         return await encoded(self._replies, self._settings, row, task.version, live.partition, now_ms)
 
     async def _row(self, live: Live, task: TaskPlan) -> Row:
-        inputs = await self._inputs(live, task)
+        inputs, now_ms = await self._inputs(live, task), self._clock.now_ms()
+        until_ms = now_ms + _patience_ms(live, task, now_ms) if _others_left(task) else live.record.deadline_ms
         return Row(
             live.record.request_id,
             task.name,
             inputs.values,
             inputs.types,
-            live.record.deadline_ms,
+            until_ms,
             live.request.traceparent if live.request else None,
             live.record.execution_id,
         )
@@ -302,7 +331,9 @@ class Tasks:
         silent = [name for name in self._out(live) if self._silent_ms(live, name) <= now_ms]
         # Nobody else gives up what is no longer waited for.
         given_up = [(live.tasks[name], live.asked.pop(name)) for name in silent]
-        standing = [await self._fail(live, task, self._silence(task, asked_ms, now_ms)) for task, asked_ms in given_up]
+        standing = [
+            await self._fail(live, task, self._silence(live, task, asked_ms, now_ms)) for task, asked_ms in given_up
+        ]
         begun = [task for task in standing if task is not None]
         if begun:
             await self.run(live, begun)
@@ -320,7 +351,7 @@ class Tasks:
             task, result = live.tasks[record.name], live.join.results.get(record.name)
             if result is None and task.queued and task.name in live.begun | live.asked.keys():
                 asked_ms = live.asked.get(task.name, now_ms)
-                look_ms = min(look_ms, asked_ms + task.version.policy.timeout)
+                look_ms = min(look_ms, asked_ms + _patience_ms(live, task, asked_ms))
                 attempt = Attempt(self._pool_of(task), asked_ms, 0.0, "asked")
                 result = TaskResult(task.name, TaskStatus.PENDING, None, None, 0.0, (attempt,), b"")
             records.append(replace(record, result=result))
@@ -332,11 +363,11 @@ class Tasks:
         return [name for name in live.asked if name not in live.join.results]
 
     def _silent_ms(self, live: Live, name: str) -> int:
-        return max(live.patient_ms, live.asked[name] + live.tasks[name].version.policy.timeout)
+        return max(live.patient_ms, live.asked[name] + _patience_ms(live, live.tasks[name], live.asked[name]))
 
-    def _silence(self, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
-        version = task.version
-        said = f"{version.model} {version.version} did not answer within its {version.policy.timeout} ms"
+    def _silence(self, live: Live, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
+        version, given_ms = task.version, _patience_ms(live, task, asked_ms)
+        said = f"{version.model} {version.version} did not answer within its {given_ms} ms"
         attempt = Attempt(self._pool_of(task), asked_ms, float(now_ms - asked_ms), "timeout")
         problem = Problem(Code.MODEL_TIMEOUT, said, task.name)
         return TaskResult(task.name, TaskStatus.TIMEOUT, None, problem, attempt.latency_ms, (attempt,), b"")
@@ -368,9 +399,27 @@ class Tasks:
 
     def _note(self, live: Live, effect: Effect) -> None:
         if isinstance(effect, Decide):
-            live.outcome = effect.outcome
+            results = {name: self._under_way(live, result) for name, result in effect.outcome.results.items()}
+            live.outcome = replace(effect.outcome, results=results)
             if live.enough is not None and not live.enough.done():
                 live.enough.set_result(None)
+
+    def _under_way(self, live: Live, result: TaskResult) -> TaskResult:
+        """A result that the join itself made, at the deadline or because others were enough, with the call that it cut
+        off: the model was asked."""
+        if result.attempts or result.status not in _CUT or result.task not in live.tasks:
+            return result
+        task, now_ms = live.tasks[result.task], self._clock.now_ms()
+        version, called_ms = live.called.get(result.task, ("", 0))
+        if task.queued and result.task in live.asked:
+            place, since_ms = self._pool_of(task), live.asked[result.task]
+        elif version == task.version.version and task.version.backend.type == "http":
+            place, since_ms = ", ".join(task.version.backend.endpoints), called_ms
+        else:
+            return result
+        late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
+        attempt = Attempt(place, since_ms, float(max(0, now_ms - since_ms)), "deadline" if late else "cancelled")
+        return replace(result, attempts=(attempt,), latency_ms=attempt.latency_ms)
 
     async def on_answer(self, live: Live, task: TaskPlan, answered: QueuedResult) -> str:
         """Join a pool's answer, or go on with what stands in; its fate: joined, late, repeated, unknown."""
@@ -378,11 +427,7 @@ class Tasks:
         if answered.version != task.version.version:
             # Of the version that failed before this one stood in.
             return "repeated"
-        answer = answered.answer
-        if answer.problem is not None and answer.problem.code is Code.DEADLINE_EXCEEDED:
-            # The task's own, which its version's policy sets: the request's has not come.
-            answer = replace(answer, problem=replace(answer.problem, code=Code.MODEL_TIMEOUT))
-        result = judge(task.name, task.version, answer, answered.latency_ms)
+        result = judge(task.name, task.version, _of_its_own(answered.answer), answered.latency_ms)
         if result.problem is None or live.join.decided or task.name in live.join.results:
             effect = self.join(live, result)
             return effect.reason if isinstance(effect, Ignore) else "joined"
@@ -478,9 +523,29 @@ async def encoded(
     return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
 
 
+def _others_left(task: TaskPlan) -> bool:
+    return any(each.version is not None for each in task.standbys)
+
+
+def _patience_ms(live: Live, task: TaskPlan, asked_ms: int) -> int:
+    """How long a version that is asked at ``asked_ms`` is waited for: as its policy says, and so that another that
+    could stand in for it has time to."""
+    given_ms = task.version.policy.timeout
+    if _others_left(task):
+        given_ms = min(given_ms, max(1, round((live.record.deadline_ms - asked_ms) * VERSION_SHARE)))
+    return given_ms
+
+
+def _of_its_own(answer: Answer) -> Answer:
+    """An answer that came too late by the task's own deadline: the request's has not come."""
+    if answer.problem is None or answer.problem.code is not Code.DEADLINE_EXCEEDED:
+        return answer
+    return replace(answer, problem=replace(answer.problem, code=Code.MODEL_TIMEOUT))
+
+
 def _has_better(task: TaskPlan) -> bool:
     """Whether the task has something to go on with instead of a call that will most likely fail."""
-    return JoinTask.of(task.spec).need == "default" or any(each.version is not None for each in task.standbys)
+    return JoinTask.of(task.spec).need == "default" or _others_left(task)
 
 
 def task_record(task: TaskPlan, inputs: TaskInputs) -> TaskRecord:

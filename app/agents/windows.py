@@ -9,7 +9,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import faust
 import orjson
@@ -51,6 +51,7 @@ ALL: Final = "all"
 """The segment that every comparison is of."""
 _REGISTRY_POLL_S: Final = 0.1
 _RETRY_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_Kept = TypeVar("_Kept")
 _REVISIONS_KNOWN_MAX: Final = 64
 _RECALLED_MAX: Final = 20_000
 
@@ -104,6 +105,7 @@ class Windows:
         self._registry = registry
         self._clock = clock
         self._known: OrderedDict[str, Mapping[RolloutName, Running]] = OrderedDict()
+        self._unknown: OrderedDict[str, None] = OrderedDict()
         self._segments: dict[ShadowName, set[str]] = {}
         self._recalled: dict[int, OrderedDict[str, None]] = {}
 
@@ -156,7 +158,7 @@ class Windows:
                 continue
             account = self._account(partition, step_key(running.step_id), accounts, StepStats)
             stats = cast(StepStats, account.content)
-            if record.offset > account.offset and stats.feed_decision(task, running.rollout.to):
+            if record.offset > account.offset and stats.feed_decision(task, running.rollout.to, decision.problems):
                 account.offset, account.touched = record.offset, True
 
     async def _count_shadow(
@@ -251,27 +253,32 @@ class Windows:
         return running if now is not None and now.step_id == running.step_id else None
 
     async def _rollouts_of(self, revision_id: str, record: InboundRecord) -> Mapping[RolloutName, Running]:
+        # A record can reach us before the revision that it names, by a clock that is ahead of ours, too.
+        give_up_ms = min(record.timestamp_ms, self._clock.now_ms()) + REGISTRY_GRACE_MS
         while revision_id not in self._known:
             # An old revision is compiled for it, which takes a while.
             revision = await asyncio.to_thread(self._registry.get, revision_id)
             if revision is not None:
                 return self._rollouts(revision)
-            if not 0 <= self._clock.now_ms() - record.timestamp_ms < REGISTRY_GRACE_MS:
-                return self._know(revision_id, {})
+            if revision_id in self._unknown or self._clock.now_ms() >= give_up_ms:
+                # Looked up again for each record, but not waited for again: it may come yet.
+                _keep(self._unknown, revision_id, None)
+                return {}
             await asyncio.sleep(_REGISTRY_POLL_S)
         return self._known[revision_id]
 
     def _rollouts(self, revision: Revision) -> Mapping[RolloutName, Running]:
         known = self._known.get(revision.id)
         if known is None:
-            known = self._know(revision.id, {each.name: each for each in rollouts_in(revision.documents)})
+            known = {each.name: each for each in rollouts_in(revision.documents)}
+            _keep(self._known, revision.id, known)
         return known
 
-    def _know(self, revision_id: str, rollouts: Mapping[RolloutName, Running]) -> Mapping[RolloutName, Running]:
-        self._known[revision_id] = rollouts
-        if len(self._known) > _REVISIONS_KNOWN_MAX:
-            self._known.popitem(last=False)
-        return rollouts
+
+def _keep(known: OrderedDict[str, _Kept], revision_id: str, value: _Kept) -> None:
+    known[revision_id] = value
+    if len(known) > _REVISIONS_KNOWN_MAX:
+        known.popitem(last=False)
 
 
 async def _until_published(attempt: Callable[[], Awaitable[None]]) -> None:

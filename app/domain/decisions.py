@@ -108,10 +108,11 @@ def refuse(record: DecisionRecord, status: Status, problems: tuple[Problem, ...]
 
 
 def must_answer(plan: Plan, task: TaskPlan) -> bool:
-    """Whether the request cannot end well without this task's own version, so that what it lacks is the request's."""
+    """Whether the request cannot end well without an answer of this task, so that what its versions lack is the
+    request's."""
     if plan.rule.spec.join.policy != "all" or task.spec.after:
         return False
-    return JoinTask.of(task.spec).need == "required" and not any(each.version for each in task.standbys)
+    return JoinTask.of(task.spec).need == "required"
 
 
 def condition(task: TaskPlan, plan: Plan, results: Mapping[str, TaskResult]) -> TaskResult | None:

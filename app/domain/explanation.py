@@ -266,7 +266,11 @@ def _task(plan: Plan, compiled: CompiledTask, task: TaskPlan, request: Request, 
         tuple(versions),
     )
     lacking = tuple(dict.fromkeys(problem for each in traced.serving for problem in each.problems))
-    if not lacking or must_answer(plan, task):
+    other = any(
+        each.version is not None and not _request_problems(plan.revision, each.version, request)
+        for each in task.standbys
+    )
+    if not lacking or (must_answer(plan, task) and not other):
         return replace(traced, problems=lacking)
     notes = tuple(
         f"version {each.version.version}: {problem.message}; {_instead(plan, task, each.version, request)}"

@@ -11,7 +11,7 @@ bound holds; anything else waits.
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -21,6 +21,7 @@ from app.domain.comparison_stats import Latencies
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import TaskStatus
 from app.domain.documents import Document, Route
+from app.domain.errors import Code, Problem
 from app.domain.join import Status
 from app.domain.registry import rolled_out, rollout_digest
 from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
@@ -36,7 +37,8 @@ RESUMED: Final = "resumed"
 """How the reason of a status begins that an operator let go on."""
 _NAMESPACE: Final = uuid.UUID("2d1f9a54-6a51-5c0b-9f61-0c3d8a7be214")
 _ID_BYTES_MAX: Final = 512
-_UNCOUNTED: Final = (TaskStatus.SKIPPED, TaskStatus.PENDING)
+_NOT_ITS_FAULT: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED)
+"""Why a task is skipped whatever its version is."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,22 +121,33 @@ class StepStats:
     flips: int = 0
     latencies: Latencies = field(default_factory=Latencies)
 
-    def feed_decision(self, task: TaskRecord, version: str) -> bool:
+    def feed_decision(self, task: TaskRecord, version: str, problems: Sequence[Problem] = ()) -> bool:
         """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it did either.
 
-        A task that was not run, or cancelled because others were enough, says nothing of its version.
+        What it lacks to be asked at all, a feature say, is its failure too: its record, or among the decision's
+        ``problems`` where these ended the request. A task that was not to be run, or was cancelled because others were
+        enough, says nothing of its version.
         """
         fed = False
         for each in (*task.earlier, task):
             result = each.result
             # Drawn by chance, and not asked for by a caller or come to because another version failed.
-            drawn = each.selected_by == "rollout"
-            if each.version != version or not drawn or result is None or result.status in _UNCOUNTED:
+            if each.version != version or each.selected_by != "rollout":
+                continue
+            failed = any(map(_is_its_own, (problem for problem in problems if problem.task == task.name)))
+            if result is None:
+                ended = failed
+            elif result.status is TaskStatus.SKIPPED:
+                failed = ended = result.problem is not None and _is_its_own(result.problem)
+            else:
+                ended, failed = result.status is not TaskStatus.PENDING, result.status is not TaskStatus.OK
+            if not ended:
                 continue
             fed = True
             self.decisions += 1
-            self.errors += result.status is not TaskStatus.OK
-            self.latencies.add(result.latency_ms)
+            self.errors += failed
+            if result is not None and result.attempts:
+                self.latencies.add(result.latency_ms)
         return fed
 
     def feed_shadow(self, evidence: Mapping[str, Any]) -> bool:
@@ -188,6 +201,10 @@ class StepStats:
         }
 
 
+def _is_its_own(problem: Problem) -> bool:
+    return problem.code not in _NOT_ITS_FAULT
+
+
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,10 +239,17 @@ class Abort:
 Verdict = Stay | Advance | Promote | Abort
 
 
-def judge(rollout: Rollout, status: RolloutStatus, stats: StepStats, now_ms: int) -> Verdict:
-    """What follows for a rollout from its step's ``stats`` at ``now_ms``. Nothing moves unless it is progressing."""
+def judge(
+    rollout: Rollout, status: RolloutStatus, stats: StepStats, now_ms: int, *, barred: str | None = None
+) -> Verdict:
+    """What follows for a rollout from its step's ``stats`` at ``now_ms``. Nothing moves unless it is progressing.
+
+    ``barred``: why the new version may not decide, where it may not; its part of the subjects is badly served by then.
+    """
     if status.state != "progressing":
         return Stay(f"it is {status.state}")
+    if barred is not None:
+        return Abort(barred)
     broken, doubtful = _held_against(rollout, stats)
     if broken is not None:
         return Abort(broken)

@@ -276,9 +276,8 @@ def _plan_task(
                 if each.version is None or usable(revision, each.version, now_ms)
             ],
         )
-    barred = None
-    if not usable(revision, version, now_ms):
-        barred = _why_barred(version, spec.name)
+    barred = barred_by(revision, version, now_ms, spec.name)
+    if barred is not None:
         needed = whole and spec.need == "required" and not spec.after
         if spec.on_unavailable == "reject" or (needed and not standbys):
             return barred
@@ -319,8 +318,10 @@ def usable(revision: Revision, version: ModelVersionSpec, now_ms: int) -> bool:
     return version.governance is not None and not expired(revision, version, now_ms)
 
 
-def _why_barred(version: ModelVersionSpec, task: str) -> Problem:
-    """Why a version that is not usable is not."""
+def barred_by(revision: Revision, version: ModelVersionSpec, now_ms: int, task: str) -> Problem | None:
+    """Why a version may not decide; None where it may."""
+    if usable(revision, version, now_ms):
+        return None
     named, governance = f"{version.model} {version.version}", version.governance
     if governance is None:
         return Problem(Code.VERSION_UNAPPROVED, f"{named} has no governance: nobody has approved it", task)

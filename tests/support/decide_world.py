@@ -9,7 +9,7 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -196,7 +196,8 @@ class FixedRegistry:
 class ScriptedModel:
     """A ``ModelBackend`` that takes as many virtual milliseconds as the amount says, and never answers twice alike.
 
-    So two decisions for one request would differ in their bytes. A negative amount is an error, one above 10,000 hangs.
+    So two decisions for one request would differ in their bytes. A negative amount is an error, one above 10,000 hangs,
+    past the row's deadline too.
     """
 
     def __init__(self, clock: Clock, numbers: "itertools.count[int]") -> None:
@@ -216,7 +217,11 @@ class ScriptedModel:
             return (Answer(None, Problem(Code.MODEL_ERROR, "negative"), (attempt,), b""),)
         if amount > 10_000:
             await asyncio.get_running_loop().create_future()
-        await asyncio.sleep(amount / 1000)
+        given_ms = row.deadline_ms - self._clock.now_ms()
+        await asyncio.sleep(min(amount, given_ms) / 1000)
+        if amount > given_ms:
+            late = replace(attempt, latency_ms=float(given_ms), outcome="deadline")
+            return (Answer(None, Problem(Code.DEADLINE_EXCEEDED, "too late"), (late,), b"row"),)
         return (Answer({"probability": probability(next(self._numbers))}, None, (attempt,), b"row"),)
 
     def refusal(self, version: ModelVersionSpec) -> Answer | None:

@@ -149,6 +149,16 @@ def reasons(made: World, request_id: str = "r") -> dict[str, str]:
 
 
 @in_virtual_time
+@pytest.mark.parametrize("path", ["/inline", "/standby"])
+async def test_what_no_version_can_be_asked_without_is_the_callers_to_send(path: str) -> None:
+    """Whether something could stand in or not: the request is rejected."""
+    made = await world()
+    made.send("r", value=orjson.dumps({"path": path, "entities": {"applicant_id": 17}, "inputs": {}}))
+    await settled(made)
+    assert (made.reply()["status"], made.reply()["errors"][0]["code"]) == ("rejected", "feature_missing")
+
+
+@in_virtual_time
 async def test_an_ejected_version_gives_way_without_a_call() -> None:
     """Its fallback answers at once; the record says that it was ejected, and by which endpoints."""
     made = await world()
@@ -480,6 +490,85 @@ async def test_a_silent_store_leaves_time_to_decide_with_defaults() -> None:
     assert (task.features[-1].status, task.features[-1].value) == ("DEFAULTED", 30)
 
 
+@in_virtual_time
+async def test_what_hangs_leaves_time_for_what_stands_in() -> None:
+    """Its policy has a second and the request 400 ms, of which three quarters are its own, and the rest the pool's."""
+    made = await world()
+    made.send("r", "/standby", amount=9_000.0)
+    await asyncio.sleep(0.32)
+    await answered(made, within_s=0.01)
+    await settled(made)
+    pd, _ = decision(made).tasks
+    assert (made.reply()["status"], pd.version, made.reply()["latency_ms"] < 400) == ("completed", "2", True)
+    (first,) = pd.earlier
+    assert first.result is not None
+    assert first.result.problem is not None
+    assert (first.result.status, first.result.problem.code) == (TaskStatus.TIMEOUT, Code.MODEL_TIMEOUT)
+
+
+@in_virtual_time
+async def test_a_pool_that_is_silent_leaves_time_for_what_stands_in() -> None:
+    """By the deadline, however long its policy would wait."""
+    made = await world()
+    made.send("r", "/standin")
+    await settled(made)
+    pd = decision(made).tasks[0]
+    assert (made.reply()["status"], pd.version) == ("completed", "4")
+    assert [each.version for each in pd.earlier] == ["2", "3"]
+
+
+# --- calls that are cut off -------------------------------------------------------------------------------------------
+
+
+def attempts(record: DecisionRecord) -> dict[str, list[tuple[str, float, str]]]:
+    """Of each task that has a result: where to, how long and how it ended."""
+    return {
+        task.name: [(each.endpoint, each.latency_ms, each.outcome) for each in task.result.attempts]
+        for task in record.tasks
+        if task.result is not None
+    }
+
+
+@in_virtual_time
+async def test_a_call_that_the_deadline_cuts_off_is_recorded() -> None:
+    """However it comes that the backend does not tell of it: the model was asked, and this long nothing came."""
+    made = await world()
+    made.send("r", "/defaulted", amount=20_000.0)
+    made.send("s", "/unserved", correlation="s")
+    await settled(made)
+    (record,) = (each for each in made.audits() if each.request_id == "r")
+    (result,) = (task.result for task in record.tasks)
+    assert result is not None
+    assert attempts(record) == {"pd": [("http://127.0.0.1:9001", 420.0, "deadline")]}
+    assert (result.status, result.latency_ms) == (TaskStatus.DEFAULTED, 420.0)
+
+
+@in_virtual_time
+async def test_a_pool_that_the_deadline_cuts_off_is_recorded() -> None:
+    """Its policy would have waited longer."""
+    made = await world()
+    made.send("r", "/queued")
+    await settled(made)
+    (attempt,) = attempts(decision(made))["pd"]
+    assert (attempt[0], attempt[2]) == ("inference.tasks.default", "deadline")
+    assert 390 <= attempt[1] <= 400
+
+
+@in_virtual_time
+async def test_a_call_that_others_made_needless_is_recorded() -> None:
+    """The rest of a quorum was asked too, and is skipped."""
+    made = await world()
+    made.send("r", "/quorum", amount=300.0)
+    await asyncio.sleep(0.1)
+    for task in made.tasks():
+        made.answer(task)
+    await settled(made)
+    assert statuses(made.reply()) == {"pd": "skipped", "b": "ok", "c": "ok"}
+    ((place, waited_ms, outcome),) = attempts(decision(made))["pd"]
+    assert (place, outcome) == ("http://127.0.0.1:9001", "cancelled")
+    assert 90 <= waited_ms < 300
+
+
 # --- quorums ----------------------------------------------------------------------------------------------------------
 
 
@@ -692,7 +781,21 @@ async def test_shadows_are_shed_first() -> None:
     assert [made.reply(f"c{number}")["status"] for number in range(10)] == ["completed"] * 10
     kinds = [record.kind for record in made.audits()]
     assert kinds.count(Kind.DECISION) == 10
-    assert 4 <= kinds.count(Kind.SHADOW) < 10
+    assert 3 <= kinds.count(Kind.SHADOW) < 10
+
+
+@in_virtual_time
+async def test_a_shadow_that_hangs_leaves_others_room() -> None:
+    """Of two that are shadows one has two thirds of the slots at most."""
+    made = await world()
+    for number in range(4):
+        made.send(f"p{number}", "/pooled", correlation=f"p{number}")
+    await asyncio.sleep(0.05)
+    for number in range(2):
+        made.send(f"s{number}", "/shadowed", correlation=f"s{number}")
+    await settled(made)
+    shadows = [each.tasks[0].version for each in made.audits() if each.kind is Kind.SHADOW]
+    assert sorted(shadows) == ["2", "2", "2", "4"]
 
 
 @in_virtual_time

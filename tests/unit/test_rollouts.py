@@ -8,7 +8,8 @@ import pytest
 
 from app.adapters.record_codec import decode_record, encode_record
 from app.domain.decisions import TaskRecord
-from app.domain.dispatch import TaskResult, TaskStatus
+from app.domain.dispatch import Attempt, TaskResult, TaskStatus
+from app.domain.errors import Code, Problem
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
 from app.domain.rollouts import (
     Abort,
@@ -118,11 +119,17 @@ def task(*results: tuple[str, TaskStatus]) -> TaskRecord:
             "required",
             None,
             (),
-            TaskResult("first", state, None, None, 12.0, (), b""),
+            result(state),
         )
         for version, state in results
     ]
     return replace(records[-1], earlier=tuple(records[:-1]))
+
+
+def result(state: TaskStatus, problem: Problem | None = None) -> TaskResult:
+    called = state is not TaskStatus.SKIPPED
+    attempts = (Attempt("http://model", BEGAN, 12.0, "ok"),) if called else ()
+    return TaskResult("first", state, None, problem, 12.0 if called else 0.0, attempts, b"")
 
 
 def test_only_what_the_new_version_answered_counts() -> None:
@@ -134,6 +141,45 @@ def test_only_what_the_new_version_answered_counts() -> None:
     assert made.feed_decision(task(("2", TaskStatus.DEFAULTED)), "2")
     assert not made.feed_decision(task(("2", TaskStatus.SKIPPED)), "2")
     assert (made.decisions, made.errors, made.latencies.count) == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("code", "counts"),
+    [
+        (Code.FEATURE_MISSING, True),
+        (Code.FEATURE_STALE, True),
+        (Code.VERSION_EXPIRED, True),
+        (Code.PREDECESSOR_FAILED, False),
+        (Code.CONDITION_FAILED, False),
+    ],
+)
+@pytest.mark.parametrize("stood_in", [False, True])
+def test_what_a_version_lacks_to_be_asked_is_its_failure(code: Code, counts: bool, stood_in: bool) -> None:
+    """Whether another stood in or not; it has no latency. What the route or another task lacks is not."""
+    made = StepStats()
+    skipped = replace(task(("2", TaskStatus.SKIPPED)), result=result(TaskStatus.SKIPPED, Problem(code, "no", "first")))
+    whole = replace(task(("1", TaskStatus.OK)), earlier=(skipped,)) if stood_in else skipped
+    assert made.feed_decision(whole, "2") is counts
+    assert (made.decisions, made.errors, made.latencies.count) == (counts, counts, 0)
+
+
+def test_what_ended_the_request_before_any_task_is_its_versions_failure() -> None:
+    """The record has no result then, and the decision's problems name the task."""
+    made = StepStats()
+    unasked = replace(task(("2", TaskStatus.OK)), result=None)
+    missing = Problem(Code.FEATURE_MISSING, "no income", "first")
+    assert not made.feed_decision(unasked, "2")
+    assert not made.feed_decision(unasked, "2", [replace(missing, task="second")])
+    assert not made.feed_decision(unasked, "1", [missing])
+    assert made.feed_decision(unasked, "2", [missing])
+    assert (made.decisions, made.errors, made.latencies.count) == (1, 1, 0)
+
+
+def test_a_version_that_may_not_decide_any_more_is_taken_back() -> None:
+    """At once: its part of the subjects is turned away."""
+    barred = judge(rollout(), status(), stats(0), BEGAN, barred="inline 2 was valid until 2026-11-29")
+    assert barred == Abort("inline 2 was valid until 2026-11-29")
+    assert isinstance(judge(rollout(), status("paused"), stats(0), BEGAN, barred="it was"), Stay)
 
 
 def running(state: Any = "progressing", step: int = 0) -> Running:

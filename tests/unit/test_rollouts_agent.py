@@ -86,6 +86,37 @@ async def test_a_decision_counts_for_the_step_of_its_revision(world: World, work
     assert seen(world) == (1, 0)
 
 
+@pytest.mark.parametrize("ahead_ms", [1, 3_600_000])
+async def test_a_clock_that_is_ahead_hides_no_decision(world: World, worker: RolloutsWorker, ahead_ms: int) -> None:
+    """The first decision of a revision reaches the worker before the revision, and seems to come from the future."""
+    for _ in range(5):
+        world.decide()
+    await settle(worker)
+    assert world.statuses()[-1][:2] == ("progressing", 1)
+    worker.registry.behind = 1
+    world.clock.now += ahead_ms
+    world.decide()
+    world.clock.now -= ahead_ms
+    world.decide()
+    await worker.count()
+    assert seen(world) == (2, 0)
+
+
+async def test_a_revision_that_comes_late_is_known_from_then_on(world: World, worker: RolloutsWorker) -> None:
+    """What was decided under it before cannot be placed; nothing of it is remembered against what comes after."""
+    for _ in range(5):
+        world.decide()
+    await settle(worker)
+    worker.registry.behind = 100
+    world.decide()
+    world.clock.now += 3_600_000
+    await worker.count()
+    worker.registry.behind = 0
+    world.decide()
+    await worker.count()
+    assert seen(world) == (1, 0)
+
+
 async def test_a_step_is_left_only_when_all_that_the_log_held_is_counted(world: World, worker: RolloutsWorker) -> None:
     """What waits in the log at the end of a step may be what takes the rollout back."""
     for _ in range(5):
