@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from app.adapters.record_codec import EntryState, read_entry_header
 from app.adapters.task_codec import decode_task
 from app.agents.decider import CATCH_UP_MS
+from app.agents.tasks import VERSION_SHARE
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import TaskStatus
 from app.domain.errors import Code, Problem
@@ -263,10 +264,17 @@ class Decide(RuleBasedStateMachine):
                 if result.status is TaskStatus.OK:
                     assert result.attempts[-1].endpoint.rpartition(" ")[2] == task.version
                 if result.attempts and result.attempts[-1].endpoint == TASKS:
-                    assert result.status in (TaskStatus.TIMEOUT, TaskStatus.DEFAULTED)
-                    assert result.latency_ms >= versions[task.model, task.version].policy.timeout
+                    asked = result.attempts[-1]
                     assert record.decided_ms is not None
-                    assert record.decided_ms >= result.attempts[-1].started_ms + result.latency_ms
+                    assert record.decided_ms >= asked.started_ms + result.latency_ms
+                    if asked.outcome == "cancelled":
+                        assert result.status is TaskStatus.SKIPPED
+                    else:
+                        assert result.status in (TaskStatus.TIMEOUT, TaskStatus.DEFAULTED)
+                        left_ms = record.deadline_ms - asked.started_ms
+                        # Whoever has something to go on with is given up earlier.
+                        share_ms = round(left_ms * VERSION_SHARE) if asked.outcome == "timeout" else left_ms
+                        assert result.latency_ms >= min(versions[task.model, task.version].policy.timeout, share_ms)
                 assert len({task.version, *(each.version for each in task.earlier)}) == len(task.earlier) + 1
 
     def _judge_end(self, decisions: dict[str, DecisionRecord]) -> None:
