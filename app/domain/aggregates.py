@@ -11,13 +11,17 @@ is leaving counts until it has left as a whole. So a window of length W and tile
 ("On Synopses for Distinct-Value Estimation", SIGMOD 2007), whose standard error is 6.3 %.
 
 An event is late when it lies more than ``lateness`` before the latest that was seen of its entity, and is not counted.
-Within that bound ids of events are remembered, so that one that is sent twice counts once. What bounds the memory of
-ids never counts twice: past ``IDS_MAX`` the oldest are forgotten, and unknown ids of their time are refused as late.
+Within that bound ids of events are remembered, by hashes of 64 bits, so that one that is sent twice counts once. What
+bounds the memory of ids never counts twice: past ``IDS_MAX`` the oldest are forgotten, and unknown ids of their time
+are refused as late.
 """
 
+import base64
 import hashlib
 import heapq
+import itertools
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,12 +37,15 @@ TILE_SIZES_MS: Final = tuple(
 TILES_MAX: Final = 120
 """Of a window: its tiles are the smallest of which no more are needed."""
 SKETCH_SIZE: Final = 256
-IDS_MAX: Final = 1_000
-"""Of one entity: some 25 KB, beside tiles of a few."""
+IDS_MAX: Final = 10_000
+"""Of one entity: 120 KB at most, beside tiles of a few."""
+_IDS_KEPT: Final = 1_000
+"""So many may stay that are older than an event may be late."""
 STATE_BYTES_MAX: Final = 700_000
 """What all tiles of an entity can grow to; beside its ids it fits into a record of Kafka's 1 MB."""
 REFRESH_MS_MAX: Final = 6 * 3_600_000
 
+_ID_BYTES: Final = 8
 _HASH_BYTES: Final = 6
 _HASH_SPACE: Final = 2 ** (8 * _HASH_BYTES)
 _SKETCH_BYTES: Final = SKETCH_SIZE * 8  # the digits of a hash, compressed
@@ -125,8 +132,8 @@ class Outcome(StrEnum):
 class State:
     """What is kept of one entity: the tiles, by size and number, and up to which offset they count.
 
-    ``floor_ms`` is the last tombstone's time, ``written_ms`` as of when the values were computed last, and
-    ``deleted`` holds from a tombstone that leaves nothing until the next event.
+    ``ids`` are hashes of events' ids, with their times. ``floor_ms`` is the last tombstone's time, ``written_ms`` as of
+    when the values were computed last, and ``deleted`` holds from a tombstone that leaves nothing until the next event.
     """
 
     offset: int = -1
@@ -135,7 +142,7 @@ class State:
     forgotten_ms: int = -1
     written_ms: int = -1
     deleted: bool = False
-    ids: dict[str, int] = field(default_factory=dict)
+    ids: dict[int, int] = field(default_factory=dict)
     tiles: dict[int, dict[int, Tile]] = field(default_factory=dict)
 
     @property
@@ -192,33 +199,39 @@ class Plan:
         if event.offset <= state.offset:
             return Outcome.AGAIN
         state.offset = event.offset
-        if event.id is not None and event.id in state.ids:
+        hashed = None if event.id is None else _hash_of(event.id)
+        if hashed is not None and hashed in state.ids:
             return Outcome.DUPLICATE
         oldest_ms = max(state.watermark_ms - self.lateness_ms, state.floor_ms + 1)
-        if event.id is not None:
+        if hashed is not None:
             oldest_ms = max(oldest_ms, state.forgotten_ms + 1)
         if event.time_ms < oldest_ms:
             return Outcome.LATE
         state.watermark_ms = max(state.watermark_ms, event.time_ms)
         state.deleted = False
-        self._remember(state, event)
+        if hashed is not None:
+            self._remember(state, hashed, event.time_ms)
         for tile_ms, (atoms, _) in self._levels.items():
             tile = state.tiles.setdefault(tile_ms, {}).setdefault(event.time_ms // tile_ms, {})
             for of, kind in atoms:
                 _add(tile, of, kind, event)
         return Outcome.COUNTED
 
-    def _remember(self, state: State, event: Event) -> None:
-        if event.id is not None:
-            state.ids[event.id] = event.time_ms
-        oldest_ms = state.watermark_ms - self.lateness_ms
+    def _remember(self, state: State, hashed: int, time_ms: int) -> None:
+        state.ids[hashed] = time_ms
         if len(state.ids) > IDS_MAX:
-            state.ids = {id_: time_ms for id_, time_ms in state.ids.items() if time_ms >= oldest_ms}
+            self._forget_late(state, 0)
         while len(state.ids) > IDS_MAX:
             # A tenth at once, so that a flood of ids does not sort them each time.
-            for id_, time_ms in heapq.nsmallest(IDS_MAX // 10, state.ids.items(), key=lambda item: item[1]):
-                del state.ids[id_]
-                state.forgotten_ms = max(state.forgotten_ms, time_ms)
+            for oldest, its_ms in heapq.nsmallest(IDS_MAX // 10, state.ids.items(), key=lambda item: item[1]):
+                del state.ids[oldest]
+                state.forgotten_ms = max(state.forgotten_ms, its_ms)
+
+    def _forget_late(self, state: State, kept: int) -> None:
+        """Drop ids of events that would be late anyway, if there are more than ``kept``."""
+        if len(state.ids) > kept:
+            oldest_ms = state.watermark_ms - self.lateness_ms
+            state.ids = {hashed: time_ms for hashed, time_ms in state.ids.items() if time_ms >= oldest_ms}
 
     def delete(self, state: State, offset: int, time_ms: int) -> Outcome:
         """A tombstone: events up to ``time_ms`` are gone, and those that lie in its tile and came before it."""
@@ -236,10 +249,12 @@ class Plan:
         return max(now_ms, state.written_ms + 1, state.floor_ms + 1)
 
     def values(self, state: State, as_of_ms: int) -> tuple[Any, ...]:
-        """The value of each aggregation; tiles that are out of every window are dropped from the state.
+        """The value of each aggregation; tiles that are out of every window, and most ids that are of no use any more,
+        are dropped from the state.
 
         Without events count, sum and distinct are 0 and the others None.
         """
+        self._forget_late(state, _IDS_KEPT)
         for tile_ms, tiles in list(state.tiles.items()):
             atoms_window = self._levels.get(tile_ms)
             window_ms = atoms_window[1] if atoms_window else 0
@@ -305,6 +320,10 @@ def _add(tile: Tile, of: str, kind: str, event: Event) -> None:
                 held[kind] = heapq.nsmallest(SKETCH_SIZE, [*sketch, hashed])
 
 
+def _hash_of(id_: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id_.encode(), digest_size=_ID_BYTES).digest(), "big")
+
+
 def _hash(value: Any) -> int:
     text = f"{type(value).__name__}:{value}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=_HASH_BYTES).digest(), "big")
@@ -358,7 +377,7 @@ def write_state(state: State) -> bytes:
         "forgotten": state.forgotten_ms,
         "written": state.written_ms,
         "deleted": state.deleted,
-        "ids": state.ids,
+        "ids": _packed_ids(state.ids),
         "tiles": {
             str(tile_ms): {str(number): tile for number, tile in tiles.items()}
             for tile_ms, tiles in state.tiles.items()
@@ -383,11 +402,37 @@ def read_state(entry: bytes) -> State:
             content["forgotten"],
             content["written"],
             content["deleted"],
-            content["ids"],
+            _read_ids(content["ids"]),
             {
                 int(tile_ms): {int(number): tile for number, tile in tiles.items()}
                 for tile_ms, tiles in content["tiles"].items()
             },
         )
-    except (zstandard.ZstdError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (
+        zstandard.ZstdError,
+        orjson.JSONDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise ValueError(f"damaged aggregates entry: {error!r}") from error
+
+
+def _packed_ids(ids: Mapping[int, int]) -> str:
+    """Ids in the order of their times: the times, each by how much it is later than the one before, then the hashes.
+
+    Hashes do not compress, so they are held in as few bytes as they have.
+    """
+    hashes = sorted(ids, key=ids.__getitem__)
+    times = [ids[hashed] for hashed in hashes]
+    steps = [later - before for before, later in zip([0, *times], times, strict=False)]
+    return base64.b64encode(struct.pack(f"<{len(ids)}q{len(ids)}Q", *steps, *hashes)).decode()
+
+
+def _read_ids(packed: str) -> dict[int, int]:
+    content = base64.b64decode(packed, validate=True)
+    count = len(content) // 16
+    numbers = struct.unpack(f"<{count}q{count}Q", content)
+    return dict(zip(numbers[count:], itertools.accumulate(numbers[:count]), strict=True))

@@ -9,6 +9,7 @@ import pytest
 from app.domain.aggregates import (
     IDS_MAX,
     SKETCH_SIZE,
+    STATE_BYTES_MAX,
     TILES_MAX,
     Aggregation,
     Event,
@@ -193,11 +194,34 @@ def test_ids_are_bounded_and_nothing_counts_twice() -> None:
     for number in range(IDS_MAX + 1):
         assert one.feed(state, Event(number, NOW_MS + number, {"x": 1.0}, f"id-{number}")) is Outcome.COUNTED
     assert len(state.ids) <= IDS_MAX
-    again = [one.feed(state, Event(10_000 + n, NOW_MS + n, {"x": 1.0}, f"id-{n}")) for n in range(IDS_MAX + 1)]
+    again = [one.feed(state, Event(20_000 + n, NOW_MS + n, {"x": 1.0}, f"id-{n}")) for n in range(IDS_MAX + 1)]
     assert set(again) == {Outcome.LATE, Outcome.DUPLICATE}
     assert one.values(state, NOW_MS) == (IDS_MAX + 1,)
     # Those without an id were never to be told from duplicates.
-    assert one.feed(state, Event(20_000, NOW_MS, {"x": 1.0})) is Outcome.COUNTED
+    assert one.feed(state, Event(40_000, NOW_MS, {"x": 1.0})) is Outcome.COUNTED
+
+
+def test_thousands_of_events_of_one_moment_count() -> None:
+    """As those of a file that knows only days; sent again they count once, from what the table keeps."""
+    one, state = plan("count"), State()
+    for number in range(3_000):
+        assert one.feed(state, Event(number, NOW_MS, {"x": 1.0}, f"id-{number}")) is Outcome.COUNTED
+    state = read_state(write_state(state))
+    for number in range(3_000):
+        assert one.feed(state, Event(3_000 + number, NOW_MS, {"x": 1.0}, f"id-{number}")) is Outcome.DUPLICATE
+    assert one.values(state, NOW_MS) == (3_000,)
+
+
+def test_as_many_ids_as_there_may_be_fit_beside_the_largest_tiles() -> None:
+    """Their times as far apart as they can be."""
+    one, state = plan("count", lateness_ms=DAY_MS), State()
+    times = random.Random(7)
+    for number in range(IDS_MAX):
+        one.feed(state, Event(number, NOW_MS - times.randrange(DAY_MS), {"x": 1.0}, f"id-{number}"))
+    assert len(state.ids) == IDS_MAX
+    entry = write_state(state)
+    assert read_state(entry) == state
+    assert STATE_BYTES_MAX + len(entry) < 900_000
 
 
 def test_ids_past_the_lateness_go_first() -> None:
