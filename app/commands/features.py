@@ -139,6 +139,7 @@ def load(
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
         journal = Journal.open(settings, file, **options)
         with FeatureFile(file, format_of(file, format_)) as rows:
+            _tell_unnamed(rows)
             reader, ignored = row_reader(
                 view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
             )
@@ -199,6 +200,17 @@ def load(
                 f"they lie in {letters}. Mend what is said and load the file again, or redrive them:{refused.listed()}"
             )
         )
+
+
+def _tell_unnamed(file: FeatureFile) -> None:
+    if file.unnamed:
+        places = ", ".join(map(str, file.unnamed))
+        said = (
+            f"columns {places} have no names and are"
+            if len(file.unnamed) > 1
+            else f"column {places} has no name and is"
+        )
+        typer.echo(f"note: {file.path}: {said} left out", err=True)
 
 
 def _check(
@@ -510,6 +522,7 @@ def _keys_of(path: Path, view: str, spec: FeatureViewSpec) -> list[EntityKey]:
     found: dict[EntityKey, None] = {}
     names = [entity.name for entity in spec.entities]
     with FeatureFile(path, format_of(path, None)) as rows:
+        _tell_unnamed(rows)
         for row in rows.rows():
             try:
                 if row.fault is not None:

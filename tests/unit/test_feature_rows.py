@@ -1,7 +1,7 @@
 """Rows of files: columns to features, cells to types, faults with their column, ids that stay."""
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "expected_ms"),
+    ("moment", "expected_ms"),
     [
         ("1795392000123", NOW_MS + 123),
         ("2026-11-23T00:00:00", NOW_MS),
@@ -112,10 +112,10 @@ def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
         (datetime(2026, 11, 23, tzinfo=UTC), NOW_MS),
     ],
 )
-def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
+def test_event_times_of_a_column(moment: object, expected_ms: int) -> None:
     """Epoch milliseconds, ISO 8601, or the file's own timestamps."""
-    one = reader("iban", "branch", "age", "at", time_column="at", text=isinstance(time, str))
-    cells = {"iban": "DE1", "branch": "3" if isinstance(time, str) else 3, "age": 1, "at": time}
+    one = reader("iban", "branch", "age", "at", time_column="at", text=isinstance(moment, str))
+    cells = {"iban": "DE1", "branch": "3" if isinstance(moment, str) else 3, "age": 1, "at": moment}
     assert one.read(1, cells, NOW_MS)[1].event_time_ms == expected_ms
 
 
@@ -281,6 +281,105 @@ def test_faults_of_rows_have_their_line(tmp_path: Path) -> None:
     with FeatureFile(lines, "jsonl") as file:
         found = [(row.number, row.place, row.fault is None) for row in file.rows()]
     assert found == [(1, "line 1", True), (2, "line 3", False), (3, "line 4", False), (4, "line 5", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", b"a,b\n"), ("a.csv", b"\xef\xbb\xbfa,b\r\n\r\n"), ("a.jsonl", b"\xef\xbb\xbf\n\n"), ("a.parquet", None)],
+)
+def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """Whatever its format: whoever loads it takes it for one that has some."""
+    path = tmp_path / name
+    if content is None:
+        parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.int64())}), path)
+    else:
+        path.write_bytes(content)
+    with (
+        pytest.raises(ConfigurationError, match=f"{name} is empty: "),
+        FeatureFile(path, format_of(path, None)) as file,
+    ):
+        list(file.rows())
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path: Path) -> None:
+    """As pandas writes its index; a line that has too few cells is still one."""
+    csv = tmp_path / "a.csv"
+    csv.write_text(",a,b,\n0,1,2,\n1,3\n")
+    with FeatureFile(csv, "csv") as file:
+        rows = list(file.rows())
+    assert (file.header, file.unnamed) == (("a", "b"), (1, 4))
+    assert [(row.cells, row.fault) for row in rows] == [
+        ({"a": "1", "b": "2"}, None),
+        ({}, "2 cells, and the header has 4"),
+    ]
+
+
+def test_cells_are_as_long_as_an_update_can_be(tmp_path: Path) -> None:
+    """A list of 10,000 numbers is a cell of CSV too."""
+    csv = tmp_path / "a.csv"
+    csv.write_text(f"a,b\n1,{'x' * 200_000}\n")
+    with FeatureFile(csv, "csv") as file:
+        [row] = file.rows()
+    assert len(row.cells["b"]) == 200_000
+
+
+def test_json_lines_may_begin_with_a_mark(tmp_path: Path) -> None:
+    """A byte order mark, as spreadsheets write it, is none of the text."""
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    with FeatureFile(lines, "jsonl") as file:
+        assert [(row.cells, row.fault) for row in file.rows()] == [({"a": 1}, None), ({"a": 2}, None)]
+
+
+def test_nanoseconds_of_parquet_are_cut_to_microseconds(tmp_path: Path) -> None:
+    """Python's times have no more, in columns as in lists."""
+    nanos, table = pyarrow.timestamp("ns", "UTC"), tmp_path / "a.parquet"
+    at = NOW_MS * 1_000_000 + 1_234
+    written = {
+        "at": pyarrow.array([at, None], nanos),
+        "list": pyarrow.array([[at, None], None], pyarrow.list_(nanos)),
+        "struct": pyarrow.array([{"at": at}, None], pyarrow.struct([("at", nanos)])),
+        "spent": pyarrow.array([1_234, None], pyarrow.duration("ns")),
+        "time": pyarrow.array([1_234, None], pyarrow.time64("ns")),
+    }
+    parquet.write_table(pyarrow.table(written), table)
+    with FeatureFile(table, "parquet") as file:
+        first, second = file.rows()
+    moment = datetime.fromtimestamp(NOW_MS // 1_000, UTC).replace(microsecond=1)
+    assert first.cells == {
+        "at": moment, "list": [moment, None], "struct": {"at": moment},
+        "spent": timedelta(microseconds=1), "time": time(0, 0, 0, 1),
+    }  # fmt: skip
+    assert set(second.cells.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [([2**52], pyarrow.timestamp("ms")), ([1], pyarrow.timestamp("us", "Nowhere/Nothing"))],
+)
+def test_a_table_that_python_cannot_hold_is_told(tmp_path: Path, values: list[int], type_: Any) -> None:
+    """A year past 9999, or a time zone that nobody knows: one line, and the file's name."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": pyarrow.array(values, type_)}), path)
+    with (
+        pytest.raises(ConfigurationError, match=r"a\.parquet cannot be read as parquet, after row 0: "),
+        FeatureFile(path, "parquet") as file,
+    ):
+        list(file.rows())
+
+
+def test_a_damaged_table_is_told(tmp_path: Path) -> None:
+    """Its footer is sound, so that only reading its rows finds out."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": list(range(10_000))}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4:2_000] = b"\xff" * 1_996
+    path.write_bytes(data)
+    with (
+        pytest.raises(ConfigurationError, match=r"a\.parquet cannot be read as parquet"),
+        FeatureFile(path, "parquet") as file,
+    ):
+        list(file.rows())
 
 
 def test_columns_of_json_lines_are_those_of_any_line(tmp_path: Path) -> None:
