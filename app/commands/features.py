@@ -499,12 +499,12 @@ def check(
             "features": [_finding_json(each, tolerated) for each in findings],
             "views_without_entities": empty,
             "views_not_checked": unchecked,
-            "sound": not violated and not empty,
+            "sound": not violated,
         }
         typer.echo(orjson.dumps(document))
     else:
         _print_findings(findings, violated, empty, unchecked, tolerated)
-    if violated or empty:
+    if violated:
         raise typer.Exit(1)
 
 
@@ -594,7 +594,7 @@ def _print_findings(
     for view, sampled in {finding.view: finding.sampled for finding in findings}.items():
         console.print(f"{sampled} entities of view {view} were looked at.", soft_wrap=True)
     for name in empty:
-        console.print(f"View {name}: the store knows no entity of it.", style="red")
+        console.print(f"View {name}: the store knows no entity of it.", style="yellow")
     for name in unchecked:
         console.print(f"View {name} was not checked: a feature server is asked for it.", style="yellow")
     for does, versions_of in (("reject", Finding.rejected_by), ("refer", Finding.referred_by)):
@@ -603,7 +603,7 @@ def _print_findings(
             console.print(Text(f"{version} would {does} requests for want of {', '.join(refs)}", style="red"))
     if not findings:
         console.print("No model version needs a stored feature.")
-    elif not violated and not empty:
+    elif not violated:
         of_stored = " of stored views" if unchecked else ""
         console.print(f"What versions require{of_stored} is there.", style="green")
 

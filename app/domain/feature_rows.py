@@ -28,6 +28,8 @@ _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 """As data has them. Python's own literals are more: ``1_000``, or digits of other scripts."""
 _INT64_BOUND: Final = 2**63
+_DAY: Final = re.compile(r"[0-9]{8}")
+_YEARS_OF_DAYS: Final = range(1800, 2200)
 _BOOLS: Final = {"true": True, "1": True, "false": False, "0": False}
 _NAMED: Final = re.compile(r"(?:values|entities)\.([A-Za-z_][A-Za-z0-9_]*)(?::|\b)")
 
@@ -242,6 +244,9 @@ def _from_text(text: str, type_: str) -> Any:
         except orjson.JSONDecodeError as error:
             raise ValueError(f"{text[:80]!r} is no JSON list: {error}") from error
     match type_:
+        case "UNIX_TIMESTAMP" if _reads_as_date(text.strip()):
+            date_ = date.fromisoformat(text.strip())
+            raise ValueError(f"{text!r} would be in 1970, as epoch seconds: write {date_}, or epoch seconds")
         case "INT32" | "INT64" | "UNIX_TIMESTAMP" if _WHOLE.fullmatch(text.strip()):
             return int(text)
         case "INT32" | "INT64" | "DOUBLE" | "FLOAT":
@@ -253,6 +258,20 @@ def _from_text(text: str, type_: str) -> Any:
                 raise ValueError(f"{text[:80]!r} is not BOOL: write true or false")
             return _BOOLS[text.strip().lower()]
     return text
+
+
+def _reads_as_date(text: str) -> bool:
+    """Whether people who write these digits mean a day, and no seconds since 1970.
+
+    >>> [_reads_as_date(text) for text in ("20260131", "20260132", "17000101", "1769817600")]
+    [True, False, False, False]
+    """
+    if not _DAY.fullmatch(text):
+        return False
+    try:
+        return date.fromisoformat(text).year in _YEARS_OF_DAYS
+    except ValueError:
+        return False
 
 
 def _plain(cell: Any) -> Any:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow
@@ -65,12 +66,20 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     lateness="1h",
                 ),
                 *model("pd", [{"ref": "applicant.age_years", "required": True}, {"ref": "applicant.income"}]),
+                view_of("spare_id", feature_view("spare", made.project, {"mood": "STRING"})),
+                view_of("wanted_id", feature_view("wanted", made.project, {"trust": "STRING"})),
+                *model("wants", [{"ref": "spare.mood"}, {"ref": "wanted.trust", "required": True}]),
                 *model("scored", [{"ref": "bureau.score", "required": True}]),
                 *model("strict", [{"ref": "applicant.history", "required": True, "maxAge": "1h"}]),
             ]
         )
         made.worker.start()
         yield made
+
+
+def view_of(entity: str, view: dict[str, Any]) -> dict[str, Any]:
+    """The same view, of another entity."""
+    return {**view, "spec": {**view["spec"], "entities": [{"name": entity, "type": "INT64"}]}}
 
 
 def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None:
@@ -345,6 +354,19 @@ def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) 
     assert "View bureau was not checked" in world.run("features", "check", code=1).stdout
     sampled = world.run_json("features", "check", "--view", "applicant", "--sample", "7", code=1)
     assert {each["entities"] for each in sampled["features"]} == {7}
+
+
+def test_a_store_that_knows_no_entity(world: FeaturesWorld) -> None:
+    """It fails the check where a version cannot do without; where all can, it is told, and all is sound."""
+    shown = world.run_json("features", "check", "--view", "spare")
+    assert (shown["views_without_entities"], shown["sound"]) == (["spare"], True)
+    told = world.run("features", "check", "--view", "spare").stdout
+    assert "View spare: the store knows no entity of it." in told
+    shown = world.run_json("features", "check", "--view", "wanted", code=1)
+    assert (shown["views_without_entities"], shown["sound"]) == (["wanted"], False)
+    assert shown["features"][0]["would_reject"] == ["wants/1"]
+    told = world.run("features", "check", "--view", "wanted", code=1).stdout
+    assert "wants/1 would reject requests for want of wanted.trust" in told
 
 
 def test_a_value_past_its_view_s_ttl_is_stale(world: FeaturesWorld, tmp_path: Path) -> None:
