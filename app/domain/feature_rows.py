@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -22,8 +22,6 @@ from app.domain.features import EntityKey
 from app.domain.view_documents import FeatureViewSpec
 
 ROW_NUMBER: Final = "@row"
-FOLLOWED_MAX: Final = 1_000_000
-"""Entities whose order in time is followed: what they take is a few hundred MB at most."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 """As data has them. Python's own literals are more: ``1_000``, or digits of other scripts."""
@@ -112,30 +110,6 @@ class RowReader:
         named = _NAMED.match(message)
         column = next((c for c, target in self.columns.items() if named and target == named[1]), None)
         return message if column is None else f"column {column}: {message}"
-
-
-@dataclass(slots=True)
-class LateRows:
-    """Counts the rows of a load that aggregates will not count, being later than ``lateness_ms`` after their entity's.
-
-    What the store has seen before is not known here, nor are entities past ``most``: there may be more.
-    """
-
-    lateness_ms: int
-    most: int = FOLLOWED_MAX
-    count: int = 0
-    _latest_ms: dict[bytes, int] = field(default_factory=dict)
-
-    def see(self, key: bytes, time_ms: int) -> None:
-        """The next row, in the file's order."""
-        latest_ms = self._latest_ms.get(key)
-        if latest_ms is None:
-            if len(self._latest_ms) < self.most:
-                self._latest_ms[key] = time_ms
-        elif time_ms < latest_ms - self.lateness_ms:
-            self.count += 1
-        elif time_ms > latest_ms:
-            self._latest_ms[key] = time_ms
 
 
 def row_reader(

@@ -16,7 +16,7 @@ from app.adapters.feast_keys import read_row_key
 from app.adapters.feature_files import FeatureFile, format_of
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
-from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
+from app.domain.feature_rows import RowReader, RowRefused, read_entity, row_reader
 from app.domain.feature_updates import read_update
 from app.domain.features import EntityKey, FeatureStatus, Fetched, resolve
 from app.domain.on_demand import compile_views
@@ -229,18 +229,6 @@ def test_keys_are_read_back(key: EntityKey) -> None:
         assert read_row_key(data[:cut] + b"p", "p") in (None, key)
     assert read_row_key(b"\xff" * 40 + b"p", "p") is None
     assert read_row_key(b"p", "p") is None
-
-
-def test_rows_that_aggregates_will_not_count() -> None:
-    """Those further behind their entity's latest than the lateness allows; other entities' times do not matter."""
-    late = LateRows(60_000, most=2)
-    times = [(b"a", 0), (b"b", 500_000), (b"a", 100_000), (b"a", 40_000), (b"a", 39_999), (b"b", 600_000), (b"b", 1)]
-    for key, time_ms in times:
-        late.see(key, time_ms)
-    assert late.count == 2
-    for time_ms in (10**9, 0):
-        late.see(b"c", time_ms)
-    assert late.count == 2
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
