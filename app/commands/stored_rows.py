@@ -11,6 +11,7 @@ from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.feature_news import StoredRow
 from app.domain.features import EntityKey, ViewNeed
 from app.domain.view_documents import FeatureViewSpec
+from app.observability import logs_of_a_command
 from app.settings import Settings
 
 ROWS_AT_ONCE: Final = 200
@@ -23,7 +24,8 @@ _ASKED_WITHIN_MS: Final = 10_000
 def redis_answers() -> Iterator[None]:
     """A Redis that does not answer is an error of the configuration, told with the variable's name."""
     try:
-        yield
+        with logs_of_a_command():
+            yield
     except StoreUnavailable as error:
         raise ConfigurationError(f"{error}: is it running, and is BROKER_REDIS_URL right?") from error
 
