@@ -135,7 +135,7 @@ def load(
     settings = Settings()
     started = time.monotonic()
     now_ms = time.time_ns() // 1_000_000
-    interrupted = "nothing was published"
+    interrupted = "nothing was published by this run; run the same command again"
     try:
         waits_s = _duration_ms("--timeout", timeout) / 1_000
         time_ms = _time_of_all(event_time, event_time_value)

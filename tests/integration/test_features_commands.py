@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from app.adapters.feast_codec import row_key
 from app.adapters.redis_feast import RedisFeatureStore
+from app.commands.stored_rows import StoredRows
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
 from tests.support.features_world import FeaturesWorld, feature_view, features_world, model
@@ -416,6 +417,21 @@ def test_a_load_that_is_interrupted_says_what_to_do(world: FeaturesWorld, tmp_pa
         world.worker.start()
     assert world.run_json("features", "load", file, "--view", "applicant", *TODAY)["published"] == 0
     assert world.features("applicant", "applicant_id=955")["age_years"] == ("PRESENT", 41)
+
+
+def test_a_check_that_is_interrupted_has_published_nothing(
+    world: FeaturesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so, for what else would the next run go on from."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "unchecked.csv"
+    file.write_text("applicant_id,age_years\n956,41\n")
+    monkeypatch.setattr(StoredRows, "of", interrupt)
+    told = world.run("features", "load", file, "--view", "applicant", *TODAY, code=130).stderr
+    assert told == "interrupted: nothing was published by this run; run the same command again\n"
 
 
 def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) -> None:
