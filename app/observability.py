@@ -7,7 +7,8 @@ context. Metrics are defined beside the code that moves them, with the prefix ``
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -76,6 +77,21 @@ class Repeats(logging.Filter):
         if unsaid:
             record.msg, record.args = f"{record.getMessage()} (and {unsaid} times more since it was said last)", ()
         return True
+
+
+@contextmanager
+def logs_of_a_command() -> Iterator[None]:
+    """Meanwhile what adapters log goes to standard error, warnings and worse: standard output is the command's."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def configure_logging(settings: Settings) -> None:

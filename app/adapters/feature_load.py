@@ -164,7 +164,10 @@ def publish(settings: Settings, updates: Iterator[Update], journal: Journal, pro
 
 
 def _acknowledge(producer: Producer, topic: str, failures: list[str]) -> None:
-    waiting = producer.flush(_ACKNOWLEDGED_WITHIN_S)
+    give_up = time.monotonic() + _ACKNOWLEDGED_WITHIN_S
+    # In short turns, for an interrupt is noticed only between two of them.
+    while (waiting := producer.flush(_POLL_S)) and not failures and time.monotonic() < give_up:
+        pass
     if failures:
         raise PublishFailed(f"{topic} did not take {len(failures)} updates: {failures[0]}; run the same load again")
     if waiting:
@@ -179,7 +182,7 @@ def await_stored(
     """Wait until the features workers have committed everything before ``ends``; ``progress``: records still ahead.
 
     Raises:
-        StoreUnavailable: they have not within ``timeout_s``.
+        StoreUnavailable: they have committed nothing new for ``timeout_s``, and are not through.
     """
     topic, group = settings.topic(UPDATES_TOPIC), f"{settings.topic_prefix}{FEATURES_GROUP}"
     consumer = Consumer(
@@ -190,7 +193,7 @@ def await_stored(
             "log_level": 0,
         }
     )
-    give_up = time.monotonic() + timeout_s
+    give_up, least = 0.0, sum(ends.values()) + 1
     try:
         while True:
             asked = [TopicPartition(topic, partition) for partition in ends]
@@ -199,10 +202,12 @@ def await_stored(
             progress(ahead)
             if not ahead:
                 return
-            if time.monotonic() > give_up:
+            if ahead < least:
+                give_up, least = time.monotonic() + timeout_s, ahead
+            elif time.monotonic() > give_up:
                 raise StoreUnavailable(
-                    f"published, but group {group} has {ahead} records of {topic} to go after {timeout_s:.0f} s: does "
-                    "`model-broker worker features` run? Run the same load again to go on waiting"
+                    f"published, but group {group} has {ahead} records of {topic} to go, and stored none of them for "
+                    f"{timeout_s:.0f} s: does `model-broker worker features` run? Run the same load again to wait on"
                 )
             time.sleep(_POLL_S)
     except KafkaException as error:

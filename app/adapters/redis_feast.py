@@ -33,6 +33,7 @@ from app.adapters.feast_codec import (
 from app.adapters.redis_nodes import Answer, Command, RedisNodes, pack
 from app.domain.breaker import BreakerPolicy
 from app.domain.errors import RowsRefused, StoreUnavailable
+from app.domain.feature_news import StoredRow
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed, keys_of, unavailable
 
@@ -272,6 +273,30 @@ class RedisFeatureStore:
         if len(failures) == len(answers):
             raise failures[0]
         return fetched
+
+    async def stored(self, needs: Sequence[ViewNeed], timeout_ms: int) -> list[StoredRow]:
+        """What there is of each need's row, and its last tombstone: for whoever asks what an update would change.
+
+        Raises:
+            StoreUnavailable: not all rows were read within ``timeout_ms``.
+        """
+        readings = [_reading(need.view, need.features) for need in needs]
+        commands = []
+        for need, reading in zip(needs, readings, strict=True):
+            guards, _, _ = _write_fields(need.view, (), ())
+            commands.append(Command(key := row_key(need.key), pack((b"HMGET", key, *reading.fields, *guards))))
+        found: list[StoredRow] = []
+        for need, reading, answer in zip(needs, readings, await self._nodes.ask(commands, timeout_ms), strict=True):
+            if isinstance(answer, list):
+                *fields, time, older, deleted = answer
+                values = _decode(fields, time, older, need, reading, self._value_bytes_max)
+                found.append(StoredRow(dict(zip(need.features, values, strict=True)), decode_time(deleted)))
+            elif isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+                # What is in the way of a row is told when it is written.
+                found.append(StoredRow({}))
+            else:
+                raise _refused("read", answer)
+        return found
 
     async def write(self, rows: Sequence[FeatureRow]) -> int:
         """See FeatureWriter."""

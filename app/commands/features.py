@@ -34,10 +34,11 @@ from app.adapters.feature_load import (
 from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
+from app.commands.stored_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, StoredRows, redis_answers
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
+from app.domain.feature_news import Outlook, Standing
 from app.domain.feature_rows import (
-    LateRows,
     RowReader,
     RowRefused,
     Update,
@@ -64,6 +65,8 @@ FAULTS_SHOWN_MAX: Final = 20
 _KEYS_AT_ONCE: Final = 100
 _FETCH_TIMEOUT_MS: Final = 10_000
 _PROGRESS_EVERY: Final = 1_000
+_INTERRUPTED: Final = 130
+"""The exit code of what Ctrl-C ended, as shells have it."""
 _STYLES: Final = {
     FeatureStatus.PRESENT: "green",
     FeatureStatus.NULL: "yellow",
@@ -120,17 +123,19 @@ def load(
         str | None, typer.Option("--format", help="csv, jsonl or parquet; default: by the file's name.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every row, and publish nothing.")] = False,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait until all is stored.")] = "60s",
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait while nothing more is stored.")] = "60s",
     as_json: Json = False,
 ) -> None:
     """Publish a file's rows as updates of a view, and wait until the features workers have stored them.
 
     Nothing is published unless every row is sound. A load that was interrupted goes on where it was when it is run
-    again; one that is run twice changes nothing. Exit code 1 where rows are not sound, or not stored.
+    again; one that is run twice changes nothing. Rows that change nothing, for what the store has is as new, are told.
+    Exit code 1 where rows are not sound, or not stored.
     """
     settings = Settings()
     started = time.monotonic()
     now_ms = time.time_ns() // 1_000_000
+    interrupted = "nothing was published by this run; run the same command again"
     try:
         waits_s = _duration_ms("--timeout", timeout) / 1_000
         time_ms = _time_of_all(event_time, event_time_value)
@@ -139,33 +144,27 @@ def load(
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
         journal = Journal.open(settings, file, **options)
         with FeatureFile(file, format_of(file, format_)) as rows:
+            _tell_unnamed(rows)
             reader, ignored = row_reader(
                 view, spec, rows.header, mapping=mapped, time_column=event_time, time_ms=time_ms, text=rows.text
             )
-            late = None if spec.plan is None else LateRows(spec.lateness)
-            with _progress("checking rows") as advance:
-                total = _check(rows, reader, settings, now_ms, late, advance)
-            refused = _Faults()
+            outlook = Outlook(None if spec.plan is None else spec.lateness)
             resumed = journal.rows
+            with StoredRows(settings, view, spec, _features_asked(spec, reader)) as stored:
+                looked = _Look(stored, outlook, resumed)
+                with _progress("checking rows") as advance:
+                    total = _check(rows, reader, settings, now_ms, looked, advance)
+            _tell_outlook(outlook, total, view, spec)
+            refused = _Faults()
             if not dry_run:
-                updates = (update for _, update in _updates(rows, reader, now_ms))
-                with _progress("publishing", total) as advance:
-                    publish(settings, islice(updates, resumed, None), journal, advance)
-                ends = dict(journal.ends)
-                with _progress("stored", sum(ends.values())) as advance:
-                    await_stored(settings, ends, waits_s, lambda left: advance(sum(ends.values()) - left))
-                refused = _refused_rows(rows, reader, now_ms, refused_updates(settings, journal))
-                journal.remove()
+                interrupted = "run the same command again, and it goes on where it was"
+                refused = _publish_and_wait(settings, rows, reader, journal, now_ms, total, waits_s)
     except BrokerError as error:
         raise failed(error) from error
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: {interrupted}", err=True)
+        raise typer.Exit(_INTERRUPTED) from error
     elapsed_s = time.monotonic() - started
-    if late and late.count:
-        typer.echo(
-            f"warning: at least {late.count:,} of {total:,} rows are more than the lateness of view {view} "
-            f"({format_duration(spec.lateness)}) behind an earlier row of their entity: aggregates do not count them. "
-            "Sort the file by event time, or declare a larger lateness",
-            err=True,
-        )
     if as_json:
         summary = {
             "file": str(file),
@@ -176,7 +175,9 @@ def load(
             "stored": not dry_run and not refused.count,
             "dry_run": dry_run,
             "ignored_columns": ignored,
-            "late_rows": late.count if late else 0,
+            "outdated_rows": outlook.outdated_rows,
+            "outdated": {str(each): outlook.outdated[each] for each in Standing if each is not Standing.NEWS},
+            "late_rows": outlook.late_rows,
             "refused_rows": refused.count,
             "refused": [{"place": place, "reason": reason} for place, reason in refused.shown],
             "seconds": round(elapsed_s, 3),
@@ -189,8 +190,10 @@ def load(
             typer.echo(f"{total:,} rows of {file.name} are sound. Nothing was published.")
         else:
             went_on = f", of which {resumed:,} were published before" if resumed else ""
-            stored = total - refused.count
-            typer.echo(f"{stored:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
+            through = total - refused.count
+            typer.echo(f"{through:,} rows of {file.name} are stored in view {view}{went_on} ({elapsed_s:.1f} s).")
+        if outlook.outdated_rows and not outlook.outdated[Standing.CONFLICTING]:
+            typer.echo(f"{_capital(outlook.told(total))}.")
     if refused.count:
         letters = settings.topic(UPDATES_TOPIC) + SUFFIX
         raise failed(
@@ -201,12 +204,57 @@ def load(
         )
 
 
+def _tell_unnamed(file: FeatureFile) -> None:
+    if file.unnamed:
+        places = ", ".join(map(str, file.unnamed))
+        said = (
+            f"columns {places} have no names and are"
+            if len(file.unnamed) > 1
+            else f"column {places} has no name and is"
+        )
+        typer.echo(f"note: {file.path}: {said} left out", err=True)
+
+
+def _features_asked(spec: FeatureViewSpec, reader: RowReader) -> list[str]:
+    """Of which features the store is asked: those of the file, and for aggregates all that tell of an event."""
+    loaded = set(reader.columns.values())
+    return [name for name in spec.declared if spec.plan is not None or name in loaded]
+
+
+class _Look:
+    """Holds rows against the store, a batch at a time, in the file's order.
+
+    Rows up to ``published`` were counted, or told, by the load that is resumed: aggregates have moved on since.
+    """
+
+    def __init__(self, stored: StoredRows, outlook: Outlook, published: int) -> None:
+        self._stored = stored
+        self._outlook = outlook
+        self._published = published if outlook.lateness_ms is not None else 0
+        self._waiting: list[tuple[int, bytes, FeatureRow]] = []
+        self._bytes = 0
+
+    def see(self, number: int, update: Update, row: FeatureRow) -> None:
+        """The next row."""
+        self._waiting.append((number, update.key, row))
+        self._bytes += len(update.value)
+        if len(self._waiting) >= ROWS_AT_ONCE or self._bytes >= BYTES_AT_ONCE:
+            self.end()
+
+    def end(self) -> None:
+        """Look at those that wait."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        found = self._stored.of([row.key for number, _, row in waiting if number > self._published])
+        for number, key, row in waiting:
+            self._outlook.see(key, row, found.get(row.key) if number > self._published else None)
+
+
 def _check(
     rows: FeatureFile,
     reader: RowReader,
     settings: Settings,
     now_ms: int,
-    late: LateRows | None,
+    look: _Look,
     advance: "_Advance",
 ) -> int:
     total, faults = 0, _Faults()
@@ -215,8 +263,8 @@ def _check(
         try:
             update, made = _update(row, reader, now_ms)
             refuse_oversized(update, made, settings)
-            if late is not None:
-                late.see(update.key, made.event_time_ms)
+            if not faults.count:
+                look.see(row.number, update, made)
         except RowRefused as error:
             faults.add(row.place, reader.told(str(error)))
         if not total % _PROGRESS_EVERY:
@@ -226,7 +274,51 @@ def _check(
             f"{faults.count} of {total} rows of {rows.path} cannot be loaded, so nothing was published:"
             + faults.listed()
         )
+    look.end()
     return total
+
+
+def _tell_outlook(outlook: Outlook, total: int, view: str, spec: FeatureViewSpec) -> None:
+    """Before anything is published: what is late, and what corrects nothing though it seems meant to."""
+    if outlook.late_rows:
+        before = (
+            "; the store has rows of this file as they are, so an earlier load may have counted these"
+            if outlook.stored_before
+            else ". Load rows in order of time, and before newer ones come, or declare a larger lateness"
+        )
+        typer.echo(
+            f"{'note' if outlook.stored_before else 'warning'}: at least {outlook.late_rows:,} of {total:,} rows are "
+            f"more than the lateness of view {view} ({format_duration(spec.lateness)}) behind what the store or an "
+            f"earlier row has of their entity: aggregates do not count them{before}",
+            err=True,
+        )
+    if outlook.outdated[Standing.CONFLICTING]:
+        typer.echo(f"warning: {outlook.told(total)}", err=True)
+
+
+def _publish_and_wait(
+    settings: Settings,
+    rows: FeatureFile,
+    reader: RowReader,
+    journal: Journal,
+    now_ms: int,
+    total: int,
+    waits_s: float,
+) -> _Faults:
+    """Publish what the journal does not have, and wait until it is stored; the rows that workers refused."""
+    updates = (update for _, update in _updates(rows, reader, now_ms))
+    with _progress("publishing", total) as advance:
+        publish(settings, islice(updates, journal.rows, None), journal, advance)
+    ends = dict(journal.ends)
+    with _progress("stored", sum(ends.values())) as advance:
+        await_stored(settings, ends, waits_s, lambda left: advance(sum(ends.values()) - left))
+    refused = _refused_rows(rows, reader, now_ms, refused_updates(settings, journal))
+    journal.remove()
+    return refused
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _update(row: FileRow, reader: RowReader, now_ms: int) -> tuple[Update, FeatureRow]:
@@ -487,29 +579,31 @@ def check(
             "features": [_finding_json(each, tolerated) for each in findings],
             "views_without_entities": empty,
             "views_not_checked": unchecked,
-            "sound": not violated and not empty,
+            "sound": not violated,
         }
         typer.echo(orjson.dumps(document))
     else:
         _print_findings(findings, violated, empty, unchecked, tolerated)
-    if violated or empty:
+    if violated:
         raise typer.Exit(1)
 
 
 def _sample_of(settings: Settings, spec: FeatureViewSpec, most: int) -> list[EntityKey]:
     entities = [(entity.name, entity.type) for entity in spec.sorted_entities]
-    return sample_keys(
-        settings.redis_url,
-        spec.project,
-        most,
-        lambda key: list(zip(key.names, key.types, strict=True)) == entities,
-    )
+    with redis_answers():
+        return sample_keys(
+            settings.redis_url,
+            spec.project,
+            most,
+            lambda key: list(zip(key.names, key.types, strict=True)) == entities,
+        )
 
 
 def _keys_of(path: Path, view: str, spec: FeatureViewSpec) -> list[EntityKey]:
     found: dict[EntityKey, None] = {}
     names = [entity.name for entity in spec.entities]
     with FeatureFile(path, format_of(path, None)) as rows:
+        _tell_unnamed(rows)
         for row in rows.rows():
             try:
                 if row.fault is not None:
@@ -535,10 +629,11 @@ async def _fetch(settings: Settings, needs: Sequence[ViewNeed]) -> list[FetchedF
     store = RedisFeatureStore(settings.redis_url, value_bytes_max=settings.feature_value_bytes_max)
     found: list[FetchedFeatures] = []
     try:
-        await store.ping()
-        for start in range(0, len(needs), _KEYS_AT_ONCE):
-            part = needs[start : start + _KEYS_AT_ONCE]
-            found += await asyncio.gather(*(store.fetch([need], _FETCH_TIMEOUT_MS) for need in part))
+        with redis_answers():
+            await store.ping()
+            for start in range(0, len(needs), _KEYS_AT_ONCE):
+                part = needs[start : start + _KEYS_AT_ONCE]
+                found += await asyncio.gather(*(store.fetch([need], _FETCH_TIMEOUT_MS) for need in part))
     finally:
         await store.close()
     return found
@@ -581,7 +676,7 @@ def _print_findings(
     for view, sampled in {finding.view: finding.sampled for finding in findings}.items():
         console.print(f"{sampled} entities of view {view} were looked at.", soft_wrap=True)
     for name in empty:
-        console.print(f"View {name}: the store knows no entity of it.", style="red")
+        console.print(f"View {name}: the store knows no entity of it.", style="yellow")
     for name in unchecked:
         console.print(f"View {name} was not checked: a feature server is asked for it.", style="yellow")
     for does, versions_of in (("reject", Finding.rejected_by), ("refer", Finding.referred_by)):
@@ -590,7 +685,7 @@ def _print_findings(
             console.print(Text(f"{version} would {does} requests for want of {', '.join(refs)}", style="red"))
     if not findings:
         console.print("No model version needs a stored feature.")
-    elif not violated and not empty:
+    elif not violated:
         of_stored = " of stored views" if unchecked else ""
         console.print(f"What versions require{of_stored} is there.", style="green")
 

@@ -75,16 +75,19 @@ class Finding:
         return self.statuses[status] / self.sampled if self.sampled else 0.0
 
     def rejected_by(self, tolerated: float) -> list[str]:
-        """The versions that would reject more than the part ``tolerated`` of the entities."""
+        """The versions that would reject more than the part ``tolerated`` of the entities.
+
+        Where the store knows no entity it has nothing of any.
+        """
         return self._violated("reject", tolerated)
 
     def referred_by(self, tolerated: float) -> list[str]:
-        """The versions that would leave more than the part ``tolerated`` of the entities to a person."""
+        """The versions that would leave more than the part ``tolerated`` of the entities to a person; see above."""
         return self._violated("refer", tolerated)
 
     def _violated(self, violation: str, tolerated: float) -> list[str]:
         unsound = sum(self.share(status) for status in _UNSOUND)
-        absent = sum(self.share(status) for status in _ABSENT)
+        absent = sum(self.share(status) for status in _ABSENT) if self.sampled else 1.0
         return _once(
             use.version
             for use in self.uses

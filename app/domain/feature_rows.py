@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -22,12 +22,12 @@ from app.domain.features import EntityKey
 from app.domain.view_documents import FeatureViewSpec
 
 ROW_NUMBER: Final = "@row"
-FOLLOWED_MAX: Final = 1_000_000
-"""Entities whose order in time is followed: what they take is a few hundred MB at most."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 """As data has them. Python's own literals are more: ``1_000``, or digits of other scripts."""
 _INT64_BOUND: Final = 2**63
+_DAY: Final = re.compile(r"[0-9]{8}")
+_YEARS_OF_DAYS: Final = range(1800, 2200)
 _BOOLS: Final = {"true": True, "1": True, "false": False, "0": False}
 _NAMED: Final = re.compile(r"(?:values|entities)\.([A-Za-z_][A-Za-z0-9_]*)(?::|\b)")
 
@@ -110,30 +110,6 @@ class RowReader:
         named = _NAMED.match(message)
         column = next((c for c, target in self.columns.items() if named and target == named[1]), None)
         return message if column is None else f"column {column}: {message}"
-
-
-@dataclass(slots=True)
-class LateRows:
-    """Counts the rows of a load that aggregates will not count, being later than ``lateness_ms`` after their entity's.
-
-    What the store has seen before is not known here, nor are entities past ``most``: there may be more.
-    """
-
-    lateness_ms: int
-    most: int = FOLLOWED_MAX
-    count: int = 0
-    _latest_ms: dict[bytes, int] = field(default_factory=dict)
-
-    def see(self, key: bytes, time_ms: int) -> None:
-        """The next row, in the file's order."""
-        latest_ms = self._latest_ms.get(key)
-        if latest_ms is None:
-            if len(self._latest_ms) < self.most:
-                self._latest_ms[key] = time_ms
-        elif time_ms < latest_ms - self.lateness_ms:
-            self.count += 1
-        elif time_ms > latest_ms:
-            self._latest_ms[key] = time_ms
 
 
 def row_reader(
@@ -242,6 +218,9 @@ def _from_text(text: str, type_: str) -> Any:
         except orjson.JSONDecodeError as error:
             raise ValueError(f"{text[:80]!r} is no JSON list: {error}") from error
     match type_:
+        case "UNIX_TIMESTAMP" if _reads_as_date(text.strip()):
+            date_ = date.fromisoformat(text.strip())
+            raise ValueError(f"{text!r} would be in 1970, as epoch seconds: write {date_}, or epoch seconds")
         case "INT32" | "INT64" | "UNIX_TIMESTAMP" if _WHOLE.fullmatch(text.strip()):
             return int(text)
         case "INT32" | "INT64" | "DOUBLE" | "FLOAT":
@@ -253,6 +232,20 @@ def _from_text(text: str, type_: str) -> Any:
                 raise ValueError(f"{text[:80]!r} is not BOOL: write true or false")
             return _BOOLS[text.strip().lower()]
     return text
+
+
+def _reads_as_date(text: str) -> bool:
+    """Whether people who write these digits mean a day, and no seconds since 1970.
+
+    >>> [_reads_as_date(text) for text in ("20260131", "20260132", "17000101", "1769817600")]
+    [True, False, False, False]
+    """
+    if not _DAY.fullmatch(text):
+        return False
+    try:
+        return date.fromisoformat(text).year in _YEARS_OF_DAYS
+    except ValueError:
+        return False
 
 
 def _plain(cell: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow
@@ -20,6 +22,7 @@ from redis.asyncio import Redis
 
 from app.adapters.feast_codec import row_key
 from app.adapters.redis_feast import RedisFeatureStore
+from app.commands.stored_rows import StoredRows
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
 from tests.support.features_world import FeaturesWorld, feature_view, features_world, model
@@ -65,12 +68,20 @@ def world(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     lateness="1h",
                 ),
                 *model("pd", [{"ref": "applicant.age_years", "required": True}, {"ref": "applicant.income"}]),
+                view_of("spare_id", feature_view("spare", made.project, {"mood": "STRING"})),
+                view_of("wanted_id", feature_view("wanted", made.project, {"trust": "STRING"})),
+                *model("wants", [{"ref": "spare.mood"}, {"ref": "wanted.trust", "required": True}]),
                 *model("scored", [{"ref": "bureau.score", "required": True}]),
                 *model("strict", [{"ref": "applicant.history", "required": True, "maxAge": "1h"}]),
             ]
         )
         made.worker.start()
         yield made
+
+
+def view_of(entity: str, view: dict[str, Any]) -> dict[str, Any]:
+    """The same view, of another entity."""
+    return {**view, "spec": {**view["spec"], "entities": [{"name": entity, "type": "INT64"}]}}
 
 
 def test_a_file_is_loaded_and_seen(world: FeaturesWorld, tmp_path: Path) -> None:
@@ -273,6 +284,79 @@ def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: 
         }
 
 
+def test_rows_that_change_nothing_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Before and beside the load: what is there, what is older, and what corrects nothing for want of a later time."""
+    file = tmp_path / "news.csv"
+    load = ["features", "load", file, "--view", "applicant", "--event-time", "at"]
+    head, at = "applicant_id,age_years,at\n", "2026-01-31T00:00:00Z"
+    file.write_text(f"{head}830,41,{at}\n830,42,{at}\n831,50,{at}\n")
+    told = world.run(*load)
+    assert "warning: 1 of 3 rows change nothing: 1 is of the very event time" in told.stderr
+    assert "change nothing" not in told.stdout
+    assert world.features("applicant", "applicant_id=830")["age_years"] == ("PRESENT", 41)
+    file.write_text(f"{head}830,43,{at}\n831,50,{at}\n831,49,2026-01-30\n832,1,{at}\n")
+    for more in (["--dry-run"], []):
+        shown = world.run_json(*load, *more)
+        assert (shown["outdated_rows"], shown["outdated"]) == (3, {"same": 1, "older": 1, "conflicting": 1})
+    file.write_text(f"{head}830,43,2026-02-01\n832,1,{at}\n")
+    told = world.run(*load)
+    assert told.stderr == ""
+    assert "1 of 2 rows change nothing: 1 is there already, with the same event time and values." in " ".join(
+        told.stdout.split()
+    )
+    assert world.features("applicant", "applicant_id=830")["age_years"] == ("PRESENT", 43)
+
+
+def test_events_older_than_what_the_store_has_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
+    """A backfill after newer events: the time of the last event is known, though aggregates are computed ever anew."""
+    now_ms, hour = time.time_ns() // 1_000_000, 3_600_000
+    file = tmp_path / "backfill.csv"
+    load = ["features", "load", file, "--view", "payments", "--event-time", "at"]
+
+    def write(*hours: float) -> None:
+        file.write_text("applicant_id,amount,at\n" + "".join(f"840,1,{now_ms - round(ago * hour)}\n" for ago in hours))
+
+    write(2)
+    assert world.run_json(*load)["late_rows"] == 0
+    # In time by the last event, and long before the moment of the aggregates' computation.
+    write(2.9)
+    assert world.run_json(*load)["late_rows"] == 0
+    assert world.features("payments", "applicant_id=840")["count_24h"] == ("PRESENT", 2)
+    write(20, 10, 1.9)
+    told = world.run(*load, "--dry-run").stderr
+    assert (
+        "warning: at least 2 of 3 rows are more than the lateness of view payments (1h) behind what the store" in told
+    )
+    shown = world.run_json(*load)
+    assert (shown["late_rows"], shown["outdated_rows"]) == (2, 2)
+    assert world.features("payments", "applicant_id=840")["count_24h"] == ("PRESENT", 3)
+    again = world.run(*load)
+    assert "note: at least 2 of 3 rows" in again.stderr
+    assert "an earlier load may have counted these" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["load", "FILE", "--view", "applicant", *TODAY],
+        ["load", "FILE", "--view", "applicant", *TODAY, "--dry-run"],
+        ["get", "applicant", "applicant_id=1"],
+        ["check", "--view", "applicant"],
+        ["check", "--view", "applicant", "--keys", "FILE"],
+    ],
+)
+def test_a_redis_that_does_not_answer_is_told(
+    world: FeaturesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """Exit code 2, the variable's name, and nothing is published: what the store has is not known."""
+    file = tmp_path / "away.csv"
+    file.write_text("applicant_id,age_years\n850,41\n")
+    world.redirect(monkeypatch, "BROKER_REDIS_URL", "redis://127.0.0.1:1/0")
+    told = world.run("features", *(str(file) if each == "FILE" else each for each in command), code=2).stderr
+    assert "is BROKER_REDIS_URL right?" in told
+    assert len(told.splitlines()) == 1
+
+
 def test_rows_out_of_order_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
     """Aggregates do not count what is later than the lateness, and the load says how much that is."""
     now_ms = time.time_ns() // 1_000_000
@@ -307,6 +391,47 @@ def test_a_load_that_is_killed_goes_on(world: FeaturesWorld, tmp_path: Path) -> 
         assert found["value"] == number
         assert found["event_time"] is not None
     assert not journal.exists()
+
+
+def test_a_load_that_is_interrupted_says_what_to_do(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Ctrl-C: one line, exit code 130, and the next run goes on."""
+    file = tmp_path / "broken_off.csv"
+    file.write_text("applicant_id,age_years\n955,41\n")
+    command = [sys.executable, "-m", "app.cli", "features", "load", str(file), "--view", "applicant", *TODAY]
+    journals = Path(world.env["BROKER_DATA_DIR"]) / "loads"
+    before = set(journals.glob("*.json"))
+    world.worker.stop()
+    try:
+        with subprocess.Popen(command, env=world.env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as load:
+            while not set(journals.glob("*.json")) - before:
+                assert load.poll() is None
+                time.sleep(0.01)
+            time.sleep(0.5)
+            load.send_signal(signal.SIGINT)
+            said = load.communicate(timeout=30)[1]
+        assert (load.returncode, said.splitlines()) == (
+            130,
+            ["interrupted: run the same command again, and it goes on where it was"],
+        )
+    finally:
+        world.worker.start()
+    assert world.run_json("features", "load", file, "--view", "applicant", *TODAY)["published"] == 0
+    assert world.features("applicant", "applicant_id=955")["age_years"] == ("PRESENT", 41)
+
+
+def test_a_check_that_is_interrupted_has_published_nothing(
+    world: FeaturesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so, for what else would the next run go on from."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "unchecked.csv"
+    file.write_text("applicant_id,age_years\n956,41\n")
+    monkeypatch.setattr(StoredRows, "of", interrupt)
+    told = world.run("features", "load", file, "--view", "applicant", *TODAY, code=130).stderr
+    assert told == "interrupted: nothing was published by this run; run the same command again\n"
 
 
 def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) -> None:
@@ -345,6 +470,19 @@ def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) 
     assert "View bureau was not checked" in world.run("features", "check", code=1).stdout
     sampled = world.run_json("features", "check", "--view", "applicant", "--sample", "7", code=1)
     assert {each["entities"] for each in sampled["features"]} == {7}
+
+
+def test_a_store_that_knows_no_entity(world: FeaturesWorld) -> None:
+    """It fails the check where a version cannot do without; where all can, it is told, and all is sound."""
+    shown = world.run_json("features", "check", "--view", "spare")
+    assert (shown["views_without_entities"], shown["sound"]) == (["spare"], True)
+    told = world.run("features", "check", "--view", "spare").stdout
+    assert "View spare: the store knows no entity of it." in told
+    shown = world.run_json("features", "check", "--view", "wanted", code=1)
+    assert (shown["views_without_entities"], shown["sound"]) == (["wanted"], False)
+    assert shown["features"][0]["would_reject"] == ["wants/1"]
+    told = world.run("features", "check", "--view", "wanted", code=1).stdout
+    assert "wants/1 would reject requests for want of wanted.trust" in told
 
 
 def test_a_value_past_its_view_s_ttl_is_stale(world: FeaturesWorld, tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ from redis.crc import key_slot
 from app.adapters.feast_codec import row_key
 from app.adapters.feast_keys import sample_keys
 from app.adapters.redis_feast import RedisFeatureStore
+from app.commands.stored_rows import StoredRows
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, ViewNeed
+from app.domain.view_documents import FeatureViewSpec
+from app.settings import Settings
 from tests.support.redis_servers import WORDS, RedisCluster, redis_cluster, servers
 from tests.support.stack import ServiceStack
 
@@ -54,6 +57,19 @@ def row(key: EntityKey, time_ms: int, value: int, number: int = 0) -> FeatureRow
 
 def redirects(kind: str) -> float:
     return REGISTRY.get_sample_value("broker_feature_redirects_total", {"kind": kind}) or 0.0
+
+
+def test_a_command_says_nothing_of_a_cluster_s_slots(cluster: RedisCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is what a worker logs; the standard output of a command is its answer, and may be JSON."""
+    view = FeatureViewSpec.model_validate_json(
+        """{"entities": [{"name": "id", "type": "INT64"}], "features": [{"name": "a", "type": "INT64"}],
+            "source": {"type": "redis", "project": "p"}}"""
+    )
+    asked = keys(50)
+    with StoredRows(Settings(redis_url=cluster.masters[0].url), "v0", view, ["a"]) as stored:
+        found = stored.of(asked)
+    assert [found[key].latest_ms for key in asked] == [None] * 50
+    assert capsys.readouterr().out == ""
 
 
 async def test_a_fetch_over_all_shards_is_one_pipeline_to_each(cluster: RedisCluster, store: RedisFeatureStore) -> None:

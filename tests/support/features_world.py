@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+import pytest
 from typer.testing import CliRunner, Result
 
 from app.adapters.registry_topic import publish_revision, read_head
@@ -51,6 +52,10 @@ class FeaturesWorld:
         head = read_head(self.settings)
         if head.id != revision.id:
             publish_revision(self.settings, revision, expected=head.id, now_ms=time.time_ns() // 1_000_000)
+
+    def redirect(self, patch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        """Commands find this variable otherwise, for as long as the patch lasts."""
+        patch.setitem(self._variables, name, value)
 
     def run(self, *arguments: object, code: int = 0) -> Result:
         """``model-broker`` with these arguments; it must end with ``code``."""

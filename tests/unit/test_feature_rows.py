@@ -1,7 +1,7 @@
 """Rows of files: columns to features, cells to types, faults with their column, ids that stay."""
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from app.adapters.feast_keys import read_row_key
 from app.adapters.feature_files import FeatureFile, format_of
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
-from app.domain.feature_rows import LateRows, RowReader, RowRefused, read_entity, row_reader
+from app.domain.feature_rows import RowReader, RowRefused, read_entity, row_reader
 from app.domain.feature_updates import read_update
 from app.domain.features import EntityKey, FeatureStatus, Fetched, resolve
 from app.domain.on_demand import compile_views
@@ -56,6 +56,7 @@ def test_text_becomes_what_it_means() -> None:
     assert values(cells) == {
         "age": 41, "share": 1_000.0, "since": NOW_MS // 1_000, "scan": b"\x00\xff", "owner": True, "text": "5",
     }  # fmt: skip
+    assert values({"since": "20260231", "age": "20260131"}) == {"since": 20_260_231, "age": 20_260_131}
     assert values({"age": "41.0", "since": "1795392000"}) == {"age": 41, "since": 1_795_392_000}
     assert values(dict.fromkeys(cells, "")) == dict.fromkeys(cells)
 
@@ -104,7 +105,7 @@ def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "expected_ms"),
+    ("moment", "expected_ms"),
     [
         ("1795392000123", NOW_MS + 123),
         ("2026-11-23T00:00:00", NOW_MS),
@@ -112,10 +113,10 @@ def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
         (datetime(2026, 11, 23, tzinfo=UTC), NOW_MS),
     ],
 )
-def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
+def test_event_times_of_a_column(moment: object, expected_ms: int) -> None:
     """Epoch milliseconds, ISO 8601, or the file's own timestamps."""
-    one = reader("iban", "branch", "age", "at", time_column="at", text=isinstance(time, str))
-    cells = {"iban": "DE1", "branch": "3" if isinstance(time, str) else 3, "age": 1, "at": time}
+    one = reader("iban", "branch", "age", "at", time_column="at", text=isinstance(moment, str))
+    cells = {"iban": "DE1", "branch": "3" if isinstance(moment, str) else 3, "age": 1, "at": moment}
     assert one.read(1, cells, NOW_MS)[1].event_time_ms == expected_ms
 
 
@@ -127,6 +128,10 @@ def test_event_times_of_a_column(time: object, expected_ms: int) -> None:
         ({"share": "x"}, "column share: 'x' is not DOUBLE"),
         ({"share": "1_000"}, "column share: '1_000' is not DOUBLE: write a number"),
         ({"share": "1,000"}, "column share: '1,000' is not DOUBLE"),
+        (
+            {"since": "20260131"},
+            "column since: '20260131' would be in 1970, as epoch seconds: write 2026-01-31, or epoch",
+        ),
         ({"share": "nan"}, "column share: 'nan' is not DOUBLE"),
         ({"share": "1e999"}, "column share: values.share: 'inf' (float) is not DOUBLE"),
         ({"age": "1_000"}, "column age: '1_000' is not INT64"),
@@ -226,18 +231,6 @@ def test_keys_are_read_back(key: EntityKey) -> None:
     assert read_row_key(b"p", "p") is None
 
 
-def test_rows_that_aggregates_will_not_count() -> None:
-    """Those further behind their entity's latest than the lateness allows; other entities' times do not matter."""
-    late = LateRows(60_000, most=2)
-    times = [(b"a", 0), (b"b", 500_000), (b"a", 100_000), (b"a", 40_000), (b"a", 39_999), (b"b", 600_000), (b"b", 1)]
-    for key, time_ms in times:
-        late.see(key, time_ms)
-    assert late.count == 2
-    for time_ms in (10**9, 0):
-        late.see(b"c", time_ms)
-    assert late.count == 2
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +276,105 @@ def test_faults_of_rows_have_their_line(tmp_path: Path) -> None:
     assert found == [(1, "line 1", True), (2, "line 3", False), (3, "line 4", False), (4, "line 5", True)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", b"a,b\n"), ("a.csv", b"\xef\xbb\xbfa,b\r\n\r\n"), ("a.jsonl", b"\xef\xbb\xbf\n\n"), ("a.parquet", None)],
+)
+def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """Whatever its format: whoever loads it takes it for one that has some."""
+    path = tmp_path / name
+    if content is None:
+        parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.int64())}), path)
+    else:
+        path.write_bytes(content)
+    with (
+        pytest.raises(ConfigurationError, match=f"{name} is empty: "),
+        FeatureFile(path, format_of(path, None)) as file,
+    ):
+        list(file.rows())
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path: Path) -> None:
+    """As pandas writes its index; a line that has too few cells is still one."""
+    csv = tmp_path / "a.csv"
+    csv.write_text(",a,b,\n0,1,2,\n1,3\n")
+    with FeatureFile(csv, "csv") as file:
+        rows = list(file.rows())
+    assert (file.header, file.unnamed) == (("a", "b"), (1, 4))
+    assert [(row.cells, row.fault) for row in rows] == [
+        ({"a": "1", "b": "2"}, None),
+        ({}, "2 cells, and the header has 4"),
+    ]
+
+
+def test_cells_are_as_long_as_an_update_can_be(tmp_path: Path) -> None:
+    """A list of 10,000 numbers is a cell of CSV too."""
+    csv = tmp_path / "a.csv"
+    csv.write_text(f"a,b\n1,{'x' * 200_000}\n")
+    with FeatureFile(csv, "csv") as file:
+        [row] = file.rows()
+    assert len(row.cells["b"]) == 200_000
+
+
+def test_json_lines_may_begin_with_a_mark(tmp_path: Path) -> None:
+    """A byte order mark, as spreadsheets write it, is none of the text."""
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    with FeatureFile(lines, "jsonl") as file:
+        assert [(row.cells, row.fault) for row in file.rows()] == [({"a": 1}, None), ({"a": 2}, None)]
+
+
+def test_nanoseconds_of_parquet_are_cut_to_microseconds(tmp_path: Path) -> None:
+    """Python's times have no more, in columns as in lists."""
+    nanos, table = pyarrow.timestamp("ns", "UTC"), tmp_path / "a.parquet"
+    at = NOW_MS * 1_000_000 + 1_234
+    written = {
+        "at": pyarrow.array([at, None], nanos),
+        "list": pyarrow.array([[at, None], None], pyarrow.list_(nanos)),
+        "struct": pyarrow.array([{"at": at}, None], pyarrow.struct([("at", nanos)])),
+        "spent": pyarrow.array([1_234, None], pyarrow.duration("ns")),
+        "time": pyarrow.array([1_234, None], pyarrow.time64("ns")),
+    }
+    parquet.write_table(pyarrow.table(written), table)
+    with FeatureFile(table, "parquet") as file:
+        first, second = file.rows()
+    moment = datetime.fromtimestamp(NOW_MS // 1_000, UTC).replace(microsecond=1)
+    assert first.cells == {
+        "at": moment, "list": [moment, None], "struct": {"at": moment},
+        "spent": timedelta(microseconds=1), "time": time(0, 0, 0, 1),
+    }  # fmt: skip
+    assert set(second.cells.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [([2**52], pyarrow.timestamp("ms")), ([1], pyarrow.timestamp("us", "Nowhere/Nothing"))],
+)
+def test_a_table_that_python_cannot_hold_is_told(tmp_path: Path, values: list[int], type_: Any) -> None:
+    """A year past 9999, or a time zone that nobody knows: one line, and the file's name."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": pyarrow.array(values, type_)}), path)
+    with (
+        pytest.raises(ConfigurationError, match=r"a\.parquet cannot be read as parquet, after row 0: "),
+        FeatureFile(path, "parquet") as file,
+    ):
+        list(file.rows())
+
+
+def test_a_damaged_table_is_told(tmp_path: Path) -> None:
+    """Its footer is sound, so that only reading its rows finds out."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": list(range(10_000))}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4:2_000] = b"\xff" * 1_996
+    path.write_bytes(data)
+    with (
+        pytest.raises(ConfigurationError, match=r"a\.parquet cannot be read as parquet"),
+        FeatureFile(path, "parquet") as file,
+    ):
+        list(file.rows())
+
+
 def test_columns_of_json_lines_are_those_of_any_line(tmp_path: Path) -> None:
     """A column that the first line does not have is loaded where it is, and told where the view does not know it."""
     lines = tmp_path / "a.jsonl"
@@ -320,7 +412,8 @@ def test_needs_are_counted_by_view_feature_and_age() -> None:
     needed = findings_of(versions, {"v": SPEC}, {})
     age, share = needed["v"]
     assert (age.required_by, age.optional_for, share.required_by) == (["a/1"], ["b/1"], ["b/1"])
-    assert not age.rejected_by(0)
+    # Of a store that knows no entity nothing is there.
+    assert (age.rejected_by(0.99), age.rejected_by(1)) == (["a/1"], [])
     key = EntityKey("p", ("branch", "iban"), (3, "DE1"), ("INT32", "STRING"))
     assert need_of(needed["v"], key).features == ("age", "share")
     hour, day = 3_600_000, 86_400_000
@@ -374,8 +467,8 @@ def test_a_violation_does_what_its_contract_says(
 ) -> None:
     """An optional value that is absent is no violation, one that is stale or an error is; some refer, some reject."""
     [finding] = findings_of([version("a", {"ref": "v.age", **contract})], {"v": SPEC}, {})["v"]
-    assert not finding.rejected_by(0)
-    assert not finding.referred_by(0)
+    needs_it = contract.get("required", False)
+    assert bool(finding.rejected_by(0) or finding.referred_by(0)) == needs_it
     finding.judge(Fetched(status), None, NOW_MS)
     assert finding.rejected_by(0) == ["a/1"] * rejected
     assert finding.referred_by(0) == ["a/1"] * referred
