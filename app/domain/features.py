@@ -30,6 +30,8 @@ minutes. A time beyond it is an error that would keep a value fresh, and newer o
 LIST_LENGTH_MAX: Final = 10_000
 """Elements of one list: an embedding has hundreds, and what is longer would fill a decision's record by itself."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
+_SECONDS: Final = range(-62_135_596_800, 253_402_300_800)
+"""Of the years 1 to 9999, which is all that ISO 8601 text, Python and protobuf can say of a time."""
 _EXACT_BELOW: Final = 2**53
 """From here on a float stands for several whole numbers, and which of them was meant is not known."""
 _FLOAT: Final = struct.Struct("<f")
@@ -177,7 +179,7 @@ def coerce_element(value: Any, type_: str) -> Element:
                     raise ValueError(
                         f"{value!r} (float) may be a rounded number: send it as a whole one, without a point"
                     )
-                return int(value)
+                return int(value) if type_ != "UNIX_TIMESTAMP" else _within_years(int(value))
         case "UNIX_TIMESTAMP" if isinstance(value, str):
             return _epoch_seconds(value)
     raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
@@ -203,10 +205,28 @@ def _floating(value: float, type_: str) -> float:
 
 
 def _epoch_seconds(text: str) -> int:
+    if text.strip().isdecimal():
+        # ISO 8601 takes some for a date, and people write the seconds themselves.
+        raise ValueError(
+            f"{text[:80]!r} may be a date or a number of seconds: send {_dashed(text)}, or a number of epoch seconds"
+        )
     moment = datetime.fromisoformat(text)
     if moment.microsecond:
         raise ValueError(f"{text[:80]!r} has a fraction of a second, and UNIX_TIMESTAMP is in whole ones")
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return _within_years(int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+
+
+def _dashed(digits: str) -> str:
+    """How the date of eight digits is written without doubt; of others, an example."""
+    return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}" if len(digits) == 8 else "a date as 2026-01-31"
+
+
+def _within_years(seconds: int) -> int:
+    if seconds not in _SECONDS:
+        # From 1978 on milliseconds lie past the year 9999, and what is sent finer always does.
+        hint = " (milliseconds?)" if seconds > 0 else ""
+        raise ValueError(f"{seconds} is outside the years 1 to 9999: UNIX_TIMESTAMP is in epoch seconds{hint}")
+    return seconds
 
 
 def inferred_type(value: Value | list[Any]) -> str:
