@@ -474,7 +474,7 @@ def too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
 
 def _broken(contract: FeatureContract, status: FeatureStatus, reason: str | None) -> Problem:
     if status is FeatureStatus.ERROR:
-        code = Code.FEATURES_UNAVAILABLE if reason == UNAVAILABLE else Code.FEATURE_INVALID
+        code = Code.FEATURES_UNAVAILABLE if is_away(reason) else Code.FEATURE_INVALID
         said = reason or "cannot be used"
     elif status is FeatureStatus.STALE:
         code, said = Code.FEATURE_STALE, reason or _TOO_OLD
@@ -492,15 +492,22 @@ def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> boo
     )
 
 
-UNAVAILABLE: Final = "could not be fetched: its source does not answer in time"
+_NOT_FETCHED: Final = "could not be fetched: "
+UNAVAILABLE: Final = f"{_NOT_FETCHED}its source does not answer in time"
 """The reason of values whose store or feature server was away: a failure of ours, not a fault of the request."""
 _UNAVAILABLE: Final = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
 
 
-def unavailable(needs: Iterable[ViewNeed]) -> dict[tuple[str, str], Fetched]:
-    """What is known of ``needs`` while their store does not answer."""
-    stored = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
-    served = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source=FROM_HTTP)
+def is_away(reason: str | None) -> bool:
+    """Whether an ERROR's reason is that its source failed, in whatever way: the value may be there all the same."""
+    return reason is not None and reason.startswith(_NOT_FETCHED)
+
+
+def unavailable(needs: Iterable[ViewNeed], why: str | None = None) -> dict[tuple[str, str], Fetched]:
+    """What is known of ``needs`` where their source failed; ``why``: other than by its silence."""
+    reason = UNAVAILABLE if why is None else f"{_NOT_FETCHED}{why}"
+    stored = Fetched(FeatureStatus.ERROR, reason=reason)
+    served = Fetched(FeatureStatus.ERROR, reason=reason, source=FROM_HTTP)
     return {
         (need.view, feature): stored if need.http is None else served for need in needs for feature in need.features
     }

@@ -29,6 +29,7 @@ from app.domain.features import (
     FetchedFeatures,
     Value,
     coerce,
+    is_away,
     within_ttl,
 )
 from app.domain.requests import Request
@@ -356,9 +357,9 @@ def _from_request(each: Ingredient, request: Request) -> Fetched:
 
 
 def _unusable(each: Ingredient, found: Fetched) -> Fetched:
-    if found.reason == UNAVAILABLE:
+    if is_away(found.reason):
         # Not a fault of the request, and told from one by this very reason.
-        return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, UNAVAILABLE)
+        return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, found.reason)
     said = f"its ingredient {each} is {found.status}" + (f": {found.reason}" if found.reason else "")
     return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, said)
 
