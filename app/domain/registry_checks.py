@@ -143,8 +143,10 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
         yield f"spec.{field}", message
 
 
-def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:
-    """A version's validity, features and outputs."""
+def version_faults(
+    known: Known, document: ModelVersion, today: datetime.date | None, *, whole: bool
+) -> Iterator[FieldFault]:
+    """A version's validity, features and outputs; ``whole``: it is as it was written, not what is sound of it."""
     spec = document.spec
     if not known.model_exists(document.spec.model):
         yield "spec.model", f"there is no Model {document.spec.model}"
@@ -162,7 +164,7 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
         fault = _contract_fault(known, contract)
         if fault is not None:
             yield f"spec.features[{contract.ref}].{fault[0]}", fault[1]
-    for field, message in input_faults(spec, known.feature_types):
+    for field, message in input_faults(spec, known.feature_types, whole=whole):
         yield f"spec.{field}", message
     for output in spec.outputs:
         if output.datatype in ("BOOL", "BYTES") and (output.min is not None or output.max is not None):

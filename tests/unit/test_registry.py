@@ -1159,6 +1159,49 @@ def test_views_that_cannot_be_read_hide_no_ingredients() -> None:
     assert fault.document == "FeatureView applicant"
 
 
+ABSENT_LIST = "is null, and a tensor made of no DOUBLE_LIST has no shape"
+
+
+@pytest.mark.parametrize(
+    ("contract", "refusal"),
+    [
+        ({}, True),
+        ({"default": None}, True),
+        ({"onViolation": "default"}, True),
+        ({"onViolation": "reject"}, True),
+        ({"onViolation": "refer"}, True),
+        ({"default": []}, False),
+        ({"default": [0.5], "onViolation": "default"}, False),
+        ({"required": True}, False),
+        ({"required": True, "onViolation": "refer"}, False),
+    ],
+)
+@pytest.mark.parametrize("ref", ["inputs.z", "applicant.overdue", "loan.y"])
+def test_a_list_that_may_be_null_is_no_tensor(contract: dict[str, Any], ref: str, *, refusal: bool) -> None:
+    """Of the request, stored or computed: an http backend is given a list whenever it is called; a pool takes null."""
+    loan = {"features": [{"name": "y", "type": "DOUBLE_LIST"}], "onDemand": {"y": "applicant.overdue"}}
+    documents = [*changed(sound(), "applicant", "spec.features.1", {"name": "overdue", "type": "DOUBLE_LIST"})]
+    documents.append(document("FeatureView", "loan", loan))
+    features = [{"ref": ref, **contract, **({"type": "DOUBLE_LIST"} if ref == "inputs.z" else {})}]
+    queued = model_version("3", backend={"type": "kafka", "pool": "default"}, features=features)
+    assert read_revision(sources([*documents, queued])).versions
+    called = [*documents, model_version("3", features=features)]
+    if refusal:
+        [fault] = refused(called)
+        assert fault.field == f"spec.features[{ref}].default"
+        assert fault.message.startswith(ABSENT_LIST)
+        assert "default: [], or required: true" in fault.message
+    else:
+        assert read_revision(sources(called)).versions
+
+
+def test_a_contract_that_cannot_be_read_is_not_told_to_have_no_default() -> None:
+    """What is left of it says nothing of absence: its fault is told, and no echo of it."""
+    features = [{"ref": "inputs.z", "type": "DOUBLE_LIST", "required": "always"}]
+    [fault] = refused([*sound(), model_version("3", features=features)])
+    assert fault.field == "spec.features[inputs.z].required"
+
+
 def test_what_a_source_or_an_input_cannot_hold_is_refused() -> None:
     """Bytes have no form in a feature server's JSON, and a list none in a matrix."""
     http = {"type": "http", "endpoints": ["http://127.0.0.1:1"]}
