@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from app.domain.features import REQUEST_SOURCES
 from app.domain.version_documents import HttpBackend, ModelVersionSpec
 from app.domain.view_documents import FeatureViewSpec, HttpSource, RedisSource
+from app.durations import format_duration
 
 
 def source_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:
@@ -22,6 +23,21 @@ def source_faults(spec: FeatureViewSpec) -> Iterator[tuple[str, str]]:
             if feature.type.startswith("BYTES"):
                 said = f"is {feature.type}, and a feature server answers in JSON, which has no bytes: keep it in Redis"
                 yield f"features[{feature.name}].type", said
+
+
+def refresh_fault(max_age_ms: int, view: FeatureViewSpec, feature: str, of: str = "") -> str | None:
+    """Why a value of ``view`` would be STALE at times whatever is done; None where it need not be.
+
+    ``of`` names the value where the contract is about what is computed of it.
+    """
+    if feature in view.declared or view.plan is None or max_age_ms > view.plan.refresh_ms:
+        return None
+    every = format_duration(view.plan.refresh_ms)
+    of = f", here {of}," if of else ""
+    return (
+        f"{format_duration(max_age_ms)} is over before aggregates{of} are computed anew, which is every {every} while "
+        f"nothing comes, so sound ones would be STALE: declare more than {every}, or shorter windows"
+    )
 
 
 def input_faults(

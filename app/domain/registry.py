@@ -22,6 +22,7 @@ from app.domain.paths import PathTree
 from app.domain.registry_checks import (
     FieldFault,
     Known,
+    computed_age_faults,
     model_faults,
     name_faults,
     version_faults,
@@ -229,10 +230,13 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
     faults += same_path_faults([*routes, *in_parts])
     computations, broken = _computations(known, shapes)
     faults += broken
+    for origin, document in shapes.documents if computations else ():
+        said = computed_age_faults(known, document, computations)
+        faults += (Fault(origin, f"{document.kind} {document.metadata.name}", *each) for each in said)
     content = canonical(documents)
     if len(content) > REVISION_BYTES_MAX:
-        said = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
-        faults.append(Fault("", "", "", said))
+        too_large = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
+        faults.append(Fault("", "", "", too_large))
     if faults:
         raise DocumentsRefused(faults)
     ordered = tuple(route for _, route in routes)

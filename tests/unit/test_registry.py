@@ -1159,6 +1159,48 @@ def test_views_that_cannot_be_read_hide_no_ingredients() -> None:
     assert fault.document == "FeatureView applicant"
 
 
+@pytest.mark.parametrize(
+    ("ref", "max_age", "refusal"),
+    [
+        ("paid.count_24h", "6h", True),
+        ("paid.count_24h", "1h", True),
+        ("paid.count_24h", "361m", False),
+        ("paid.amount", "1h", False),
+        ("rate.x", "6h", True),
+        ("rate.y", "15m", True),
+        ("rate.y", "7h", False),
+        ("rate.z", "1s", False),
+    ],
+)
+def test_a_max_age_outlasts_the_time_between_two_computations(ref: str, max_age: str, *, refusal: bool) -> None:
+    """Else a sound aggregate, and what is computed of it, would be STALE until it is computed anew."""
+    paid = {
+        "entities": [{"name": "applicant_id", "type": "INT64"}],
+        "features": [{"name": "amount", "type": "DOUBLE"}],
+        "source": {"type": "redis", "project": "credit"},
+        "aggregate": {"op": "count", "windows": ["24h", "30d"]},
+    }
+    rate = {
+        "features": [{"name": name, "type": "DOUBLE"} for name in "xyz"],
+        "onDemand": {
+            "x": "has(paid.count_24h) ? double(paid.count_24h) : 0.0",
+            "y": "rate.x * 2.0",
+            "z": "paid.amount * 2.0",
+        },
+    }
+    documents = [*sound(), document("FeatureView", "paid", paid), document("FeatureView", "rate", rate)]
+    documents.append(model_version("3", features=[{"ref": ref, "default": 0, "maxAge": max_age}]))
+    if refusal:
+        [fault] = refused(documents)
+        assert fault.field == f"spec.features[{ref}].maxAge"
+        assert fault.message.startswith(f"{max_age} is over before aggregates")
+        assert "every 6h while nothing comes" in fault.message
+        assert "declare more than 6h" in fault.message
+        assert ("here paid.count_24h" in fault.message) == ref.startswith("rate")
+    else:
+        assert read_revision(sources(documents)).versions
+
+
 ABSENT_LIST = "is null, and a tensor made of no DOUBLE_LIST has no shape"
 
 
