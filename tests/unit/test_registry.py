@@ -1201,6 +1201,37 @@ def test_a_max_age_outlasts_the_time_between_two_computations(ref: str, max_age:
         assert read_revision(sources(documents)).versions
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "value", "fields"),
+    [
+        ("credit-pd-1", "features.1", {"ref": "applicant.age", "max_age": "1d"}, {"features[applicant.age].max_age"}),
+        (
+            "credit-pd-1",
+            "features.1",
+            {"ref": "applicant.age", "on_violation": "refer"},
+            {"features[applicant.age].on_violation"},
+        ),
+        ("credit-pd-1", "governance", {"approved_by": "x"}, {"governance.approved_by", "governance.approvedBy"}),
+        ("credit-pd-1", "outputs.0.from_", "x", {"outputs[probability].from_"}),
+        ("applicant", "cache", {"ttl": "1s", "Negative-TTL": "1s"}, {"cache.Negative-TTL"}),
+    ],
+)
+def test_a_field_has_one_name(name: str, path: str, value: object, fields: set[str]) -> None:
+    """The one that is documented; another spelling of it is refused, and told how it is written."""
+    found = refused(changed(sound(), name, f"spec.{path}", value))
+    assert {fault.field.removeprefix("spec.") for fault in found} == fields
+    [odd] = [fault for fault in found if "unknown" in fault.message]
+    spelled = odd.field.rpartition(".")[2].replace("_", "").replace("-", "").lower()
+    assert odd.message.startswith("unknown field; write ")
+    assert odd.message.removeprefix("unknown field; write ").lower() == spelled
+
+
+def test_a_name_of_another_place_is_not_told_to_be_written_so() -> None:
+    """It is spelled as it should be, and does not belong there."""
+    [fault] = refused(changed(sound(), "applicant", "spec.maxAge", "1d"))
+    assert fault.message == "unknown field; remove it or correct its name"
+
+
 ABSENT_LIST = "is null, and a tensor made of no DOUBLE_LIST has no shape"
 
 
