@@ -5,6 +5,7 @@ entity), the caller fetches, ``resolve`` turns what came back into one task's in
 prevent it. A value is coerced to its declared type or is an ERROR, never a guess. Missing, null and stale differ.
 """
 
+import base64
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,32 @@ def coerce(value: Any, type_: str) -> Value:
     if type_.endswith(_LIST):
         return None if value is None else _coerced_list(value, type_)
     return coerce_element(value, type_)
+
+
+def coerce_written(value: Any, type_: str) -> Value:
+    """``coerce`` of what JSON, YAML or CEL say: they have no bytes, so text stands for them, in base64.
+
+    >>> coerce_written("YWI=", "BYTES"), coerce_written(["YQ==", ""], "BYTES_LIST"), coerce_written(5, "DOUBLE")
+    (b'ab', (b'a', b''), 5.0)
+    """
+    if type_ == "BYTES" and isinstance(value, str):
+        return bytes_of(value)
+    if type_ == "BYTES_LIST" and isinstance(value, list | tuple):
+        value = [bytes_of(each) if isinstance(each, str) else each for each in value]
+    return coerce(value, type_)
+
+
+def bytes_of(text: str) -> bytes:
+    """What base64 text stands for; ValueError where it is none, white space and missing padding among that."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"not base64, the text form of BYTES: {error}") from error
+
+
+@lru_cache(maxsize=1_024)
+def _default_of(default: Value, type_: str) -> Value:
+    return coerce_written(default, type_)
 
 
 def coerce_element(value: Any, type_: str) -> Element:
@@ -371,7 +398,7 @@ def resolve(
             found = within_ttl(found, views[source].ttl, now_ms)
             type_ = views[source].types[contract.feature]
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
-            found, broken = _under_contract(contract, found, now_ms)
+            found, broken = _under_contract(contract, found, type_, now_ms)
             if broken is not None:
                 (referrals if contract.violation == "refer" else problems).append(broken)
         column, value = contract.column, found.value
@@ -416,7 +443,7 @@ def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     if given is None:
         return _SENT_NULL
     try:
-        value = coerce(given, contract.type or inferred_type(given))
+        value = coerce_written(given, contract.type or inferred_type(given))
     except ValueError as error:
         return Fetched(FeatureStatus.ERROR, reason=str(error), source=FROM_REQUEST)
     return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
@@ -444,7 +471,9 @@ def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
     return Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, _PAST_TTL, found.source)
 
 
-def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
+def _under_contract(
+    contract: FeatureContract, found: Fetched, type_: str | None, now_ms: int
+) -> tuple[Fetched, Problem | None]:
     if found.status in _SOUND and contract.max_age is not None:
         why = too_old(found, contract.max_age, now_ms)
         if why is not None:
@@ -454,7 +483,9 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
     if contract.violation != "default" and (contract.required or found.status in _STRAYED):
         return found, _broken(contract, found.status, found.reason)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
-    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+    # As its declared type, like every other value: documents write times and bytes as text.
+    default = contract.default if type_ is None else _default_of(contract.default, type_)
+    return Fetched(FeatureStatus.DEFAULTED, default, found.event_time_ms, reason, found.source), None
 
 
 def too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:

@@ -16,7 +16,7 @@ from app.domain.documents import Document, FeatureView, Model, ModelSpec, ModelV
 from app.domain.errors import Fault
 from app.domain.feature_checks import input_faults, refresh_fault, source_faults
 from app.domain.feature_views import aggregate_faults
-from app.domain.features import REQUEST_SOURCES, coerce
+from app.domain.features import REQUEST_SOURCES, coerce_written
 from app.domain.on_demand import Computations, closure
 from app.domain.registry_parts import is_unread
 from app.domain.route_documents import TaskSpec
@@ -213,7 +213,7 @@ def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | Non
                 return "maxAge", refused
     try:
         if declared is not None and contract.default is not None:
-            coerce(contract.default, declared)
+            coerce_written(contract.default, declared)
     except ValueError as error:
         return "default", str(error)
     return None

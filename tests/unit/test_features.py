@@ -233,6 +233,53 @@ def one(contract_: FeatureContract, fetched: Fetched | None = None, **sections: 
 
 
 @pytest.mark.parametrize(
+    ("given", "type_", "value", "said"),
+    [
+        ("YWI=", "BYTES", b"ab", None),
+        ("", "BYTES", b"", None),
+        (["YWI=", ""], "BYTES_LIST", (b"ab", b""), None),
+        (b"ab", "BYTES", b"ab", None),
+        ("YWI", "BYTES", None, "not base64, the text form of BYTES"),
+        ("YWI=\n", "BYTES", None, "not base64, the text form of BYTES"),
+        ("ż", "BYTES", None, "not base64, the text form of BYTES"),
+        (["YWI=", "?"], "BYTES_LIST", None, "not base64, the text form of BYTES"),
+        (7, "BYTES", None, "is not BYTES"),
+        ("YWI=", "BYTES_LIST", None, "is not BYTES_LIST"),
+    ],
+)
+def test_text_of_a_request_stands_for_bytes(given: Any, type_: str, value: Any, said: str | None) -> None:
+    """In base64, as in updates, where the contract declares bytes; a stored text is no bytes."""
+    found, problems = one(contract("inputs.b", type=type_), inputs={"b": given})
+    if said is None:
+        assert (found.status, found.value, problems) == (FeatureStatus.PRESENT, value, [])
+    else:
+        assert found.status is FeatureStatus.DEFAULTED  # the contract's own null, for an ERROR
+        assert said in (found.reason or "")
+    with pytest.raises(ValueError, match="is not BYTES"):
+        coerce("YWI=", "BYTES")
+
+
+@pytest.mark.parametrize(
+    ("default", "type_", "value"),
+    [
+        ("YWI=", "BYTES", b"ab"),
+        (["YWI="], "BYTES_LIST", (b"ab",)),
+        ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
+        (1, "DOUBLE", 1.0),
+        (0.1, "FLOAT", 0.10000000149011612),
+        ("YWI=", "STRING", "YWI="),
+        ("YWI=", None, "YWI="),
+    ],
+)
+def test_a_default_is_of_the_declared_type(default: Any, type_: str | None, value: Any) -> None:
+    """As every other value that a model is given, however a document has to write it."""
+    default = tuple(default) if isinstance(default, list) else default
+    found, problems = one(contract("inputs.b", default=default, **({} if type_ is None else {"type": type_})))
+    assert (found.status, found.value, problems) == (FeatureStatus.DEFAULTED, value, [])
+    assert type(found.value) is type(value)
+
+
+@pytest.mark.parametrize(
     ("changes", "fetched", "status", "reject", "refer"),
     [
         ({"onViolation": "reject"}, None, FeatureStatus.DEFAULTED, [], []),

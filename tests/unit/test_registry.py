@@ -1232,6 +1232,28 @@ def test_a_name_of_another_place_is_not_told_to_be_written_so() -> None:
     assert fault.message == "unknown field; remove it or correct its name"
 
 
+@pytest.mark.parametrize(
+    ("type_", "default", "said"),
+    [
+        ("BYTES", "YWI=", None),
+        ("BYTES_LIST", ["YWI=", ""], None),
+        ("BYTES", "YWI", "not base64, the text form of BYTES"),
+        ("BYTES_LIST", ["?"], "not base64, the text form of BYTES"),
+        ("UNIX_TIMESTAMP", "20260131", "send 2026-01-31, or a number of epoch seconds"),
+    ],
+)
+def test_a_default_is_written_as_its_type_is(type_: str, default: Any, said: str | None) -> None:
+    """Bytes in base64; what is none, or could be either of two things, is refused."""
+    features = [{"ref": "inputs.b", "type": type_, "default": default}]
+    documents = [*sound(), model_version("3", features=features)]
+    if said is None:
+        assert read_revision(sources(documents)).versions
+    else:
+        [fault] = refused(documents)
+        assert fault.field == "spec.features[inputs.b].default"
+        assert said in fault.message
+
+
 ABSENT_LIST = "is null, and a tensor made of no DOUBLE_LIST has no shape"
 
 
