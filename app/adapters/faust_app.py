@@ -264,6 +264,19 @@ class _Consumer(Consumer):
             self._waiting.clear()
         super().resume_flow()
 
+    async def verify_all_partitions_active(self) -> None:
+        """Nothing: Faust's watch over its streams only logs, at level error, and cannot see what it watches.
+
+        It takes a partition that has records left for stuck where the monitor saw none go into its stream, which ours
+        does not count, or where Faust committed none, which ours does by its own account; and it reckons from the
+        process's start, so any quiet partition looks stuck five minutes later. ``/livez`` holds what is finished
+        against what is committed, and ``broker_events_consumed_total`` and the group's lag tell of records that are
+        not taken.
+        """
+
+    def verify_recovery_event_path(self, now: float, tp: TP) -> None:
+        """Nothing, as above: a changelog's partition that comes late was not fetched since the process's start."""
+
     def on_buffer_drop(self, tp: TP) -> None:
         if self.app.rebalancing:
             # A stream that empties its buffer must not wake a partition that is paused.

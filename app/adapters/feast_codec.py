@@ -39,6 +39,10 @@ _FIELDS: Final[Mapping[str, int]] = {
 _LIST_OFFSET: Final = 10
 """The number of a list type is its elements' and this."""
 _LIST: Final = "_LIST"
+_TIMES: Final = "UNIX_TIMESTAMP_LIST"
+_WHOLE: Final = "INT64_LIST"
+_BOUNDED: Final = ("DOUBLE", "FLOAT", "UNIX_TIMESTAMP")
+"""Whose stored form can say what is no value: infinity, or a time that no calendar has."""
 _NAMES: Final = {number: name for name, number in _FIELDS.items()} | {
     number + _LIST_OFFSET: name + _LIST for name, number in _FIELDS.items()
 }
@@ -115,9 +119,11 @@ def encode_value(value: Value, type_: str) -> bytes:
     if type_ == "DOUBLE" and type(value) is float and math.isfinite(value):
         return b"\x29" + _PACK_DOUBLE(value)
     if type_.endswith(_LIST):
-        return _encode_list(coerce(value, type_), _FIELDS[type_.removesuffix(_LIST)])
+        elements = _whole_list(value) if type_ == _TIMES else coerce(value, type_)
+        return _encode_list(elements, _FIELDS[type_.removesuffix(_LIST)])
     field = _FIELDS[type_]
-    match field, coerce_element(value, type_):
+    # Feast writes any int64 as a time, also one that no calendar has and that nobody can read.
+    match field, coerce_element(value, "INT64" if type_ == "UNIX_TIMESTAMP" else type_):
         case 1, bytes(data):
             return b"\x0a" + _varint(len(data)) + data
         case 2, str(text):
@@ -130,6 +136,12 @@ def encode_value(value: Value, type_: str) -> bytes:
         case 3 | 4 | 7 | 8, int(number):
             return bytes((field << 3,)) + _varint(number & _U64)
     raise ValueError(f"{value!r} is not {type_}")
+
+
+def _whole_list(value: Value) -> Value:
+    return coerce(
+        [INT64_MIN if each is None else each for each in value] if isinstance(value, tuple) else value, _WHOLE
+    )
 
 
 def encode_values(values: Sequence[Value], types: Sequence[str]) -> list[bytes]:
@@ -178,7 +190,7 @@ def decode_value(data: bytes | None, type_: ValueType, event_time_ms: int | None
         stored, value = _parse(data)
         if value is None or (value == INT64_MIN and "UNIX_TIMESTAMP" in (stored, type_)):
             return Fetched(FeatureStatus.NULL, None, event_time_ms)
-        if stored != type_ or type_ in ("DOUBLE", "FLOAT") or isinstance(value, tuple):
+        if stored != type_ or type_ in _BOUNDED or isinstance(value, tuple):
             value = coerce(value, type_)
     except ValueError as error:
         return Fetched(_ERROR, None, event_time_ms, f"stored value cannot be used: {error}")

@@ -19,7 +19,7 @@ import structlog
 from prometheus_client import Counter
 
 from app.adapters.http_feast import FeastServers
-from app.domain.errors import RowsRefused, StoreUnavailable
+from app.domain.errors import RowsRefused, ServerFailed, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
@@ -120,13 +120,14 @@ class FeatureSources:
         """What the server says; where it fails, what is ``kept`` although it is old, else that it is unavailable."""
         try:
             if timeout_ms <= 0:
-                raise StoreUnavailable("there was no time left to ask the feature server")
+                why = "no time was left to ask its feature server"
+                raise ServerFailed(f"the feature server of view {need.view} was not asked: {why}", why)
             answer = await self._servers.ask(need, source, timeout_ms)
-        except StoreUnavailable as error:
+        except ServerFailed as error:
             log.warning("feature_server_unavailable", view=need.view, reason=str(error))
             aged = (FeatureStatus.PRESENT, FeatureStatus.NULL)
             old = {ref: found for ref, found in (kept or {}).items() if ref[0] == need.view and found.status in aged}
-            return {ref: old.get(ref, found) for ref, found in unavailable([need]).items()}
+            return {ref: old.get(ref, found) for ref, found in unavailable([need], error.why).items()}
         if source.write_back is not None:
             self._write_back(need, answer)
         return answer

@@ -2,8 +2,9 @@
 
 The server's JSON says less than Feast stores. A value that was never written and an entity that does not exist are both
 a null that is PRESENT, and only its event time, the epoch, tells them from a stored null; so null and epoch is MISSING
-here. Bytes have no form at all. Endpoints are taken in turn, and one that cannot be reached is followed by the next
-while there is time; whatever goes wrong is StoreUnavailable, for an answer that cannot be read says nothing of any
+here. An answer that has the entity's own columns must say there what was asked: what it says of another is of no use to
+anybody. Bytes have no form at all. Endpoints are taken in turn, and one that cannot be reached is followed by the next
+while there is time; whatever goes wrong is ServerFailed, for an answer that cannot be read says nothing of any
 value. Source: Feast 0.67, ``feature_server.py``; tests hold this against the server itself.
 """
 
@@ -17,7 +18,7 @@ import aiohttp
 import orjson
 from prometheus_client import Counter, Histogram
 
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import ServerFailed
 from app.domain.features import FROM_HTTP, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, coerce
 from app.domain.view_documents import HttpSource
 from app.observability import LATENCY_BUCKETS_S
@@ -35,6 +36,9 @@ _FAILURES = Counter(
     "Requests to a feature server that ended as: timeout, unavailable, error (its own), invalid (an unsound answer)",
     ["view", "kind"],
 )
+_UNSOUND: Final = "its feature server's answer is not of the format"
+_UNREACHED: Final = "its feature server could not be reached"
+_OF_ANOTHER: Final = "its feature server answered for another entity"
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _STATUSES: Final = {
     "PRESENT": FeatureStatus.PRESENT,
@@ -45,12 +49,20 @@ _STATUSES: Final = {
 
 
 class _Failed(Exception):
-    """One endpoint's failure: its kind for the metric, what was wrong, and whether another may do better."""
+    """One endpoint's failure: its kind for the metric, what was wrong, and whether another may do better.
 
-    def __init__(self, kind: str, said: str, *, again: bool = False) -> None:
+    ``why`` is what the features' own reason says of it: the server's name and words are not for callers.
+    """
+
+    def __init__(self, kind: str, said: str, why: str, *, again: bool = False) -> None:
         super().__init__(said)
         self.kind = kind
+        self.why = why
         self.again = again
+
+
+class _OfAnother(ValueError):
+    """An answer whose entity columns do not say what was asked."""
 
 
 class FeastServers:
@@ -67,12 +79,12 @@ class FeastServers:
         """The features of one need.
 
         Raises:
-            StoreUnavailable: no sound answer from any endpoint within ``timeout_ms`` and the source's own timeout.
+            ServerFailed: no sound answer from any endpoint within ``timeout_ms`` and the source's own timeout.
         """
         limit_ms = min(timeout_ms, source.timeout)
         body = request_body(need, source)
         turn = next(self._turns.setdefault(source.endpoints, itertools.cycle(range(len(source.endpoints)))))
-        failed = _Failed("unavailable", "was not asked")
+        failed = _Failed("unavailable", "was not asked", "its feature server was not asked")
         try:
             with _SECONDS.labels(need.view).time():
                 async with asyncio.timeout(limit_ms / 1000):
@@ -85,13 +97,17 @@ class FeastServers:
                             failed = error
                             if not error.again:
                                 break
+                        except _OfAnother as error:
+                            failed = _Failed("invalid", str(error), _OF_ANOTHER)
+                            break
                         except ValueError as error:
-                            failed = _Failed("invalid", f"answered unsoundly: {error}")
+                            failed = _Failed("invalid", f"answered unsoundly: {error}", _UNSOUND)
                             break
         except TimeoutError:
-            failed = _Failed("timeout", f"did not answer within {limit_ms} ms")
+            why = f"its feature server did not answer within {limit_ms} ms"
+            failed = _Failed("timeout", f"did not answer within {limit_ms} ms", why)
         _FAILURES.labels(need.view, failed.kind).inc()
-        raise StoreUnavailable(f"the feature server of view {need.view} {failed}")
+        raise ServerFailed(f"the feature server of view {need.view} {failed}", failed.why)
 
     async def _post(self, url: str, body: bytes) -> bytes:
         try:
@@ -108,13 +124,15 @@ class FeastServers:
                 raise
             if len(answer) > self._response_bytes_max:
                 response.close()
-                raise _Failed("invalid", f"answered more than {self._response_bytes_max} bytes")
+                said = f"answered more than {self._response_bytes_max} bytes"
+                raise _Failed("invalid", said, f"its feature server {said}")
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             said = f"could not be reached: {type(error).__name__}: {error}"[:300]
-            raise _Failed("unavailable", said, again=not self._closed) from error
+            raise _Failed("unavailable", said, _UNREACHED, again=not self._closed) from error
         if response.status != 200:
             said = " ".join(answer[:300].decode(errors="replace").split())
-            raise _Failed("error", f"answered {response.status}: {said}", again=response.status >= 502)
+            why = f"its feature server answered with HTTP status {response.status}"
+            raise _Failed("error", f"answered {response.status}: {said}", why, again=response.status >= 502)
         return answer
 
     def _session(self) -> aiohttp.ClientSession:
@@ -155,13 +173,16 @@ def read_answer(body: bytes, need: ViewNeed, source: HttpSource) -> FetchedFeatu
     """The features that an answer holds.
 
     Raises:
-        ValueError: it is not of the format, or does not have a feature that was asked for.
+        ValueError: it is not of the format, or of another entity, or does not have a feature that was asked for.
     """
     try:
         answer = orjson.loads(body)
         names = answer["metadata"]["feature_names"]
         # Servers that write the protobuf message as it is have the list a level deeper.
         columns = dict(zip(names["val"] if isinstance(names, dict) else names, answer["results"], strict=True))
+        for name, asked in zip(need.key.names, need.key.values, strict=True):
+            if name in columns:
+                _check_entity(name, asked, columns[name]["values"])
         view = source.view or need.view
         return {
             (need.view, feature): _fetched(columns[f"{view}__{feature}"], type_)
@@ -171,6 +192,13 @@ def read_answer(body: bytes, need: ViewNeed, source: HttpSource) -> FetchedFeatu
         raise ValueError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
+def _check_entity(name: str, asked: str | int, answered: list[Any]) -> None:
+    [value] = answered
+    # Servers that write the protobuf message as it is have an int64 as text.
+    if isinstance(value, bool) or (value != asked and str(value) != str(asked)):
+        raise _OfAnother(f"was asked for {name} {asked!r:.80}, and answered for {value!r:.80}")
+
+
 def _fetched(column: Mapping[str, Any], type_: str) -> Fetched:
     [value], [status] = column["values"], column["statuses"]
     times = column.get("event_timestamps") or [None]
@@ -178,8 +206,10 @@ def _fetched(column: Mapping[str, Any], type_: str) -> Fetched:
     found = _STATUSES.get(status, FeatureStatus.ERROR)
     if found is FeatureStatus.ERROR:
         return Fetched(found, None, time_ms, f"the feature server says {str(status)[:80]}", FROM_HTTP)
-    if value is None:
-        # A null at the epoch was never written.
+    if found is FeatureStatus.MISSING:
+        return Fetched(found, source=FROM_HTTP)
+    if value is None or found is FeatureStatus.NULL:
+        # The status says what stands there, whatever does. A null at the epoch was never written.
         null = found in (FeatureStatus.PRESENT, FeatureStatus.NULL) and bool(time_ms)
         status_, time_ms = (FeatureStatus.NULL, time_ms) if null else (FeatureStatus.MISSING, None)
         return Fetched(status_, None, time_ms, None, FROM_HTTP)

@@ -360,9 +360,10 @@ class Decider:
         deadline_ms = deadline_of(request, matched.spec.deadline, live.record.source.timestamp_ms)
         live.record = replace(live.record, route=matched.name, deadline_ms=deadline_ms)
         # Before anything is evaluated: what was too much for a worker must not be too much for the next one as well.
-        if self._clock.now_ms() >= deadline_ms:
-            said = "the deadline had passed when the request arrived: send it earlier, or give it longer"
-            await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))
+        now_ms = self._clock.now_ms()
+        if now_ms >= deadline_ms:
+            problem = Problem(Code.DEADLINE_EXCEEDED, _late(deadline_ms, live.record.source.timestamp_ms, now_ms))
+            await self._end(live, Status.EXPIRED, (problem,))
             return False
         plan = plan_of(revision, found, request, live.record.received_ms)
         if isinstance(plan, Refused):
@@ -707,6 +708,20 @@ def _first_recipient(record: DecisionRecord) -> Recipient:
     headers = record.source.headers
     traceparent = next((value for name, value in headers if name == "traceparent"), None)
     return Recipient(read_address(headers), traceparent, record.source.key)
+
+
+def _late(deadline_ms: int, arrived_ms: int, now_ms: int) -> str:
+    """Why a request is ended before anything is done for it; it arrived when Kafka got it.
+
+    >>> _late(1_000, 1_000, 1_005)
+    'the deadline had passed when the request arrived: send it earlier, or give it longer'
+    >>> _late(1_000, 900, 1_005)
+    'the deadline passed before a worker was free, 105 ms after the request arrived: give it longer, or try later'
+    """
+    if deadline_ms <= arrived_ms:
+        return "the deadline had passed when the request arrived: send it earlier, or give it longer"
+    waited = f"{now_ms - arrived_ms} ms after the request arrived"
+    return f"the deadline passed before a worker was free, {waited}: give it longer, or try later"
 
 
 def _joined(plan: Plan, record: DecisionRecord) -> Join:

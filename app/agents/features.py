@@ -6,12 +6,13 @@ and what was computed is written too. While the store or Kafka is away the batch
 row twice changes nothing. What cannot be stored, be it for what it says or for what stands in its place, goes to the
 dead-letter topic, acknowledged there first, and does not hold up the others.
 
-An update may overtake the revision that declares its view. So one that names something unknown is refused only when
-it has been in Kafka for ``REGISTRY_GRACE_MS``; an old backlog therefore never waits.
+An update may overtake the revision that declares its view. So one that names something unknown waits until it has been
+in Kafka for ``REGISTRY_GRACE_MS``, but not past as much from when that name was first asked for: an old backlog never
+waits, and a producer with a wrong name holds up the others of its partition once.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import faust
@@ -26,6 +27,7 @@ from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
 from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
+from app.domain.graces import Graces
 from app.domain.requests import InboundRecord
 from app.domain.view_documents import FeatureViewSpec
 from app.observability import LATENCY_BUCKETS_S
@@ -78,6 +80,7 @@ class FeatureUpdates:
         self._clock = clock
         self._aggregates = aggregates
         self._retry_delays_s = retry_delays_s
+        self._graces = Graces(REGISTRY_GRACE_MS)
         self._codec = feature_updates()
 
     async def handle(self, partition: int, records: Sequence[InboundRecord]) -> None:
@@ -85,11 +88,11 @@ class FeatureUpdates:
         started_ms = self._clock.steady_ms()
         updates: list[tuple[InboundRecord, FeatureRow]] = []
         letters: list[OutboundRecord] = []
-        for record in records:
-            try:
-                updates.append((record, await self._row_of(record)))
-            except UpdateRefused as error:
-                letters.append(self._letter(record, str(error)))
+        for record, read in zip(records, await self._read(records), strict=True):
+            if isinstance(read, UpdateRefused):
+                letters.append(self._letter(record, str(read)))
+            else:
+                updates.append((record, read))
         stored, refused = await self._store([row for _, row in updates])
         letters += [self._letter(updates[place][0], reason) for place, reason in refused.items()]
         # What is redriven later counts then; counted now too, it would count twice.
@@ -130,22 +133,52 @@ class FeatureUpdates:
         except RowsRefused as error:
             return error.written, error.refused
 
-    async def _row_of(self, record: InboundRecord) -> FeatureRow:
-        body = self._decode(record.value)
-        waiting = False
-        while True:
-            views = self._views()
-            if views is not None:
-                try:
-                    return _row_of(record, body, views, self._clock.now_ms())
-                except UpdateRefused as error:
-                    age_ms = self._clock.now_ms() - record.timestamp_ms
-                    if not error.unknown or not 0 <= age_ms < REGISTRY_GRACE_MS:
-                        raise
-            elif not waiting:
-                waiting = True
-                log.warning("registry_awaited", position=record.position, hint="apply a revision with feature views")
+    async def _read(self, records: Sequence[InboundRecord]) -> Sequence[FeatureRow | UpdateRefused]:
+        """Each record's row, or why it has none; what may yet become known is waited for, all of it at once."""
+        views = await self._known_views(records[0])
+        now_ms = self._clock.now_ms()
+        read = [self._row_or_refusal(record, views, now_ms) for record in records]
+        waiting = self._worth_waiting(records, read, range(len(records)))
+        while waiting:
             await asyncio.sleep(REGISTRY_POLL_S)
+            views = await self._known_views(records[0])
+            now_ms = self._clock.now_ms()
+            for place in waiting:
+                read[place] = self._row_or_refusal(records[place], views, now_ms)
+            waiting = self._worth_waiting(records, read, waiting)
+        return read
+
+    async def _known_views(self, record: InboundRecord) -> Mapping[str, FeatureViewSpec]:
+        views = self._views()
+        if views is None:
+            log.warning("registry_awaited", position=record.position, hint="apply a revision with feature views")
+        while views is None:
+            await asyncio.sleep(REGISTRY_POLL_S)
+            views = self._views()
+        return views
+
+    def _worth_waiting(
+        self, records: Sequence[InboundRecord], read: Sequence[FeatureRow | UpdateRefused], places: Iterable[int]
+    ) -> list[int]:
+        now_ms, steady_ms = self._clock.now_ms(), self._clock.steady_ms()
+        worth: list[int] = []
+        for place in places:
+            refused = read[place]
+            # The reason says what is unknown, so it stands for the name; each counts as asked for, old ones too.
+            if not isinstance(refused, UpdateRefused) or not refused.unknown:
+                continue
+            young = 0 <= now_ms - records[place].timestamp_ms < REGISTRY_GRACE_MS
+            if self._graces.ask(str(refused), steady_ms) and young:
+                worth.append(place)
+        return worth
+
+    def _row_or_refusal(
+        self, record: InboundRecord, views: Mapping[str, FeatureViewSpec], now_ms: int
+    ) -> FeatureRow | UpdateRefused:
+        try:
+            return _row_of(record, self._decode(record.value), views, now_ms)
+        except UpdateRefused as error:
+            return error
 
     def _decode(self, value: bytes | None) -> Mapping[str, Any]:
         if not value:

@@ -66,7 +66,7 @@ IN_WORDS: Final[Mapping[str, str]] = {
 class DocumentPart(BaseModel):
     """Anything in a document: its fields are those that are named, of just the types that are said, and fixed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Metadata(DocumentPart):

@@ -11,6 +11,7 @@ for what stops the work at hand::
     ├── ExpressionFailed    a CEL expression did not evaluate: the caller of the expression names where
     ├── NotOwner            this worker lost the partition: drop the work, the new owner does it (retry)
     ├── StoreUnavailable    a store does not answer: the contract of each feature decides (retry)
+    │   └── ServerFailed    a feature server, in whatever way: the same, with a reason for its features
     ├── RowsRefused         some rows can never be stored, the others are: bury those (dead-letter)
     ├── ReplyTimeout        a request reached Kafka and no reply came while its caller waited: ask again by its id
     ├── RepliesFull         as many requests wait for replies as may: refuse, with a time to come back (retry)
@@ -141,6 +142,14 @@ class NotOwner(BrokerError):
 
 class StoreUnavailable(BrokerError):
     """A store did not answer in time; what it holds is unknown, which is not the same as missing."""
+
+
+class ServerFailed(StoreUnavailable):
+    """A feature server gave no sound answer; ``why`` says so to callers, without what only operators may read."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class RowsRefused(BrokerError):

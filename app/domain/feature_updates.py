@@ -5,15 +5,13 @@ have; an update that says anything else is refused whole, for half an update und
 values look fresh. A feature that is left out keeps its value and its own time; one that is given as null becomes null.
 """
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from app.domain.errors import BrokerError
-from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, coerce
+from app.domain.features import EVENT_TIME_AHEAD_MS_MAX, EntityKey, Value, bytes_of, coerce
 from app.domain.view_documents import FeatureViewSpec, RedisSource
 
 _MEMBERS: Final = frozenset({"project", "view", "entities", "values", "event_time"})
@@ -156,14 +154,12 @@ def _typed(given: Any, type_: str, where: str) -> Value:
         given = [None if each is None else _typed(each, of, f"{where}[{at}]") for at, each in enumerate(given)]
     try:
         if type_ == "BYTES" and isinstance(given, str):
-            return base64.b64decode(given, validate=True)
+            return bytes_of(given)
         if type_ == "UNIX_TIMESTAMP" and isinstance(given, bytes):
             raise ValueError("bytes are not UNIX_TIMESTAMP")
         value = coerce(given, type_)
         if isinstance(value, str):
             value.encode()
-    except binascii.Error as error:
-        raise UpdateRefused(f"{where}: not base64, the text form of BYTES: {error}") from error
     except (ValueError, OverflowError) as error:
         raise UpdateRefused(f"{where}: {error}") from error
     return value

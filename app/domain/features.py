@@ -5,6 +5,7 @@ entity), the caller fetches, ``resolve`` turns what came back into one task's in
 prevent it. A value is coerced to its declared type or is an ERROR, never a guess. Missing, null and stale differ.
 """
 
+import base64
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ minutes. A time beyond it is an error that would keep a value fresh, and newer o
 LIST_LENGTH_MAX: Final = 10_000
 """Elements of one list: an embedding has hundreds, and what is longer would fill a decision's record by itself."""
 _INT_BOUNDS: Final = {"INT32": 2**31, "INT64": 2**63, "UNIX_TIMESTAMP": 2**63}
+_SECONDS: Final = range(-62_135_596_800, 253_402_300_800)
+"""Of the years 1 to 9999, which is all that ISO 8601 text, Python and protobuf can say of a time."""
 _EXACT_BELOW: Final = 2**53
 """From here on a float stands for several whole numbers, and which of them was meant is not known."""
 _FLOAT: Final = struct.Struct("<f")
@@ -157,6 +160,32 @@ def coerce(value: Any, type_: str) -> Value:
     return coerce_element(value, type_)
 
 
+def coerce_written(value: Any, type_: str) -> Value:
+    """``coerce`` of what JSON, YAML or CEL say: they have no bytes, so text stands for them, in base64.
+
+    >>> coerce_written("YWI=", "BYTES"), coerce_written(["YQ==", ""], "BYTES_LIST"), coerce_written(5, "DOUBLE")
+    (b'ab', (b'a', b''), 5.0)
+    """
+    if type_ == "BYTES" and isinstance(value, str):
+        return bytes_of(value)
+    if type_ == "BYTES_LIST" and isinstance(value, list | tuple):
+        value = [bytes_of(each) if isinstance(each, str) else each for each in value]
+    return coerce(value, type_)
+
+
+def bytes_of(text: str) -> bytes:
+    """What base64 text stands for; ValueError where it is none, white space and missing padding among that."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"not base64, the text form of BYTES: {error}") from error
+
+
+@lru_cache(maxsize=1_024)
+def _default_of(default: Value, type_: str) -> Value:
+    return coerce_written(default, type_)
+
+
 def coerce_element(value: Any, type_: str) -> Element:
     """``coerce`` for the scalar types."""
     if value is None:
@@ -177,7 +206,7 @@ def coerce_element(value: Any, type_: str) -> Element:
                     raise ValueError(
                         f"{value!r} (float) may be a rounded number: send it as a whole one, without a point"
                     )
-                return int(value)
+                return int(value) if type_ != "UNIX_TIMESTAMP" else _within_years(int(value))
         case "UNIX_TIMESTAMP" if isinstance(value, str):
             return _epoch_seconds(value)
     raise ValueError(f"{str(value)[:80]!r} ({type(value).__name__}) is not {type_}")
@@ -203,10 +232,28 @@ def _floating(value: float, type_: str) -> float:
 
 
 def _epoch_seconds(text: str) -> int:
+    if text.strip().isdecimal():
+        # ISO 8601 takes some for a date, and people write the seconds themselves.
+        raise ValueError(
+            f"{text[:80]!r} may be a date or a number of seconds: send {_dashed(text)}, or a number of epoch seconds"
+        )
     moment = datetime.fromisoformat(text)
     if moment.microsecond:
         raise ValueError(f"{text[:80]!r} has a fraction of a second, and UNIX_TIMESTAMP is in whole ones")
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return _within_years(int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()))
+
+
+def _dashed(digits: str) -> str:
+    """How the date of eight digits is written without doubt; of others, an example."""
+    return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}" if len(digits) == 8 else "a date as 2026-01-31"
+
+
+def _within_years(seconds: int) -> int:
+    if seconds not in _SECONDS:
+        # From 1978 on milliseconds lie past the year 9999, and what is sent finer always does.
+        hint = " (milliseconds?)" if seconds > 0 else ""
+        raise ValueError(f"{seconds} is outside the years 1 to 9999: UNIX_TIMESTAMP is in epoch seconds{hint}")
+    return seconds
 
 
 def inferred_type(value: Value | list[Any]) -> str:
@@ -351,7 +398,7 @@ def resolve(
             found = within_ttl(found, views[source].ttl, now_ms)
             type_ = views[source].types[contract.feature]
         if found.status is not FeatureStatus.PRESENT or contract.max_age is not None:
-            found, broken = _under_contract(contract, found, now_ms)
+            found, broken = _under_contract(contract, found, type_, now_ms)
             if broken is not None:
                 (referrals if contract.violation == "refer" else problems).append(broken)
         column, value = contract.column, found.value
@@ -396,7 +443,7 @@ def _from_request(contract: FeatureContract, request: Request) -> Fetched:
     if given is None:
         return _SENT_NULL
     try:
-        value = coerce(given, contract.type or inferred_type(given))
+        value = coerce_written(given, contract.type or inferred_type(given))
     except ValueError as error:
         return Fetched(FeatureStatus.ERROR, reason=str(error), source=FROM_REQUEST)
     return Fetched(FeatureStatus.PRESENT, value, source=FROM_REQUEST)
@@ -424,7 +471,9 @@ def within_ttl(found: Fetched, ttl_ms: int | None, now_ms: int) -> Fetched:
     return Fetched(FeatureStatus.STALE, found.value, found.event_time_ms, _PAST_TTL, found.source)
 
 
-def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> tuple[Fetched, Problem | None]:
+def _under_contract(
+    contract: FeatureContract, found: Fetched, type_: str | None, now_ms: int
+) -> tuple[Fetched, Problem | None]:
     if found.status in _SOUND and contract.max_age is not None:
         why = too_old(found, contract.max_age, now_ms)
         if why is not None:
@@ -434,7 +483,9 @@ def _under_contract(contract: FeatureContract, found: Fetched, now_ms: int) -> t
     if contract.violation != "default" and (contract.required or found.status in _STRAYED):
         return found, _broken(contract, found.status, found.reason)
     reason = f"{found.status}" + (f": {found.reason}" if found.reason else "")
-    return Fetched(FeatureStatus.DEFAULTED, contract.default, found.event_time_ms, reason, found.source), None
+    # As its declared type, like every other value: documents write times and bytes as text.
+    default = contract.default if type_ is None else _default_of(contract.default, type_)
+    return Fetched(FeatureStatus.DEFAULTED, default, found.event_time_ms, reason, found.source), None
 
 
 def too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
@@ -454,7 +505,7 @@ def too_old(found: Fetched, max_age_ms: int, now_ms: int) -> str | None:
 
 def _broken(contract: FeatureContract, status: FeatureStatus, reason: str | None) -> Problem:
     if status is FeatureStatus.ERROR:
-        code = Code.FEATURES_UNAVAILABLE if reason == UNAVAILABLE else Code.FEATURE_INVALID
+        code = Code.FEATURES_UNAVAILABLE if is_away(reason) else Code.FEATURE_INVALID
         said = reason or "cannot be used"
     elif status is FeatureStatus.STALE:
         code, said = Code.FEATURE_STALE, reason or _TOO_OLD
@@ -472,15 +523,22 @@ def refers(contracts: Iterable[FeatureContract], problem: Problem | None) -> boo
     )
 
 
-UNAVAILABLE: Final = "could not be fetched: its source does not answer in time"
+_NOT_FETCHED: Final = "could not be fetched: "
+UNAVAILABLE: Final = f"{_NOT_FETCHED}its source does not answer in time"
 """The reason of values whose store or feature server was away: a failure of ours, not a fault of the request."""
 _UNAVAILABLE: Final = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
 
 
-def unavailable(needs: Iterable[ViewNeed]) -> dict[tuple[str, str], Fetched]:
-    """What is known of ``needs`` while their store does not answer."""
-    stored = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE)
-    served = Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source=FROM_HTTP)
+def is_away(reason: str | None) -> bool:
+    """Whether an ERROR's reason is that its source failed, in whatever way: the value may be there all the same."""
+    return reason is not None and reason.startswith(_NOT_FETCHED)
+
+
+def unavailable(needs: Iterable[ViewNeed], why: str | None = None) -> dict[tuple[str, str], Fetched]:
+    """What is known of ``needs`` where their source failed; ``why``: other than by its silence."""
+    reason = UNAVAILABLE if why is None else f"{_NOT_FETCHED}{why}"
+    stored = Fetched(FeatureStatus.ERROR, reason=reason)
+    served = Fetched(FeatureStatus.ERROR, reason=reason, source=FROM_HTTP)
     return {
         (need.view, feature): stored if need.http is None else served for need in needs for feature in need.features
     }

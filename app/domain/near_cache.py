@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, Value, ViewNeed, keys_of, unavailable
+from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, ViewNeed, is_away, keys_of, unavailable
 from app.domain.view_documents import CacheSpec
 
 FLOOR_MS: Final = 5_000
@@ -204,7 +204,7 @@ def can_serve_stale(values: Sequence[Fetched]) -> bool:
 
 def is_unavailable(values: Sequence[Fetched]) -> bool:
     """Whether the store did not answer for this row."""
-    return any(value.reason == UNAVAILABLE for value in values)
+    return any(is_away(value.reason) for value in values)
 
 
 def size_of(values: Sequence[Fetched]) -> int:

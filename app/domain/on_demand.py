@@ -29,6 +29,8 @@ from app.domain.features import (
     FetchedFeatures,
     Value,
     coerce,
+    coerce_written,
+    is_away,
     within_ttl,
 )
 from app.domain.requests import Request
@@ -331,7 +333,9 @@ def _computed(
             return Fetched(FeatureStatus.MISSING, None, time_ms, f"its ingredient {each} is {found.status.lower()}")
     time_ms = _oldest(usable.values(), now_ms)
     try:
-        value = coerce(_plain(_evaluated(made, request, usable, functions)), made.type)
+        value = _plain(_evaluated(made, request, usable, functions))
+        # An expression hands on what a request's JSON says; a function has bytes of its own.
+        value = coerce_written(value, made.type) if made.expression is not None else coerce(value, made.type)
     except (ExpressionFailed, ValueError, OverflowError) as error:
         return Fetched(FeatureStatus.ERROR, None, time_ms, f"cannot be computed: {error}")
     except KeyboardInterrupt:
@@ -356,9 +360,9 @@ def _from_request(each: Ingredient, request: Request) -> Fetched:
 
 
 def _unusable(each: Ingredient, found: Fetched) -> Fetched:
-    if found.reason == UNAVAILABLE:
+    if is_away(found.reason):
         # Not a fault of the request, and told from one by this very reason.
-        return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, UNAVAILABLE)
+        return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, found.reason)
     said = f"its ingredient {each} is {found.status}" + (f": {found.reason}" if found.reason else "")
     return Fetched(FeatureStatus.ERROR, None, found.event_time_ms, said)
 

@@ -22,6 +22,7 @@ from app.domain.paths import PathTree
 from app.domain.registry_checks import (
     FieldFault,
     Known,
+    computed_age_faults,
     model_faults,
     name_faults,
     version_faults,
@@ -216,23 +217,26 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
     faults = [*shapes.faults, *name_faults(named)]
     routes: list[tuple[str, CompiledRoute]] = []
     for origin, document in shapes.documents:
-        found, route = _checked(known, document, today)
+        found, route = _checked(known, document, today, whole=True)
         faults += (Fault(origin, f"{document.kind} {document.metadata.name}", *each) for each in found)
         if route is not None:
             routes.append((origin, route))
     in_parts: list[tuple[str, CompiledRoute]] = []
     for part in shapes.parts:
-        found, route = _checked(known, part.document, today)
+        found, route = _checked(known, part.document, today, whole=False)
         faults += (part.fault(*each) for each in found)
         if route is not None:
             in_parts.append((part.origin, route))
     faults += same_path_faults([*routes, *in_parts])
     computations, broken = _computations(known, shapes)
     faults += broken
+    for origin, document in shapes.documents if computations else ():
+        said = computed_age_faults(known, document, computations)
+        faults += (Fault(origin, f"{document.kind} {document.metadata.name}", *each) for each in said)
     content = canonical(documents)
     if len(content) > REVISION_BYTES_MAX:
-        said = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
-        faults.append(Fault("", "", "", said))
+        too_large = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
+        faults.append(Fault("", "", "", too_large))
     if faults:
         raise DocumentsRefused(faults)
     ordered = tuple(route for _, route in routes)
@@ -267,12 +271,12 @@ def _computations(known: Known, shapes: Shapes) -> tuple[Computations, list[Faul
 
 
 def _checked(
-    known: Known, document: Document, today: datetime.date | None
+    known: Known, document: Document, today: datetime.date | None, *, whole: bool
 ) -> tuple[list[FieldFault], CompiledRoute | None]:
     """What is wrong with a document beside others, and the route that it is, if it is one."""
     match document:
         case ModelVersion():
-            return list(version_faults(known, document, today)), None
+            return list(version_faults(known, document, today, whole=whole)), None
         case FeatureView():
             return list(view_faults(document)), None
         case Model():

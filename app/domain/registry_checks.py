@@ -14,9 +14,10 @@ from app.domain.dispatch import sound_value
 from app.domain.document_parts import Scalar
 from app.domain.documents import Document, FeatureView, Model, ModelSpec, ModelVersion
 from app.domain.errors import Fault
-from app.domain.feature_checks import input_faults, source_faults
+from app.domain.feature_checks import input_faults, refresh_fault, source_faults
 from app.domain.feature_views import aggregate_faults
-from app.domain.features import REQUEST_SOURCES, coerce
+from app.domain.features import REQUEST_SOURCES, coerce_written
+from app.domain.on_demand import Computations, closure
 from app.domain.registry_parts import is_unread
 from app.domain.route_documents import TaskSpec
 from app.domain.skew import baseline_faults
@@ -143,8 +144,10 @@ def view_faults(document: FeatureView) -> Iterator[FieldFault]:
         yield f"spec.{field}", message
 
 
-def version_faults(known: Known, document: ModelVersion, today: datetime.date | None) -> Iterator[FieldFault]:
-    """A version's validity, features and outputs."""
+def version_faults(
+    known: Known, document: ModelVersion, today: datetime.date | None, *, whole: bool
+) -> Iterator[FieldFault]:
+    """A version's validity, features and outputs; ``whole``: it is as it was written, not what is sound of it."""
     spec = document.spec
     if not known.model_exists(document.spec.model):
         yield "spec.model", f"there is no Model {document.spec.model}"
@@ -162,7 +165,7 @@ def version_faults(known: Known, document: ModelVersion, today: datetime.date | 
         fault = _contract_fault(known, contract)
         if fault is not None:
             yield f"spec.features[{contract.ref}].{fault[0]}", fault[1]
-    for field, message in input_faults(spec, known.feature_types):
+    for field, message in input_faults(spec, known.feature_types, whole=whole):
         yield f"spec.{field}", message
     for output in spec.outputs:
         if output.datatype in ("BOOL", "BYTES") and (output.min is not None or output.max is not None):
@@ -204,12 +207,30 @@ def _contract_fault(known: Known, contract: FeatureContract) -> FieldFault | Non
             return "type", "its FeatureView declares it; remove it here"
         if contract.max_age == 0:
             return "maxAge", "0s makes whatever is stored STALE as it is read: declare the age that is allowed, as 1d"
+        if contract.max_age is not None and known.views[source].aggregate:
+            refused = refresh_fault(contract.max_age, known.views[source], feature)
+            if refused is not None:
+                return "maxAge", refused
     try:
         if declared is not None and contract.default is not None:
-            coerce(contract.default, declared)
+            coerce_written(contract.default, declared)
     except ValueError as error:
         return "default", str(error)
     return None
+
+
+def computed_age_faults(known: Known, document: Document, computations: Computations) -> Iterator[FieldFault]:
+    """Contracts about what is computed on demand, and is STALE between two computations of its ingredients."""
+    for contract in document.spec.features if isinstance(document, ModelVersion) else ():
+        source, _, feature = contract.ref.partition(".")
+        if contract.max_age is None or (source, feature) not in computations:
+            continue
+        made = closure([(source, feature)], computations)
+        for view, name in dict.fromkeys(each.ref for one in made for each in one.ingredients):
+            spec = known.views.get(view)
+            refused = refresh_fault(contract.max_age, spec, name, f"{view}.{name}") if spec and spec.aggregate else None
+            if refused is not None:
+                yield f"spec.features[{contract.ref}].maxAge", refused
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------

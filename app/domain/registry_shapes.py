@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from app.domain.document_parts import IN_WORDS, NOT_SUPPORTED_YET, VALUES_NOT_SUPPORTED_YET
+from app.domain.document_parts import IN_WORDS, NOT_SUPPORTED_YET, VALUES_NOT_SUPPORTED_YET, DocumentPart
 from app.domain.documents import KINDS, Document, item_label
 from app.domain.errors import Fault
 from app.domain.registry_parts import SCALAR_TYPES, Path, details_of, path_of, sound_part
@@ -157,7 +157,10 @@ def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: An
         if last in NOT_SUPPORTED_YET:
             message = f"not supported yet ({NOT_SUPPORTED_YET[last]}); remove it"
         else:
-            message = "unknown field; remove it or correct its name"
+            meant = _SPELLINGS.get(_letters(last))
+            message = (
+                f"unknown field; {f'write {meant}' if meant not in (None, last) else 'remove it or correct its name'}"
+            )
     elif kind in ("literal_error", "union_tag_invalid") and str(given) in VALUES_NOT_SUPPORTED_YET:
         message = f"{given} is not supported yet"
     elif last in SCALAR_TYPES or last.startswith("tuple["):
@@ -174,6 +177,20 @@ def _shape_fault(origin: str, content: Mapping[str, Any], where: str, detail: An
             message += f" (given: {shown(given)})"
         message += _remedy(kind, given)
     return Fault(origin, where, field_, message)
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _aliases(part: type[DocumentPart]) -> Iterator[str]:
+    yield from (each.alias for each in part.model_fields.values() if each.alias is not None)
+    for below in part.__subclasses__():
+        yield from _aliases(below)
+
+
+_SPELLINGS: Final = {_letters(alias): alias for alias in _aliases(DocumentPart)}
+"""The names that are of several words, by what they are however the words are joined."""
 
 
 def _remedy(kind: str, given: object) -> str:

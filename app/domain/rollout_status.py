@@ -135,4 +135,4 @@ def _with_progress(documents: Iterable[Document], progress: _Progress) -> Iterat
 
 def _unstated(route: Route) -> Route:
     # Rebuilt rather than set to None: what was not written is not in a revision.
-    return Route(api_version=route.api_version, kind=route.kind, metadata=route.metadata, spec=route.spec)
+    return Route(apiVersion=route.api_version, kind=route.kind, metadata=route.metadata, spec=route.spec)

@@ -17,9 +17,9 @@ from app.adapters.feature_sources import FeatureSources, rows_of
 from app.adapters.http_feast import FeastServers, read_answer, request_body
 from app.adapters.redis_feast import RedisFeatureStore
 from app.domain.document_parts import ValueType
-from app.domain.errors import RowsRefused, StoreUnavailable
+from app.domain.errors import RowsRefused, ServerFailed, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
-from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed
+from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, FetchedFeatures, ViewNeed, is_away
 from app.domain.view_documents import HttpSource
 from tests.support.feature_server import (
     DATA,
@@ -37,6 +37,7 @@ TYPES: Mapping[str, ValueType] = EXCHANGES["types"]
 TIME_MS = 1_795_395_723_250
 HOUR_MS = 3_600_000
 TIMEOUT_MS = 20_000
+UNSOUND = "its feature server's answer is not of the format"
 
 needs_feast = pytest.mark.skipif(feast_python() is None, reason=NO_FEAST)
 
@@ -171,26 +172,74 @@ async def servers() -> AsyncIterator[FeastServers]:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "said", "why"),
     [
-        (web.Response(status=500, body=b'"no such\\n feature"'), "answered 500"),
-        (web.Response(status=404, body=b"{}"), "answered 404"),
-        (web.Response(body=b"<html>"), "answered unsoundly"),
-        (web.Response(body=b"{}"), "answered unsoundly: KeyError"),
-        (web.Response(body=b'{"metadata": {"feature_names": ["a"]}, "results": []}'), "answered unsoundly"),
-        (web.Response(body=b'{"metadata": 1, "results": [1]}'), "answered unsoundly"),
-        (web.Response(body=b" " * 2_001), "more than 2000 bytes"),
+        (web.Response(status=500, body=b'"no such\\n feature"'), "answered 500", "answered with HTTP status 500"),
+        (web.Response(status=404, body=b"{}"), "answered 404", "answered with HTTP status 404"),
+        (web.Response(body=b"<html>"), "answered unsoundly", UNSOUND),
+        (web.Response(body=b"{}"), "answered unsoundly: KeyError", UNSOUND),
+        (web.Response(body=b"[]"), "answered unsoundly", UNSOUND),
+        (web.Response(body=b'{"metadata": {"feature_names": ["a"]}, "results": []}'), "answered unsoundly", UNSOUND),
+        (web.Response(body=b'{"metadata": 1, "results": [1]}'), "answered unsoundly", UNSOUND),
+        (web.Response(body=b" " * 2_001), "more than 2000 bytes", "answered more than 2000 bytes"),
     ],
 )
 async def test_unsound_answers_say_nothing_of_any_value(
-    server: FeatureServer, servers: FeastServers, broken: web.Response, said: str
+    server: FeatureServer, servers: FeastServers, broken: web.Response, said: str, why: str
 ) -> None:
-    """Each is StoreUnavailable, with what was wrong, asked once."""
+    """Each is ServerFailed, with what was wrong, asked once; its features are unavailable, and say truly why."""
     server.broken = broken
     where = source(server.url)
-    with pytest.raises(StoreUnavailable, match=said):
+    with pytest.raises(ServerFailed, match=said) as caught:
         await servers.ask(need_of(where, "text"), where, TIMEOUT_MS)
     assert len(server.asked) == 1
+    assert why in caught.value.why
+    store = MemoryFeatureStore()
+    made = FeatureSources(store, store, servers, FixedClock(TIME_MS))
+    [found] = (await made.fetch([need_of(where, "text")], TIMEOUT_MS)).values()
+    assert (found.status, is_away(found.reason), why in str(found.reason)) == (ERROR, True, True)
+
+
+@pytest.mark.parametrize("answered", [[99], ["x"], [None], [True], [17, 99], []])
+async def test_an_answer_of_another_entity_is_not_believed(
+    server: FeatureServer, servers: FeastServers, answered: list[Any]
+) -> None:
+    """Its features are unavailable, and nothing of it is kept for the entity that was asked about."""
+    server.put("applicant", 1, TIME_MS, text="a")
+    sound = orjson.loads(server.table(1, ["applicant:text"]))
+    sound["results"][0]["values"] = answered
+    server.broken = web.Response(body=orjson.dumps(sound))
+    store = MemoryFeatureStore()
+    made = FeatureSources(store, store, servers, FixedClock(TIME_MS))
+    need = need_of(kept(server.url, "p"), "text", key=1, project="p")
+    [found] = (await made.fetch([need], TIMEOUT_MS)).values()
+    assert (found.status, found.value, is_away(found.reason)) == (ERROR, None, True)
+    if len(answered) == 1:
+        assert found.reason == "could not be fetched: its feature server answered for another entity"
+    await asyncio.sleep(0.01)
+    assert told(await store.fetch([need], TIMEOUT_MS)) == {"text": (MISSING, None)}
+
+
+@pytest.mark.parametrize(("key", "answered"), [(17, 17), (17, "17"), ("ż", "ż"), (2**62, str(2**62))])
+def test_an_entity_is_the_same_as_number_and_as_text(key: Any, answered: Any) -> None:
+    """Servers that write the protobuf message as it is have an int64 as text; some do not tell the entity at all."""
+    where = source("http://127.0.0.1:1")
+    column = {"values": ["a"], "statuses": ["PRESENT"], "event_timestamps": ["2026-11-23T01:02:03Z"]}
+    for names, results in (
+        (["applicant_id", "applicant__text"], [column | {"values": [answered]}, column]),
+        (["applicant__text"], [column]),
+    ):
+        body = orjson.dumps({"metadata": {"feature_names": names}, "results": results})
+        assert told(read_answer(body, need_of(where, "text", key=key), where)) == {"text": (PRESENT, "a")}
+
+
+@pytest.mark.parametrize(("status", "expected"), [("NOT_FOUND", MISSING), ("NULL_VALUE", NULL)])
+def test_a_value_that_its_status_denies_is_none(status: str, expected: FeatureStatus) -> None:
+    """What was not found is MISSING, and what is null is NULL, whatever value stands there."""
+    where = source("http://127.0.0.1:1")
+    column = {"values": ["a"], "statuses": [status], "event_timestamps": ["2026-11-23T01:02:03Z"]}
+    body = orjson.dumps({"metadata": {"feature_names": ["applicant__text"]}, "results": [column]})
+    assert told(read_answer(body, need_of(where, "text"), where)) == {"text": (expected, None)}
 
 
 async def test_a_slow_server_is_left_at_its_timeout(server: FeatureServer, servers: FeastServers) -> None:
@@ -302,7 +351,8 @@ async def test_a_source_that_fails_fails_alone(
     needs = [need_of(None, "large", view="bureau", project=project), need_of(source(server.url), "text")]
     found = await sources.fetch(needs, TIMEOUT_MS)
     assert found["bureau", "large"].status is MISSING
-    assert found["applicant", "text"] == Fetched(ERROR, reason=UNAVAILABLE, source="http")
+    reason = "could not be fetched: its feature server answered with HTTP status 503"
+    assert found["applicant", "text"] == Fetched(ERROR, reason=reason, source="http")
     server.broken = None
     server.put("applicant", 17, TIME_MS, text="a")
     if isinstance(redis, MemoryFeatureStore):

@@ -110,7 +110,7 @@ def test_one_trial_at_once_and_never_none(policy: Outlier, trial_ms: int) -> Non
 
 def test_nothing_is_ejected_where_the_policy_says_never() -> None:
     """consecutiveFailures: 0."""
-    health, never = Health(), Outlier(consecutive_failures=0)
+    health, never = Health(), Outlier(consecutiveFailures=0)
     for now_ms in range(100):
         health = health.on_failure(never, float(now_ms), float(now_ms))
     assert health == Health()

@@ -61,14 +61,18 @@ class FeatureServer:
             return web.Response(status=self.broken.status, body=self.broken.body, content_type="application/json")
         assert body["full_feature_names"] is True
         ((entity, (key,)),) = body["entities"].items()
+        return respond(orjson.loads(self.table(key, body["features"], entity)))
+
+    def table(self, key: Any, features: list[str], entity: str = "applicant_id") -> bytes:
+        """The body of a sound answer."""
         names, results = [entity], [_column(key, _EPOCH)]
-        for feature in body["features"]:
+        for feature in features:
             names.append(feature.replace(":", "__"))
             value, time_ms = self.rows.get((key, feature), (None, 0))
             results.append(
                 _column(value, datetime.fromtimestamp(time_ms / 1000, UTC).isoformat().replace("+00:00", "Z"))
             )
-        return respond({"results": results, "metadata": {"feature_names": names}})
+        return orjson.dumps({"results": results, "metadata": {"feature_names": names}})
 
 
 def _column(value: Any, time: str) -> dict[str, Any]:

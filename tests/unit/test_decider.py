@@ -150,7 +150,23 @@ async def test_expired_on_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     await settled(made)
     reply = made.reply()
     assert (reply["status"], reply["route"], reply["rule"]) == ("expired", "inline", None)
+    assert "had passed when the request arrived: send it earlier" in reply["errors"][0]["message"]
     assert not made.model.calls
+
+
+@in_virtual_time
+async def test_expired_while_no_worker_was_free() -> None:
+    """What waited longer than it had, as behind a slow feature function, came in time: its caller is not told to send
+    it earlier."""
+    made = World(REVISION)
+    made.send("r", headers=(("deadline-ms", str(START_MS + 40).encode()),))
+    await asyncio.sleep(0.1)
+    await made.start("one")
+    await settled(made)
+    [error] = made.reply()["errors"]
+    assert error["code"] == "deadline_exceeded"
+    assert "passed before a worker was free, 100 ms after the request arrived" in error["message"]
+    assert "earlier" not in error["message"]
 
 
 @in_virtual_time

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faust
@@ -200,6 +201,29 @@ async def test_a_consumer_that_gave_its_group_up_crashes_the_worker(
     ended.set_exception(KafkaError("it is over"))
     await asyncio.sleep(0.01)
     assert [str(each) for each in crashes] == ["KafkaError: it is over"]
+
+
+@pytest.mark.parametrize(("fetched", "said"), [(True, "has not started processing"), (False, "has not sent fetch")])
+async def test_fausts_watch_over_streams_is_off(
+    app: faust.App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, fetched: bool, said: str
+) -> None:
+    """It sees none of the records that go into a stream, and alarms at each that a partition has yet to hand over."""
+    state = SimpleNamespace(highwater=8, position=7, timestamp=time.time() * 1_000 if fetched else None)
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=assignment))
+    consumer: Any = app.consumer
+    thread: Any = consumer._new_consumer_thread()
+    thread._consumer = SimpleNamespace(_fetcher=SimpleNamespace(_subscriptions=subscription))
+    thread.time_started = time.monotonic() - 3_600
+    consumer._thread = thread
+    monkeypatch.setattr(consumer, "assignment", lambda: {REQUESTS})
+    monkeypatch.setattr(app.topics, "acks_enabled_for", lambda _: True)
+    with caplog.at_level("ERROR"):
+        await consumer.verify_all_partitions_active()
+        consumer.verify_recovery_event_path(time.monotonic(), REQUESTS)
+        assert caplog.records == []
+        thread.verify_event_path(time.monotonic(), REQUESTS)
+    assert said in caplog.text  # what it would have said
 
 
 @pytest.mark.parametrize("text", ["1ms", "999ms", "91s", "1h"])

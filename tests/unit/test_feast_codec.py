@@ -47,9 +47,19 @@ def test_values_and_times_of_the_sdk_are_read(row: FeastRow) -> None:
         found = decode_value(row.stored_hash[feature_field(row.view, name)], type_)
         if value is None or (type_ == "UNIX_TIMESTAMP" and value == INT64_MIN):
             assert (found.status, found.value) == (FeatureStatus.NULL, None)
+        elif type_.startswith("UNIX_TIMESTAMP") and not within_years(value):
+            assert (found.status, found.value) == (FeatureStatus.ERROR, None)
         else:
             expected = as_stored(value) if type_.startswith("FLOAT") else value
             assert (found.status, found.value) == (FeatureStatus.PRESENT, expected)
+
+
+def within_years(value: Any) -> bool:
+    """Whether Feast, which writes any int64 as a time, can read what it wrote."""
+    return all(
+        each is None or -62_135_596_800 <= each < 253_402_300_800
+        for each in (value if isinstance(value, tuple) else (value,))
+    )
 
 
 def as_stored(value: Any) -> Any:
@@ -118,6 +128,15 @@ def test_unusable_bytes_are_an_error_with_a_reason(data: bytes, declared: ValueT
     assert (found.status, found.value, found.event_time_ms) == (FeatureStatus.ERROR, None, 9)
     assert found.reason is not None
     assert any(part in found.reason for part in said.split("|"))
+
+
+@pytest.mark.parametrize("seconds", [253_402_300_800, 1_767_225_600_000, -62_135_596_801, -(2**63) + 1, 2**63 - 1])
+def test_a_stored_time_that_no_calendar_has_is_an_error(seconds: int) -> None:
+    """As for Feast, which writes it and fails to read it; alone and within a list."""
+    for value, type_ in ((seconds, "UNIX_TIMESTAMP"), ((5, seconds), "UNIX_TIMESTAMP_LIST")):
+        found = decode_value(encode_value(value, type_), type_)  # type: ignore[arg-type]  # of a list's two types
+        assert (found.status, found.value) == (FeatureStatus.ERROR, None)
+        assert "outside the years 1 to 9999" in (found.reason or "")
 
 
 def test_lists_are_read_however_they_were_written() -> None:

@@ -16,6 +16,7 @@ from app.domain.features import (
     Fetched,
     FetchedFeatures,
     ViewNeed,
+    is_away,
     unavailable,
 )
 from app.domain.view_documents import HttpSource
@@ -93,4 +94,6 @@ async def test_redis_alone_has_all_of_the_time() -> None:
 async def test_a_server_that_was_not_asked_is_unavailable() -> None:
     """Where Redis has used the time up, as on a worker that stood still, nobody knows that the value is missing."""
     found = await sources(Slow()).fetch([need("quick", **KEPT)], 500)
-    assert found["quick", "a"] == Fetched(FeatureStatus.ERROR, reason=UNAVAILABLE, source="http")
+    [expected] = unavailable([need("quick")], "no time was left to ask its feature server").values()
+    assert found["quick", "a"] == expected
+    assert is_away(expected.reason)

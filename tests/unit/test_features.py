@@ -78,6 +78,9 @@ VIEWS = {"applicant": view()}
         (1_700_000_000, "UNIX_TIMESTAMP", 1_700_000_000),
         ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
         ("2024-01-01T01:00:00+01:00", "UNIX_TIMESTAMP", 1_704_067_200),
+        (-62_135_596_800, "UNIX_TIMESTAMP", -62_135_596_800),
+        (253_402_300_799, "UNIX_TIMESTAMP", 253_402_300_799),
+        ("9999-12-31T23:59:59Z", "UNIX_TIMESTAMP", 253_402_300_799),
         ([1, 2.0], "INT64_LIST", (1, 2)),
         ((1, None), "DOUBLE_LIST", (1.0, None)),
         ([], "STRING_LIST", ()),
@@ -137,6 +140,14 @@ def test_what_would_be_a_guess_is_an_error(value: object, type_: str) -> None:
         ([-9007199254740992.0], "INT64_LIST", "may be a rounded number"),
         (1_700_000_000.5, "UNIX_TIMESTAMP", "is not UNIX_TIMESTAMP"),
         ("2024-01-01T00:00:00.25Z", "UNIX_TIMESTAMP", "has a fraction of a second"),
+        (1_767_225_600_000, "UNIX_TIMESTAMP", r"outside the years 1 to 9999: .* epoch seconds \(milliseconds\?\)"),
+        ([5, 1_767_225_600_000], "UNIX_TIMESTAMP_LIST", r"epoch seconds \(milliseconds\?\)"),
+        (253_402_300_800, "UNIX_TIMESTAMP", "outside the years 1 to 9999"),
+        (-62_135_596_801, "UNIX_TIMESTAMP", "outside the years 1 to 9999: UNIX_TIMESTAMP is in epoch seconds$"),
+        ("0001-01-01T00:00:00+14:00", "UNIX_TIMESTAMP", "outside the years 1 to 9999"),
+        ("20260131", "UNIX_TIMESTAMP", "send 2026-01-31, or a number of epoch seconds"),
+        (" 1767225600", "UNIX_TIMESTAMP", "send a date as 2026-01-31, or a number of epoch seconds"),
+        (["20260131"], "UNIX_TIMESTAMP_LIST", "send 2026-01-31"),
     ],
 )
 def test_what_a_type_cannot_hold_is_neither_cut_nor_rounded_away(value: object, type_: str, said: str) -> None:
@@ -219,6 +230,53 @@ def one(contract_: FeatureContract, fetched: Fetched | None = None, **sections: 
     inputs = resolve([contract_], VIEWS, request(**sections), found, NOW_MS)
     assert inputs.values == {contract_.column: inputs.features[0].value}
     return inputs.features[0], [problem.code for problem in inputs.problems]
+
+
+@pytest.mark.parametrize(
+    ("given", "type_", "value", "said"),
+    [
+        ("YWI=", "BYTES", b"ab", None),
+        ("", "BYTES", b"", None),
+        (["YWI=", ""], "BYTES_LIST", (b"ab", b""), None),
+        (b"ab", "BYTES", b"ab", None),
+        ("YWI", "BYTES", None, "not base64, the text form of BYTES"),
+        ("YWI=\n", "BYTES", None, "not base64, the text form of BYTES"),
+        ("ż", "BYTES", None, "not base64, the text form of BYTES"),
+        (["YWI=", "?"], "BYTES_LIST", None, "not base64, the text form of BYTES"),
+        (7, "BYTES", None, "is not BYTES"),
+        ("YWI=", "BYTES_LIST", None, "is not BYTES_LIST"),
+    ],
+)
+def test_text_of_a_request_stands_for_bytes(given: Any, type_: str, value: Any, said: str | None) -> None:
+    """In base64, as in updates, where the contract declares bytes; a stored text is no bytes."""
+    found, problems = one(contract("inputs.b", type=type_), inputs={"b": given})
+    if said is None:
+        assert (found.status, found.value, problems) == (FeatureStatus.PRESENT, value, [])
+    else:
+        assert found.status is FeatureStatus.DEFAULTED  # the contract's own null, for an ERROR
+        assert said in (found.reason or "")
+    with pytest.raises(ValueError, match="is not BYTES"):
+        coerce("YWI=", "BYTES")
+
+
+@pytest.mark.parametrize(
+    ("default", "type_", "value"),
+    [
+        ("YWI=", "BYTES", b"ab"),
+        (["YWI="], "BYTES_LIST", (b"ab",)),
+        ("2024-01-01", "UNIX_TIMESTAMP", 1_704_067_200),
+        (1, "DOUBLE", 1.0),
+        (0.1, "FLOAT", 0.10000000149011612),
+        ("YWI=", "STRING", "YWI="),
+        ("YWI=", None, "YWI="),
+    ],
+)
+def test_a_default_is_of_the_declared_type(default: Any, type_: str | None, value: Any) -> None:
+    """As every other value that a model is given, however a document has to write it."""
+    default = tuple(default) if isinstance(default, list) else default
+    found, problems = one(contract("inputs.b", default=default, **({} if type_ is None else {"type": type_})))
+    assert (found.status, found.value, problems) == (FeatureStatus.DEFAULTED, value, [])
+    assert type(found.value) is type(value)
 
 
 @pytest.mark.parametrize(

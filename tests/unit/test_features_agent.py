@@ -11,6 +11,7 @@ from app.agents.features import FeatureUpdates
 from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, Value, ViewNeed
+from app.domain.graces import Graces
 from app.domain.requests import InboundRecord
 from app.domain.view_documents import FeatureViewSpec
 from app.ports.log import OutboundRecord
@@ -201,3 +202,59 @@ async def test_the_wait_for_a_revision_ends() -> None:
     clock.ms += 5_000
     await asyncio.wait_for(batch, 5)
     assert len(log.records) == 1
+
+
+async def test_a_wrong_name_holds_up_the_others_once() -> None:
+    """A producer that goes on with a view that there is not costs its partition one grace; the others go on at once."""
+    store, log, clock = MemoryFeatureStore(), FailingLog(), StillClock()
+    updates = worker(store, log, clock=clock)
+
+    def batch(number: int) -> list[InboundRecord]:
+        wrong = [
+            body(view="aplicant"),
+            body() | {"values": {"agee": 1}},
+            body() | {"project": "debit"},
+        ]
+        sound = body(number, time_ms=NOW_MS + number)
+        return [record(orjson.dumps(each), at, clock.ms) for at, each in enumerate([*wrong, sound])]
+
+    first = asyncio.create_task(updates.handle(0, batch(1)))
+    await asyncio.sleep(0)
+    assert not first.done()
+    clock.ms += 5_000
+    await asyncio.wait_for(first, 5)
+    for number in range(2, 5):
+        clock.ms += 30_000
+        await asyncio.wait_for(updates.handle(0, batch(number)), 0.05)
+        assert await age_of(store) == number
+    assert len(log.records) == 3 * 4
+    clock.ms += 60_000
+    again = asyncio.create_task(updates.handle(0, batch(9)))
+    await asyncio.sleep(0)
+    assert not again.done()
+    clock.ms += 5_000
+    await asyncio.wait_for(again, 5)
+
+
+async def test_a_wrong_name_is_known_at_once_once_it_is_right() -> None:
+    """A name whose grace is over is stored as soon as a revision declares it."""
+    store, log, clock = MemoryFeatureStore(), FailingLog(), StillClock()
+    views = {"other": VIEW}
+    updates = worker(store, log, views, clock)
+    first = asyncio.create_task(updates.handle(0, [record(orjson.dumps(body(1)), timestamp_ms=NOW_MS)]))
+    await asyncio.sleep(0)
+    clock.ms += 5_000
+    await asyncio.wait_for(first, 5)
+    views["applicant"] = VIEW
+    await asyncio.wait_for(updates.handle(0, [record(orjson.dumps(body(2)), 1, clock.ms)]), 0.05)
+    assert await age_of(store) == 2
+
+
+def test_graces_are_bounded() -> None:
+    """Ever new names get no grace once too many are remembered; forgotten ones make room."""
+    graces = Graces(5_000, forgotten_ms=60_000, names_max=2)
+    assert [graces.ask(name, 0) for name in "abc"] == [True, True, False]
+    assert graces.ask("a", 59_000) is False
+    assert graces.ask("c", 61_000) is True
+    assert graces.ask("d", 61_000) is False
+    assert graces.ask("a", 61_000) is False

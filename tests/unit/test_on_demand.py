@@ -253,6 +253,20 @@ def test_null_and_times_are_values_too() -> None:
     assert (found["loan", "cut"].status, found["loan", "cut"].value) == (ERROR, None)
 
 
+def test_text_of_a_request_stands_for_bytes_here_too() -> None:
+    """What an expression hands on of the request is base64, as where a contract takes it; a function's text is text."""
+    made = views(
+        ("b", "BYTES", "inputs.b"),
+        ("each", "BYTES_LIST", "[inputs.b, b'x']"),
+        ("bad", "BYTES", "inputs.bad"),
+        ("f", "BYTES", {"function": "echo", "inputs": ("inputs.b",)}),
+    )
+    found = computed_of(made, {}, {"echo": lambda given: given["inputs.b"]}, inputs={"b": "YWI=", "bad": "YWI"})
+    assert (found["loan", "b"].value, found["loan", "each"].value) == (b"ab", (b"ab", b"x"))
+    assert (found["loan", "bad"].status, found["loan", "f"].status) == (ERROR, ERROR)
+    assert "not base64" in str(found["loan", "bad"].reason)
+
+
 # --- functions --------------------------------------------------------------------------------------------------------
 
 BY_FUNCTION = views(("x", "INT64", {"function": "pick", "inputs": ("applicant.age", "inputs.n", "applicant.spent")}))

@@ -1159,6 +1159,144 @@ def test_views_that_cannot_be_read_hide_no_ingredients() -> None:
     assert fault.document == "FeatureView applicant"
 
 
+@pytest.mark.parametrize(
+    ("ref", "max_age", "refusal"),
+    [
+        ("paid.count_24h", "6h", True),
+        ("paid.count_24h", "1h", True),
+        ("paid.count_24h", "361m", False),
+        ("paid.amount", "1h", False),
+        ("rate.x", "6h", True),
+        ("rate.y", "15m", True),
+        ("rate.y", "7h", False),
+        ("rate.z", "1s", False),
+    ],
+)
+def test_a_max_age_outlasts_the_time_between_two_computations(ref: str, max_age: str, *, refusal: bool) -> None:
+    """Else a sound aggregate, and what is computed of it, would be STALE until it is computed anew."""
+    paid = {
+        "entities": [{"name": "applicant_id", "type": "INT64"}],
+        "features": [{"name": "amount", "type": "DOUBLE"}],
+        "source": {"type": "redis", "project": "credit"},
+        "aggregate": {"op": "count", "windows": ["24h", "30d"]},
+    }
+    rate = {
+        "features": [{"name": name, "type": "DOUBLE"} for name in "xyz"],
+        "onDemand": {
+            "x": "has(paid.count_24h) ? double(paid.count_24h) : 0.0",
+            "y": "rate.x * 2.0",
+            "z": "paid.amount * 2.0",
+        },
+    }
+    documents = [*sound(), document("FeatureView", "paid", paid), document("FeatureView", "rate", rate)]
+    documents.append(model_version("3", features=[{"ref": ref, "default": 0, "maxAge": max_age}]))
+    if refusal:
+        [fault] = refused(documents)
+        assert fault.field == f"spec.features[{ref}].maxAge"
+        assert fault.message.startswith(f"{max_age} is over before aggregates")
+        assert "every 6h while nothing comes" in fault.message
+        assert "declare more than 6h" in fault.message
+        assert ("here paid.count_24h" in fault.message) == ref.startswith("rate")
+    else:
+        assert read_revision(sources(documents)).versions
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "fields"),
+    [
+        ("credit-pd-1", "features.1", {"ref": "applicant.age", "max_age": "1d"}, {"features[applicant.age].max_age"}),
+        (
+            "credit-pd-1",
+            "features.1",
+            {"ref": "applicant.age", "on_violation": "refer"},
+            {"features[applicant.age].on_violation"},
+        ),
+        ("credit-pd-1", "governance", {"approved_by": "x"}, {"governance.approved_by", "governance.approvedBy"}),
+        ("credit-pd-1", "outputs.0.from_", "x", {"outputs[probability].from_"}),
+        ("applicant", "cache", {"ttl": "1s", "Negative-TTL": "1s"}, {"cache.Negative-TTL"}),
+    ],
+)
+def test_a_field_has_one_name(name: str, path: str, value: object, fields: set[str]) -> None:
+    """The one that is documented; another spelling of it is refused, and told how it is written."""
+    found = refused(changed(sound(), name, f"spec.{path}", value))
+    assert {fault.field.removeprefix("spec.") for fault in found} == fields
+    [odd] = [fault for fault in found if "unknown" in fault.message]
+    spelled = odd.field.rpartition(".")[2].replace("_", "").replace("-", "").lower()
+    assert odd.message.startswith("unknown field; write ")
+    assert odd.message.removeprefix("unknown field; write ").lower() == spelled
+
+
+def test_a_name_of_another_place_is_not_told_to_be_written_so() -> None:
+    """It is spelled as it should be, and does not belong there."""
+    [fault] = refused(changed(sound(), "applicant", "spec.maxAge", "1d"))
+    assert fault.message == "unknown field; remove it or correct its name"
+
+
+@pytest.mark.parametrize(
+    ("type_", "default", "said"),
+    [
+        ("BYTES", "YWI=", None),
+        ("BYTES_LIST", ["YWI=", ""], None),
+        ("BYTES", "YWI", "not base64, the text form of BYTES"),
+        ("BYTES_LIST", ["?"], "not base64, the text form of BYTES"),
+        ("UNIX_TIMESTAMP", "20260131", "send 2026-01-31, or a number of epoch seconds"),
+    ],
+)
+def test_a_default_is_written_as_its_type_is(type_: str, default: Any, said: str | None) -> None:
+    """Bytes in base64; what is none, or could be either of two things, is refused."""
+    features = [{"ref": "inputs.b", "type": type_, "default": default}]
+    documents = [*sound(), model_version("3", features=features)]
+    if said is None:
+        assert read_revision(sources(documents)).versions
+    else:
+        [fault] = refused(documents)
+        assert fault.field == "spec.features[inputs.b].default"
+        assert said in fault.message
+
+
+ABSENT_LIST = "is null, and a tensor made of no DOUBLE_LIST has no shape"
+
+
+@pytest.mark.parametrize(
+    ("contract", "refusal"),
+    [
+        ({}, True),
+        ({"default": None}, True),
+        ({"onViolation": "default"}, True),
+        ({"onViolation": "reject"}, True),
+        ({"onViolation": "refer"}, True),
+        ({"default": []}, False),
+        ({"default": [0.5], "onViolation": "default"}, False),
+        ({"required": True}, False),
+        ({"required": True, "onViolation": "refer"}, False),
+    ],
+)
+@pytest.mark.parametrize("ref", ["inputs.z", "applicant.overdue", "loan.y"])
+def test_a_list_that_may_be_null_is_no_tensor(contract: dict[str, Any], ref: str, *, refusal: bool) -> None:
+    """Of the request, stored or computed: an http backend is given a list whenever it is called; a pool takes null."""
+    loan = {"features": [{"name": "y", "type": "DOUBLE_LIST"}], "onDemand": {"y": "applicant.overdue"}}
+    documents = [*changed(sound(), "applicant", "spec.features.1", {"name": "overdue", "type": "DOUBLE_LIST"})]
+    documents.append(document("FeatureView", "loan", loan))
+    features = [{"ref": ref, **contract, **({"type": "DOUBLE_LIST"} if ref == "inputs.z" else {})}]
+    queued = model_version("3", backend={"type": "kafka", "pool": "default"}, features=features)
+    assert read_revision(sources([*documents, queued])).versions
+    called = [*documents, model_version("3", features=features)]
+    if refusal:
+        [fault] = refused(called)
+        assert fault.field == f"spec.features[{ref}].default"
+        assert fault.message.startswith(ABSENT_LIST)
+        assert "default: [], or required: true" in fault.message
+    else:
+        assert read_revision(sources(called)).versions
+
+
+def test_a_contract_that_cannot_be_read_is_not_told_to_have_no_default() -> None:
+    """What is left of it says nothing of absence: its fault is told, and no echo of it."""
+    features = [{"ref": "inputs.z", "type": "DOUBLE_LIST", "required": "always"}]
+    [fault] = refused([*sound(), model_version("3", features=features)])
+    assert fault.field == "spec.features[inputs.z].required"
+
+
 def test_what_a_source_or_an_input_cannot_hold_is_refused() -> None:
     """Bytes have no form in a feature server's JSON, and a list none in a matrix."""
     http = {"type": "http", "endpoints": ["http://127.0.0.1:1"]}

@@ -1,0 +1,53 @@
+"""Names that the registry may still learn: how long each is waited for, by whoever reads what names them.
+
+Something may overtake the revision that declares what it names, so an unknown name is worth a wait, once. Whoever goes
+on asking for it has a wrong name, and must hold nobody else up: as long as it is asked for, it gets no second grace.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+FORGOTTEN_MS: Final = 60_000
+"""A name that nobody asked for in so long is new again: its revision may be on its way now."""
+NAMES_MAX: Final = 1_000
+"""Names remembered, each of some hundred bytes; past it further ones get no grace, for they are no oversight."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    first_ms: float
+    last_ms: float
+
+
+class Graces:
+    """The grace of each unknown name: ``grace_ms`` from when it is first asked for. Times are steady milliseconds."""
+
+    def __init__(self, grace_ms: int, *, forgotten_ms: int = FORGOTTEN_MS, names_max: int = NAMES_MAX) -> None:
+        self._grace_ms = grace_ms
+        self._forgotten_ms = forgotten_ms
+        self._names_max = names_max
+        self._asked: dict[str, _Asked] = {}
+
+    def ask(self, name: str, now_ms: float) -> bool:
+        """Whether the unknown ``name`` is worth a wait at ``now_ms``.
+
+        >>> graces = Graces(5_000)
+        >>> [graces.ask("v", at) for at in (0, 4_999, 5_000, 64_999, 130_000)]
+        [True, True, False, False, True]
+        """
+        asked = self._asked.pop(name, None)
+        if asked is None or now_ms - asked.last_ms >= self._forgotten_ms:
+            self._forget(now_ms)
+            if len(self._asked) >= self._names_max:
+                return False
+            asked = _Asked(now_ms, now_ms)
+        asked.last_ms = now_ms
+        # At the end: those that were not asked for lately come first.
+        self._asked[name] = asked
+        return now_ms - asked.first_ms < self._grace_ms
+
+    def _forget(self, now_ms: float) -> None:
+        for name, asked in tuple(self._asked.items()):
+            if now_ms - asked.last_ms < self._forgotten_ms:
+                break
+            del self._asked[name]
