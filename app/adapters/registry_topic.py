@@ -41,6 +41,7 @@ from app.domain.errors import (
     ConfigurationError,
     DocumentsRefused,
     Fault,
+    HeadRefused,
     PublishFailed,
     RevisionConflict,
     StoreUnavailable,
@@ -133,7 +134,8 @@ class Head:
     """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``.
 
     ``last_good`` is what workers go by: the published one, or where that is refused the last sound one before it.
-    ``deleted``: revisions were published, and the pointer that named the current one is gone.
+    ``deleted``: revisions were published, and the pointer that named the current one is gone. ``offset`` is that of the
+    last record under ``current``: it tells one pointer that cannot be read from another.
     """
 
     id: str | None
@@ -141,6 +143,14 @@ class Head:
     last_good: Revision | None = None
     faults: tuple[Fault, ...] = ()
     deleted: bool = False
+    offset: int | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why workers go by ``last_good`` and not by what the pointer says; None where the pointer is good."""
+        if self.deleted:
+            return POINTER_DELETED
+        return "; ".join(str(each) for each in self.faults) or None
 
     @property
     def carried(self) -> tuple[Document, ...]:
@@ -196,12 +206,13 @@ def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
 def _head_of(topic: "_Topic") -> Head:
     if topic.pointer is None:
         deleted = bool(topic.records) and not topic.faults
-        return Head(None, None, topic.contents.newest_sound(), topic.faults, deleted)
+        return Head(None, None, topic.contents.newest_sound(), topic.faults, deleted, topic.pointer_offset)
     try:
         revision = topic.contents.load(topic.pointer.revision)
     except DocumentsRefused as error:
-        return Head(topic.pointer.revision, None, topic.contents.newest_sound(), error.faults)
-    return Head(topic.pointer.revision, Published(topic.pointer, revision), revision)
+        last_good = topic.contents.newest_sound()
+        return Head(topic.pointer.revision, None, last_good, error.faults, offset=topic.pointer_offset)
+    return Head(topic.pointer.revision, Published(topic.pointer, revision), revision, offset=topic.pointer_offset)
 
 
 def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
@@ -275,14 +286,16 @@ def publish_revision(
     settings: Settings,
     revision: Revision,
     *,
-    expected: str | None,
+    expected: Head | str | None,
     now_ms: int,
     message: str | None = None,
     timeout_s: float = 30.0,
 ) -> Pointer:
     """Make ``revision`` the current one, provided that the current one still is ``expected`` (None: there is none).
 
-    ``message`` says in the history why; line breaks become spaces, and what is too long is cut.
+    A head stands for what it says is current; where workers refuse that, the very same record must be the last still.
+    ``now_ms`` is when it counts as published, in epoch milliseconds. ``message`` says in the history why; line breaks
+    become spaces, and what is too long is cut.
 
     Raises:
         RevisionConflict: another revision was published meanwhile; nothing was written.
@@ -290,7 +303,8 @@ def publish_revision(
         PublishFailed: Kafka did not confirm; whether it was published is told by reading.
     """
     said = " ".join(message.split())[:MESSAGE_LENGTH_MAX] if message else None
-    pointer = Pointer(revision.id, expected, now_ms, len(revision.documents), said or None)
+    previous = expected.id if isinstance(expected, Head) else expected
+    pointer = Pointer(revision.id, previous, now_ms, len(revision.documents), said or None)
     topic = settings.topic(REGISTRY_TOPIC)
     producer = Producer(
         {
@@ -307,10 +321,15 @@ def publish_revision(
         producer.init_transactions(timeout_s)
         found_topic = _read_topic(settings, timeout_s)
         found = found_topic.pointer.revision if found_topic.pointer is not None else None
-        if found != expected:
+        if found != previous:
             raise RevisionConflict(
-                f"the current revision is {found or 'none'} by now, not {expected or 'none'}: nothing was published; "
+                f"the current revision is {found or 'none'} by now, not {previous or 'none'}: nothing was published; "
                 "look at the difference again and apply again"
+            )
+        if isinstance(expected, Head) and expected.published is None and expected.offset != found_topic.pointer_offset:
+            raise RevisionConflict(
+                "somebody wrote another pointer to the current revision by now: nothing was published; look at the "
+                "difference again and apply again"
             )
         producer.begin_transaction()
         content = zstandard.ZstdCompressor(level=10).compress(canonical(revision.documents))
@@ -346,6 +365,33 @@ def publish_revision(
     return pointer
 
 
+def publish_next(
+    settings: Settings,
+    revision: Revision,
+    *,
+    before: str,
+    now_ms: int,
+    message: str,
+    over_refused: bool,
+    timeout_s: float = 30.0,
+) -> Pointer:
+    """Make ``revision`` the current one, provided that workers still go by ``before``, from which it was made.
+
+    ``over_refused``: also where the topic's end is refused, and ``before`` is the last good revision, which stays.
+
+    Raises:
+        HeadRefused: the topic's end is refused; nothing was written.
+        RevisionConflict, StoreUnavailable, PublishFailed: as ``publish_revision``.
+    """
+    head = read_head(settings, timeout_s=timeout_s)
+    good = head.last_good.id if head.last_good is not None else None
+    if head.refusal is not None and not (over_refused and good == before):
+        raise HeadRefused(head.refusal)
+    if good != before:
+        raise RevisionConflict(f"workers go by {good or 'none'} by now, not by {before}: nothing was published")
+    return publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message, timeout_s=timeout_s)
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """What a revision's record tells beside its content."""
@@ -360,6 +406,7 @@ class _Topic:
     """The topic, read to its end. ``wanted`` has what was asked for beside the last contents."""
 
     pointer: Pointer | None = None
+    pointer_offset: int | None = None
     faults: tuple[Fault, ...] = ()
     records: dict[str, _Record] = field(default_factory=dict)
     contents: "_Contents" = field(default_factory=lambda: _Contents(REVISIONS_KEPT))
@@ -374,7 +421,7 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
     for message in _records(settings.kafka_bootstrap, name, timeout_s):
         key, value = message.key(), message.value()
         if key == POINTER_KEY:
-            last = value
+            last, topic.pointer_offset = value, message.offset()
         elif value is not None and key is not None:
             identity = key.decode("utf-8", "replace")
             topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))

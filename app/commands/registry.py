@@ -179,7 +179,7 @@ def offer(
     _create_pool_topics(settings, offered.revision)
     for attempts_left in reversed(range(_PUBLISH_ATTEMPTS)):
         try:
-            publish_revision(settings, offered.revision, expected=offered.head.id, now_ms=now_ms, message=message)
+            publish_revision(settings, offered.revision, expected=offered.head, now_ms=now_ms, message=message)
             return replace(offered, published=True)
         except RevisionConflict:
             seen, offered = offered.head, _held_against(read_head(settings), make)

@@ -19,13 +19,13 @@ from rich.text import Text
 from app.adapters.changelog import entry_key
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.record_codec import encode_record
-from app.adapters.registry_topic import Published, publish_revision, read_published
+from app.adapters.registry_topic import POINTER_DELETED, Head, publish_revision, read_head
 from app.adapters.rollout_records import audit_record
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
 from app.commands.failures import failed
-from app.domain.errors import BrokerError, ConfigurationError, RevisionConflict
-from app.domain.registry import compile_revision
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
+from app.domain.registry import Revision, compile_revision
 from app.domain.rollouts import (
     Order,
     RolloutName,
@@ -65,8 +65,8 @@ def list_rollouts(
     """Show each rollout's state, step and percent, and what its step has seen so far."""
     settings = Settings()
     try:
-        published = _published(settings)
-        found = _rollouts(published) if name is None else [_named(published, name)]
+        _, revision = _in_force(settings)
+        found = _rollouts(revision) if name is None else [_named(revision, name)]
         windows = _windows(settings) if found else {}
     except BrokerError as error:
         raise failed(error, as_json=as_json) from error
@@ -74,7 +74,7 @@ def list_rollouts(
     stats = {running.name: step_stats(windows.values(), running.step_id) for running in found}
     if as_json:
         documents = [_document(running, stats[running.name], now_ms) for running in found]
-        typer.echo(orjson.dumps({"revision": published.revision.id, "rollouts": documents}))
+        typer.echo(orjson.dumps({"revision": revision.id, "rollouts": documents}))
     elif found:
         Console(highlight=False).print(told(found, stats, now_ms))
     else:
@@ -127,23 +127,23 @@ def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Ru
         BrokerError: the order makes no sense as the rollout stands, or nothing could be published.
     """
     for attempt in range(_ATTEMPTS):
-        published = _published(settings)
-        before = _named(published, name)
+        head, current = _in_force(settings)
+        before = _named(current, name)
         now_ms = time.time_ns() // 1_000_000
         try:
             status = obey(before, order, now_ms)
         except ValueError as error:
             raise BrokerError(str(error)) from error
-        revision = compile_revision(moved(published.revision.documents, before.name, status))
+        revision = compile_revision(moved(current.documents, before.name, status))
         try:
             message = f"rollout {before.name}: {order} by operator"
-            publish_revision(settings, revision, expected=published.revision.id, now_ms=now_ms, message=message)
+            publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message)
         except RevisionConflict:
             if attempt == _ATTEMPTS - 1:
                 raise
             continue
         (after,) = (each for each in rollouts_in(revision.documents) if each.name == before.name)
-        asyncio.run(_tell(settings, after, revision.id, published.revision.id))
+        asyncio.run(_tell(settings, after, revision.id, current.id))
         return before, after, revision.id
     raise AssertionError("the last attempt returns or raises")
 
@@ -163,28 +163,40 @@ async def _tell(settings: Settings, after: Running, revision: str, previous: str
         )
 
 
-def _published(settings: Settings) -> Published:
-    published = read_published(settings)
-    if published is None:
-        raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`")
-    return published
+def _in_force(settings: Settings) -> tuple[Head, Revision]:
+    """What the topic ends in, and the revision that workers go by.
+
+    Raises:
+        ConfigurationError: nothing was published yet; or as ``read_head``.
+        DocumentsRefused: nothing that was published is sound.
+        StoreUnavailable: as ``read_head``.
+    """
+    head = read_head(settings)
+    if head.last_good is None:
+        if head.faults:
+            raise DocumentsRefused(head.faults)
+        said = POINTER_DELETED if head.deleted else "no revision was published yet: `model-broker apply -f DIR`"
+        raise ConfigurationError(said)
+    if head.refusal is not None:
+        typer.echo(f"warning: {head.refusal}; this is of the last good one, {head.last_good.id}", err=True)
+    return head, head.last_good
 
 
-def _rollouts(published: Published) -> list[Running]:
-    return sorted(rollouts_in(published.revision.documents), key=lambda running: running.name)
+def _rollouts(revision: Revision) -> list[Running]:
+    return sorted(rollouts_in(revision.documents), key=lambda running: running.name)
 
 
-def _named(published: Published, name: str) -> Running:
+def _named(revision: Revision, name: str) -> Running:
     try:
         wanted = RolloutName.read(name)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    found = _rollouts(published)
+    found = _rollouts(revision)
     for running in found:
         if running.name == wanted:
             return running
     known = ", ".join(str(running.name) for running in found) or "none"
-    raise ConfigurationError(f"no rollout {name} in {published.revision.id}; there is {known}")
+    raise ConfigurationError(f"no rollout {name} in {revision.id}; there is {known}")
 
 
 def _windows(settings: Settings) -> Mapping[int, Mapping[str, bytes]]:

@@ -131,6 +131,10 @@ class RevisionConflict(BrokerError):
     """The registry moved on while a revision was about to be published; the message names what it is now."""
 
 
+class HeadRefused(BrokerError):
+    """What was published last is refused, so nothing is published after it; the message names why."""
+
+
 class ExpressionFailed(BrokerError):
     """A CEL expression does not compile or evaluate; the message names the reason."""
 

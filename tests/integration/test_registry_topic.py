@@ -23,13 +23,14 @@ from app.adapters.registry_topic import (
     Publication,
     RegistryFollower,
     find_revision,
+    publish_next,
     publish_revision,
     read_head,
     read_history,
     read_published,
 )
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
-from app.domain.errors import ConfigurationError, DocumentsRefused, RevisionConflict, StoreUnavailable
+from app.domain.errors import ConfigurationError, DocumentsRefused, HeadRefused, RevisionConflict, StoreUnavailable
 from app.domain.registry import Revision, canonical, revision_id
 from app.settings import Settings
 from tests.support.registry_documents import changed, revision, sound
@@ -358,6 +359,44 @@ def test_workers_go_by_the_last_good_revision_and_so_does_a_publisher(settings: 
     assert head.published is None
     assert head.last_good is not None
     assert head.last_good.id == first.id
+
+
+@pytest.mark.parametrize("records", [[(POINTER_KEY, b"not json")], [(POINTER_KEY, None)], unsound()])
+def test_a_refused_end_is_compared_as_it_was_read(
+    settings: Settings, records: list[tuple[bytes, bytes | None]]
+) -> None:
+    """Who saw one pointer that is refused does not publish over another, nor over a good one."""
+    publish(settings, 1, None)
+    write(settings, *records)
+    seen = read_head(settings)
+    write(settings, *records)
+    with pytest.raises(RevisionConflict, match="nothing was published"):
+        publish_revision(settings, numbered(2), expected=seen, now_ms=1)
+    second = numbered(2)
+    publish_revision(settings, second, expected=read_head(settings), now_ms=1)
+    with pytest.raises(RevisionConflict, match=second.id):
+        publish_revision(settings, numbered(3), expected=seen, now_ms=1)
+    assert read_head(settings).id == second.id
+
+
+@pytest.mark.parametrize("records", [[(POINTER_KEY, b"not json")], [(POINTER_KEY, None)], unsound()])
+def test_over_a_refused_end_only_what_cannot_wait_is_published(
+    settings: Settings, records: list[tuple[bytes, bytes | None]]
+) -> None:
+    """From the last good revision, by which workers go, and from no other."""
+    first = publish(settings, 1, None)
+    with pytest.raises(RevisionConflict, match=first.id):
+        publish_next(settings, numbered(2), before="sha256:0", now_ms=1, message="a step", over_refused=True)
+    write(settings, *records)
+    for before, over_refused in ((first.id, False), ("sha256:0", True)):
+        with pytest.raises(HeadRefused):
+            publish_next(settings, numbered(2), before=before, now_ms=1, message="a step", over_refused=over_refused)
+    second = numbered(2)
+    publish_next(settings, second, before=first.id, now_ms=1, message="taken back", over_refused=True)
+    assert read_head(settings).id == second.id
+    third = numbered(3)
+    publish_next(settings, third, before=second.id, now_ms=1, message="a step", over_refused=False)
+    assert read_head(settings).id == third.id
 
 
 def test_a_deleted_pointer_is_said_to_be(settings: Settings) -> None:
