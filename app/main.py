@@ -159,6 +159,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 "functions": _functions_ready(registry, functions),
             },
             background=[decider.run_timers, updates.run],
+            begins_after=registry.usable,
         )
         return await worker.run()
 
@@ -383,7 +384,8 @@ def _functions_ready(
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:
     async def check() -> None:
         if registry.current is None:
-            raise StoreUnavailable("no registry revision is published: run `model-broker apply`")
+            said = "no registry revision is published" if registry.blank else "no published revision is sound"
+            raise StoreUnavailable(f"{said}: run `model-broker apply`")
         if not registry.healthy:
             raise StoreUnavailable("the registry topic is not being read")
 

@@ -425,9 +425,9 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
         elif value is not None and key is not None:
             identity = key.decode("utf-8", "replace")
             topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))
-            topic.contents.add(key, value)
+            topic.contents.add(key, value, message.timestamp()[1])
             if wanted is not None and identity.startswith(wanted):
-                topic.wanted.add(key, value)
+                topic.wanted.add(key, value, message.timestamp()[1])
     if last is not None:
         try:
             topic.pointer = Pointer.read(last)
@@ -503,13 +503,20 @@ class _Contents:
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._compressed: OrderedDict[str, bytes] = OrderedDict()
+        self._written_at: dict[str, int] = {}
 
-    def add(self, key: bytes, value: bytes) -> None:
+    def add(self, key: bytes, value: bytes, written_at: int) -> None:
+        """Keep a record's value; ``written_at`` in epoch milliseconds."""
         identity = key.decode("utf-8", "replace")
         self._compressed[identity] = value
+        self._written_at[identity] = written_at
         self._compressed.move_to_end(identity)
         if len(self._compressed) > self._kept:
-            self._compressed.popitem(last=False)
+            del self._written_at[self._compressed.popitem(last=False)[0]]
+
+    def written_at(self, identity: str) -> int:
+        """When the record of one of them was written, in epoch milliseconds."""
+        return self._written_at[identity]
 
     def load(self, identity: str) -> Revision:
         """The revision, checked and compiled. Raises DocumentsRefused."""
@@ -558,6 +565,9 @@ class _Contents:
 class RegistryFollower:
     """Keeps ``current`` at the last good revision on the topic, within a second of its publication.
 
+    Older pointers are compacted away. So who starts where the last one is bad, or gone, goes by the newest sound
+    revision, as commands do: it is the one that whoever runs already has kept.
+
     ``on_switch`` is called in the event loop with each revision gone over to. Reading is without a consumer group:
     every process reads everything. Kafka being away changes nothing; what was published meanwhile comes
     when it is back.
@@ -571,6 +581,8 @@ class RegistryFollower:
         self._compiled: OrderedDict[str, Revision] = OrderedDict()
         self._compiled_lock = threading.Lock()
         self._current: Published | None = None
+        self._blank = True
+        self._adopted = asyncio.Event()
         self._consumer: AIOKafkaConsumer | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -583,6 +595,11 @@ class RegistryFollower:
     def published_at_ms(self) -> int | None:
         """When the current revision was published."""
         return self._current.pointer.published_at if self._current is not None else None
+
+    @property
+    def blank(self) -> bool:
+        """See ports.registry.Registry."""
+        return self._blank
 
     @property
     def healthy(self) -> bool:
@@ -600,6 +617,11 @@ class RegistryFollower:
         except DocumentsRefused as error:
             _log.error("registry_revision_refused", revision=revision_id, faults=[str(each) for each in error.faults])
             return None
+
+    async def usable(self) -> None:
+        """Returns once there is a revision; at once where nothing was ever published, for that is an answer, too."""
+        if not self._blank:
+            await self._adopted.wait()
 
     async def start(self, *, timeout_s: float = 30.0) -> None:
         """Read what was published so far, then follow.
@@ -653,11 +675,16 @@ class RegistryFollower:
             pointers += self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS))
             del pointers[:-REVISIONS_KEPT]
         await self._switch(pointers)
+        if self._current is None:
+            await self._fall_back(None if pointers else "there is no pointer to the current revision")
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         while True:
             try:
-                await self._switch(self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS)))
+                pointers = self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS))
+                await self._switch(pointers)
+                if pointers and self._current is None:
+                    await self._fall_back(None)
             except AiokafkaError as error:
                 # The client reconnects by itself; what it gives up on is tried again, at a pace that logs can bear.
                 _log.warning("registry_read_failed", error=repr(error))
@@ -667,10 +694,11 @@ class RegistryFollower:
         """Keep the revisions that were read; returns the pointers, in order."""
         pointers: list[bytes | None] = []
         for record in batches.get(self._partition, ()):
+            self._blank = False
             if record.key == POINTER_KEY:
                 pointers.append(record.value)
             elif record.key is not None and record.value is not None:
-                self._contents.add(record.key, record.value)
+                self._contents.add(record.key, record.value, record.timestamp)
         return pointers
 
     async def _switch(self, pointers: list[bytes | None]) -> None:
@@ -693,9 +721,26 @@ class RegistryFollower:
             self._adopt(Published(pointer, revision))
             return
 
+    async def _fall_back(self, fault: str | None) -> None:
+        """Go by the newest sound revision, if there is any; ``fault``: what is wrong and not yet an alarm."""
+        if self._blank:
+            return
+        newest = await asyncio.to_thread(self._contents.newest_sound)
+        kept = newest.id if newest is not None else None
+        if fault is not None:
+            REFUSED.labels("pointer").inc()
+            _log.error("registry_refused", record="pointer", faults=[fault], faults_total=1, kept=kept)
+        if newest is None:
+            _log.error("registry_without_revision", hint="no published revision is sound: run `model-broker apply`")
+            return
+        _log.error("registry_fell_back", revision=newest.id, hint="run `model-broker apply` to publish anew")
+        written_at = self._contents.written_at(newest.id)
+        self._adopt(Published(Pointer(newest.id, None, written_at, len(newest.documents)), newest))
+
     def _adopt(self, published: Published) -> None:
         before = self.current
         self._current = published
+        self._adopted.set()
         DOCUMENTS.set(len(published.revision.documents))
         PUBLISHED.set(published.pointer.published_at / 1_000)
         if before is not None and before.id == published.revision.id:

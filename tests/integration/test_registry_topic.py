@@ -265,6 +265,45 @@ async def test_what_is_wrong_on_the_topic_is_refused_and_the_last_good_stays(
         await until(lambda: follower.current is not None and follower.current.id == second.id, "the next good one")
 
 
+@pytest.mark.parametrize("pointers", [[(POINTER_KEY, b"not json")], [], unsound()[1:], unsound()])
+async def test_who_starts_where_only_a_bad_pointer_is_left_goes_by_the_newest_sound_revision(
+    settings: Settings, pointers: list[tuple[bytes, bytes | None]]
+) -> None:
+    """Older pointers are compacted away, or the last was deleted: an alarm, and the revision that others have kept."""
+    old, last = numbered(1), numbered(2)
+    contents = [(each.id.encode(), zstandard.compress(canonical(each.documents))) for each in (old, last)]
+    await asyncio.to_thread(write, settings, *contents, *pointers)
+    before = refusals("pointer") + refusals("revision")
+    async with following(settings) as follower:
+        assert follower.current is not None
+        assert follower.current.id == last.id
+        assert (follower.healthy, follower.blank) == (True, False)
+        await asyncio.wait_for(follower.usable(), BOUND_S)
+        assert refusals("pointer") + refusals("revision") == before + 1
+        head = await asyncio.to_thread(read_head, settings)
+        assert head.last_good is not None
+        assert head.last_good.id == last.id
+        third = await asyncio.to_thread(publish, settings, 3, head.id)
+        await until(lambda: follower.current is not None and follower.current.id == third.id, "the next good one")
+
+
+async def test_a_topic_without_a_sound_revision_is_not_blank(settings: Settings) -> None:
+    """It is usable from the first sound one on; one on which nothing was published is so at once."""
+    async with following(settings) as follower:
+        await asyncio.wait_for(follower.usable(), BOUND_S)
+        assert follower.blank
+    await asyncio.to_thread(write, settings, *unsound())
+    async with following(settings) as follower:
+        assert (follower.current, follower.blank, follower.healthy) == (None, False, False)
+        usable = asyncio.create_task(follower.usable())
+        await asyncio.sleep(1)
+        assert not usable.done()
+        head = await asyncio.to_thread(read_head, settings)
+        await asyncio.to_thread(publish, settings, 1, head.id)
+        await asyncio.wait_for(usable, BOUND_S)
+        assert follower.current is not None
+
+
 async def test_a_use_that_nobody_approved_is_an_alarm(settings: Settings) -> None:
     """The revision is gone over to, its uses of such versions are counted, and the next one's are none."""
 

@@ -179,6 +179,11 @@ class SeenRegistry:
         return self.world.revisions[max(0, len(self.world.revisions) - 1 - self.behind)]
 
     @property
+    def blank(self) -> bool:
+        """See ports.registry.Registry."""
+        return False
+
+    @property
     def healthy(self) -> bool:
         """See ports.registry.Registry."""
         return True
