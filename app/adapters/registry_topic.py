@@ -21,7 +21,7 @@ import re
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ from app.domain.errors import (
     DocumentsRefused,
     Fault,
     HeadRefused,
+    PublisherFenced,
     PublishFailed,
     RevisionConflict,
     StoreUnavailable,
@@ -91,13 +92,17 @@ REVISION = Gauge("broker_registry_revision_info", "1, for the revision in use.",
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What the key ``current`` holds: which revision counts since when, which one it replaced, and why."""
+    """What the key ``current`` holds: which revision counts since when, which one it replaced, and why.
+
+    ``offset`` is where a publication lay that a later one of the same revision has carried along; else None.
+    """
 
     revision: str
     previous: str | None
     published_at: int
     documents: int
     message: str | None = None
+    offset: int | None = None
 
     @classmethod
     def read(cls, value: bytes) -> "Pointer":
@@ -114,11 +119,17 @@ class Pointer:
             raise ValueError("previous or message is not text or null")
         if not isinstance(published_at, int) or not isinstance(documents, int):
             raise ValueError("published_at or documents is not a whole number")
-        return cls(content["revision"], previous, published_at, documents, message)
+        offset = content.get("offset")
+        if not isinstance(offset, int | None):
+            raise ValueError("offset is not a whole number")
+        return cls(content["revision"], previous, published_at, documents, message, offset)
 
     def as_bytes(self) -> bytes:
         """The record's value; ``published_at`` is in epoch milliseconds."""
-        return orjson.dumps(asdict(self))
+        content = asdict(self)
+        if self.offset is None:
+            del content["offset"]
+        return orjson.dumps(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +227,7 @@ def _head_of(topic: "_Topic") -> Head:
 
 
 def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
-    """Every publication that the topic tells of.
+    """Every publication that the topic tells of, in the order in which they were written, whatever the clocks said.
 
     ``current`` is what is pointed at, or where the pointer cannot be read the last sound one, by which workers go.
 
@@ -224,28 +235,37 @@ def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
         ConfigurationError, StoreUnavailable: as ``read_head``.
     """
     topic = _read_topic(settings, timeout_s)
-    lines = [
-        (one.published_at, record.offset, one)
-        for identity, record in topic.records.items()
-        for one in (
-            [
-                Publication(each.revision, each.published_at, each.previous, each.documents, each.message)
-                for each in record.publications
-            ]
-            or [Publication(identity, record.written_at, None, None, None)]
-        )
-    ]
-    lines.sort(key=lambda line: line[:2], reverse=True)
+    lines = _in_log_order(topic.records)
+    lines.reverse()
     current = topic.pointer.revision if topic.pointer is not None else None
     if topic.pointer is None and topic.faults:
         last_good = topic.contents.newest_sound()
         current = None if last_good is None else last_good.id
-    newest = next((at for at, line in enumerate(lines) if line[2].revision == current), None)
+    newest = next((at for at, one in enumerate(lines) if one.revision == current), None)
     refused = {identity: topic.contents.refusal(identity) for identity in topic.contents}
-    told = (
-        replace(one, current=at == newest, refused=refused.get(one.revision)) for at, (_, _, one) in enumerate(lines)
-    )
+    told = (replace(one, current=at == newest, refused=refused.get(one.revision)) for at, one in enumerate(lines))
     return History(tuple(told), topic.faults)
+
+
+def _in_log_order(records: Mapping[str, "_Record"]) -> list[Publication]:
+    """What the records tell, the oldest first; what was carried along without its place is placed by its time."""
+    placed: list[tuple[int, Publication]] = []
+    unplaced: list[Publication] = []
+    for identity, record in records.items():
+        if not record.publications:
+            placed.append((record.offset, Publication(identity, record.written_at, None, None, None)))
+        for each in record.placed:
+            told = Publication(each.revision, each.published_at, each.previous, each.documents, each.message)
+            if each.offset is None:
+                unplaced.append(told)
+            else:
+                placed.append((each.offset, told))
+    placed.sort(key=lambda line: line[0])
+    lines = [told for _, told in placed]
+    for told in sorted(unplaced, key=lambda one: one.published_at):
+        before = [at for at, line in enumerate(lines) if line.published_at <= told.published_at]
+        lines.insert(before[-1] + 1 if before else 0, told)
+    return lines
 
 
 def find_revision(settings: Settings, beginning: str, *, timeout_s: float = 30.0) -> Found:
@@ -299,6 +319,7 @@ def publish_revision(
 
     Raises:
         RevisionConflict: another revision was published meanwhile; nothing was written.
+        PublisherFenced: another publisher is at it; nothing was written.
         ConfigurationError, StoreUnavailable: as ``read_published``; nothing was written.
         PublishFailed: Kafka did not confirm; whether it was published is told by reading.
     """
@@ -334,7 +355,7 @@ def publish_revision(
         producer.begin_transaction()
         content = zstandard.ZstdCompressor(level=10).compress(canonical(revision.documents))
         before = found_topic.records.get(revision.id)
-        told = [each.as_bytes() for each in before.publications[1 - PUBLICATIONS_KEPT :]] if before else []
+        told = [each.as_bytes() for each in before.placed[1 - PUBLICATIONS_KEPT :]] if before else []
         headers: list[tuple[str, str | bytes | None]] = [
             (PUBLICATION_HEADER, each) for each in (*told, pointer.as_bytes())
         ]
@@ -345,7 +366,7 @@ def publish_revision(
     except KafkaException as error:
         reason = error.args[0]
         if reason.code() in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED):
-            raise RevisionConflict(
+            raise PublisherFenced(
                 "another publisher took over while this one was at it: nothing was published; apply again"
             ) from error
         committing = committing and not reason.txn_requires_abort()
@@ -399,6 +420,11 @@ class _Record:
     offset: int
     written_at: int
     publications: tuple[Pointer, ...]
+
+    @property
+    def placed(self) -> tuple[Pointer, ...]:
+        """The publications; the last one lies where the record does."""
+        return (*self.publications[:-1], *(replace(each, offset=self.offset) for each in self.publications[-1:]))
 
 
 @dataclass(slots=True)

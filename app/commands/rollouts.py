@@ -24,7 +24,8 @@ from app.adapters.rollout_records import audit_record
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
 from app.commands.failures import failed
-from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
+from app.commands.pace import PACE, Pace
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
 from app.domain.registry import Revision, compile_revision
 from app.domain.rollouts import (
     Order,
@@ -39,7 +40,7 @@ from app.domain.rollouts import (
     step_record,
 )
 from app.domain.windows import check_window, step_stats
-from app.durations import format_duration
+from app.durations import format_duration, spoken_duration
 from app.settings import Settings
 
 rollouts_app = typer.Typer(
@@ -120,7 +121,7 @@ def _order(name: str, order: Order, *, as_json: bool) -> None:
         )
 
 
-def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Running, str]:
+def give_order(settings: Settings, name: str, order: Order, *, pace: Pace = PACE) -> tuple[Running, Running, str]:
     """Give an order: the rollout before and after, and the revision that says so.
 
     Raises:
@@ -129,7 +130,7 @@ def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Ru
     for attempt in range(_ATTEMPTS):
         head, current = _in_force(settings)
         before = _named(current, name)
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = pace.now_ms()
         try:
             status = obey(before, order, now_ms)
         except ValueError as error:
@@ -138,9 +139,11 @@ def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Ru
         try:
             message = f"rollout {before.name}: {order} by operator"
             publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message)
-        except RevisionConflict:
+        except RevisionConflict as error:
             if attempt == _ATTEMPTS - 1:
                 raise
+            if isinstance(error, PublisherFenced):
+                pace.step_aside(attempt)
             continue
         (after,) = (each for each in rollouts_in(revision.documents) if each.name == before.name)
         asyncio.run(_tell(settings, after, revision.id, current.id))
@@ -232,9 +235,23 @@ def _document(running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]
 
 
 def _verdict(running: Running, stats: StepStats, now_ms: int) -> str | None:
-    if running.status.state != "progressing":
+    rollout, status = running.rollout, running.status
+    if status.state != "progressing":
         return None
-    return judge(running.rollout, running.status, stats, now_ms).reason
+    verdict, ends_ms = judge(rollout, status, stats, now_ms), status.since + rollout.every
+    if now_ms < ends_ms and verdict != judge(rollout, status, stats, ends_ms):
+        # Only time is waited for.
+        return f"{spoken_duration(ends_ms - now_ms)} of {spoken_duration(rollout.every)} left"
+    return verdict.reason
+
+
+def how_far(step: int, steps: Sequence[int], percent: int) -> str:
+    """Where a rollout is, for people; ``step`` counts from 0.
+
+    >>> how_far(1, (20, 100), 100)
+    'step 2 of 2, 100 %'
+    """
+    return f"step {step + 1} of {len(steps)}, {percent} %"
 
 
 def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> RenderableType:
@@ -249,7 +266,7 @@ def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_m
         p99_ms = seen.latencies.quantile_ms(0.99)
         if p99_ms is not None:
             saw.append(f"p99 {format_duration(max(1, round(p99_ms)))}")
-        step = f"step {status.step + 1} of {len(running.rollout.steps)}, {running.percent} %, since {since}"
+        step = f"{how_far(status.step, running.rollout.steps, running.percent)}, since {since}"
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")

@@ -344,6 +344,17 @@ def test_what_was_published_is_told_newest_first(settings: Settings) -> None:
     assert moments == sorted(moments, reverse=True)
 
 
+def test_history_is_told_in_the_order_of_the_log(settings: Settings) -> None:
+    """Whatever the clocks of those who published said; also where a revision carries its earlier publications."""
+    one, two = numbered(1), numbered(2)
+    for number, (each, before) in enumerate([(one, None), (two, one), (one, two), (two, one)]):
+        expected = before.id if before is not None else None
+        publish_revision(settings, each, expected=expected, now_ms=1_000 - number, message=f"number {number}")
+    told = read_history(settings).publications
+    assert [each.message for each in told] == ["number 3", "number 2", "number 1", "number 0"]
+    assert [each.current for each in told] == [True, False, False, False]
+
+
 def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) -> None:
     """Headers that are missing, unreadable, or of another revision are passed over."""
     first = publish(settings, 1, None)
@@ -368,6 +379,7 @@ def test_the_history_of_one_revision_is_bounded(settings: Settings) -> None:
     told = [each for each in read_history(settings).publications if each.revision == one.id]
     assert len(told) == PUBLICATIONS_KEPT
     assert (told[0].current, told[-1].published_at) == (True, 1)
+    assert [each.published_at for each in told] == sorted((each.published_at for each in told), reverse=True)
 
 
 def test_any_revision_is_found_by_the_beginning_of_its_id(settings: Settings) -> None:
