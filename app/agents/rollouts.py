@@ -31,7 +31,7 @@ from app.adapters.record_codec import decode_record, encode_record
 from app.adapters.rollout_records import JUDGING_PARTITION, audit_record
 from app.agents.windows import ALL, WindowTable
 from app.domain.errors import DocumentsRefused, HeadRefused, NotOwner, PublishFailed, RevisionConflict, StoreUnavailable
-from app.domain.registry import Revision, compile_revision
+from app.domain.registry import Revision, restated
 from app.domain.rollouts import (
     Abort,
     Running,
@@ -218,7 +218,7 @@ class Judge:
         return await self._move(revision, replace(running, status=follow(running, verdict, now_ms)), stats, now_ms)
 
     async def _move(self, revision: Revision, after: Running, stats: StepStats, now_ms: int) -> bool:
-        following = await asyncio.to_thread(compile_revision, moved(revision.documents, after.name, after.status))
+        following = await asyncio.to_thread(restated, revision, moved(revision.documents, after.name, after.status))
         record = step_record(
             after, revision=following.id, previous=revision.id, stats=stats, source_topic=self._registry_topic
         )

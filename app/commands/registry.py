@@ -33,7 +33,7 @@ from app.commands.failures import exit_code
 from app.commands.pace import PACE, Pace
 from app.domain.documents import Document, Model, ModelVersion, Route
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
-from app.domain.registry import Revision, canonical, compile_revision, content_of, pools_of, read_revision
+from app.domain.registry import Revision, canonical, content_of, pools_of, read_revision, restated
 from app.domain.registry_diff import Change, differences
 from app.domain.rollout_status import status_faults, with_status, without_status
 from app.domain.version_documents import HttpBackend
@@ -88,7 +88,7 @@ def apply(
             written = read_files(file, today=today())
             draft = Draft(
                 lambda head, now_ms: with_status(written.documents, head.carried, now_ms),
-                lambda documents: written if documents == written.documents else compile_revision(documents),
+                lambda documents: written if documents == written.documents else restated(written, documents),
             )
             offered = offer(
                 settings,

@@ -26,7 +26,7 @@ from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
 from app.commands.failures import failed
 from app.commands.pace import PACE, Pace
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
-from app.domain.registry import Revision, compile_revision
+from app.domain.registry import Revision, restated
 from app.domain.rollouts import (
     Order,
     RolloutName,
@@ -135,7 +135,7 @@ def give_order(settings: Settings, name: str, order: Order, *, pace: Pace = PACE
             status = obey(before, order, now_ms)
         except ValueError as error:
             raise BrokerError(str(error)) from error
-        revision = compile_revision(moved(current.documents, before.name, status))
+        revision = restated(current, moved(current.documents, before.name, status))
         try:
             message = f"rollout {before.name}: {order} by operator"
             publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message)
