@@ -394,6 +394,7 @@ class Decider:
                 return None
             await asyncio.sleep(_RETRY_S)
             await self._ledger.owned(live.partition)
+            live.check()
         return revision
 
     # --- the join -----------------------------------------------------------------------------------------------------
