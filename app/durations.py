@@ -43,6 +43,22 @@ def format_duration(milliseconds: int) -> str:
     return f"{milliseconds}ms"
 
 
+def spoken_duration(milliseconds: int) -> str:
+    """About how long, for people: whole seconds, rounded up, or from an hour on whole minutes.
+
+    >>> [spoken_duration(each) for each in (1, 59_900, 1_255_661, 3_600_000, 93_660_000)]
+    ['1s', '1m', '20m56s', '1h', '1d2h1m']
+    """
+    step_ms = 1_000 if milliseconds <= _UNITS_MS["h"] else _UNITS_MS["m"]
+    left = -(-milliseconds // step_ms) * step_ms
+    parts = []
+    for unit in ("d", "h", "m", "s"):
+        count, left = divmod(left, _UNITS_MS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
 def _duration_or_ms(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value

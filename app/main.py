@@ -7,6 +7,7 @@ second.
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from app.adapters.clock import SystemClock
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from app.adapters.record_codec import EntryHeader
     from app.adapters.registry_topic import RegistryFollower
     from app.domain.on_demand import FeatureFunction
-    from app.domain.registry import Revision
     from app.domain.view_documents import FeatureViewSpec
 
 
@@ -160,6 +160,7 @@ async def run_decide(settings: Settings, *, instance: str, http_port: int) -> in
                 "functions": _functions_ready(registry, functions),
             },
             background=[decider.run_timers, updates.run],
+            begins_after=registry.usable,
         )
         return await worker.run()
 
@@ -262,7 +263,7 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
     from app.adapters.faust_app import create_app
     from app.adapters.faust_table import DurableTable
     from app.adapters.kafka import KafkaPublisher
-    from app.adapters.registry_topic import RegistryFollower, publish_revision
+    from app.adapters.registry_topic import RegistryFollower, publish_next
     from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, WINDOWED, check_copartitioned
     from app.adapters.window_follower import WindowFollower
     from app.agents import rollouts, windows
@@ -290,15 +291,12 @@ async def run_rollouts(settings: Settings, *, instance: str, http_port: int) -> 
         stack.push_async_callback(followed.stop)
         table = DurableTable(app, name="windows", changelog=changelog, publisher=publisher, read=check_window)
 
-        def publish(revision: "Revision", expected: str, now_ms: int, message: str) -> None:
-            publish_revision(settings, revision, expected=expected, now_ms=now_ms, message=message)
-
         judge = rollouts.Judge(
             table=table,
             windows=followed,
             registry=registry,
             publisher=publisher,
-            publish_revision=publish,
+            publish_next=partial(publish_next, settings),
             clock=clock,
             audit_topic=audit_topic,
             registry_topic=settings.topic(REGISTRY_TOPIC),
@@ -387,7 +385,8 @@ def _functions_ready(
 def _registry_ready(registry: "RegistryFollower") -> Callable[[], Awaitable[None]]:
     async def check() -> None:
         if registry.current is None:
-            raise StoreUnavailable("no registry revision is published: run `model-broker apply`")
+            said = "no registry revision is published" if registry.blank else "no published revision is sound"
+            raise StoreUnavailable(f"{said}: run `model-broker apply`")
         if not registry.healthy:
             raise StoreUnavailable("the registry topic is not being read")
 

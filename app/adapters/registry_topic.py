@@ -21,7 +21,7 @@ import re
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ from app.domain.errors import (
     ConfigurationError,
     DocumentsRefused,
     Fault,
+    HeadRefused,
+    PublisherFenced,
     PublishFailed,
     RevisionConflict,
     StoreUnavailable,
@@ -90,13 +92,17 @@ REVISION = Gauge("broker_registry_revision_info", "1, for the revision in use.",
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What the key ``current`` holds: which revision counts since when, which one it replaced, and why."""
+    """What the key ``current`` holds: which revision counts since when, which one it replaced, and why.
+
+    ``offset`` is where a publication lay that a later one of the same revision has carried along; else None.
+    """
 
     revision: str
     previous: str | None
     published_at: int
     documents: int
     message: str | None = None
+    offset: int | None = None
 
     @classmethod
     def read(cls, value: bytes) -> "Pointer":
@@ -113,11 +119,17 @@ class Pointer:
             raise ValueError("previous or message is not text or null")
         if not isinstance(published_at, int) or not isinstance(documents, int):
             raise ValueError("published_at or documents is not a whole number")
-        return cls(content["revision"], previous, published_at, documents, message)
+        offset = content.get("offset")
+        if not isinstance(offset, int | None):
+            raise ValueError("offset is not a whole number")
+        return cls(content["revision"], previous, published_at, documents, message, offset)
 
     def as_bytes(self) -> bytes:
         """The record's value; ``published_at`` is in epoch milliseconds."""
-        return orjson.dumps(asdict(self))
+        content = asdict(self)
+        if self.offset is None:
+            del content["offset"]
+        return orjson.dumps(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,8 @@ class Head:
     """What the topic ends in. ``published`` is None where nothing was published, or where it is refused: ``faults``.
 
     ``last_good`` is what workers go by: the published one, or where that is refused the last sound one before it.
-    ``deleted``: revisions were published, and the pointer that named the current one is gone.
+    ``deleted``: revisions were published, and the pointer that named the current one is gone. ``offset`` is that of the
+    last record under ``current``: it tells one pointer that cannot be read from another.
     """
 
     id: str | None
@@ -141,6 +154,14 @@ class Head:
     last_good: Revision | None = None
     faults: tuple[Fault, ...] = ()
     deleted: bool = False
+    offset: int | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why workers go by ``last_good`` and not by what the pointer says; None where the pointer is good."""
+        if self.deleted:
+            return POINTER_DELETED
+        return "; ".join(str(each) for each in self.faults) or None
 
     @property
     def carried(self) -> tuple[Document, ...]:
@@ -196,16 +217,17 @@ def read_head(settings: Settings, *, timeout_s: float = 30.0) -> Head:
 def _head_of(topic: "_Topic") -> Head:
     if topic.pointer is None:
         deleted = bool(topic.records) and not topic.faults
-        return Head(None, None, topic.contents.newest_sound(), topic.faults, deleted)
+        return Head(None, None, topic.contents.newest_sound(), topic.faults, deleted, topic.pointer_offset)
     try:
         revision = topic.contents.load(topic.pointer.revision)
     except DocumentsRefused as error:
-        return Head(topic.pointer.revision, None, topic.contents.newest_sound(), error.faults)
-    return Head(topic.pointer.revision, Published(topic.pointer, revision), revision)
+        last_good = topic.contents.newest_sound()
+        return Head(topic.pointer.revision, None, last_good, error.faults, offset=topic.pointer_offset)
+    return Head(topic.pointer.revision, Published(topic.pointer, revision), revision, offset=topic.pointer_offset)
 
 
 def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
-    """Every publication that the topic tells of.
+    """Every publication that the topic tells of, in the order in which they were written, whatever the clocks said.
 
     ``current`` is what is pointed at, or where the pointer cannot be read the last sound one, by which workers go.
 
@@ -213,28 +235,37 @@ def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
         ConfigurationError, StoreUnavailable: as ``read_head``.
     """
     topic = _read_topic(settings, timeout_s)
-    lines = [
-        (one.published_at, record.offset, one)
-        for identity, record in topic.records.items()
-        for one in (
-            [
-                Publication(each.revision, each.published_at, each.previous, each.documents, each.message)
-                for each in record.publications
-            ]
-            or [Publication(identity, record.written_at, None, None, None)]
-        )
-    ]
-    lines.sort(key=lambda line: line[:2], reverse=True)
+    lines = _in_log_order(topic.records)
+    lines.reverse()
     current = topic.pointer.revision if topic.pointer is not None else None
     if topic.pointer is None and topic.faults:
         last_good = topic.contents.newest_sound()
         current = None if last_good is None else last_good.id
-    newest = next((at for at, line in enumerate(lines) if line[2].revision == current), None)
+    newest = next((at for at, one in enumerate(lines) if one.revision == current), None)
     refused = {identity: topic.contents.refusal(identity) for identity in topic.contents}
-    told = (
-        replace(one, current=at == newest, refused=refused.get(one.revision)) for at, (_, _, one) in enumerate(lines)
-    )
+    told = (replace(one, current=at == newest, refused=refused.get(one.revision)) for at, one in enumerate(lines))
     return History(tuple(told), topic.faults)
+
+
+def _in_log_order(records: Mapping[str, "_Record"]) -> list[Publication]:
+    """What the records tell, the oldest first; what was carried along without its place is placed by its time."""
+    placed: list[tuple[int, Publication]] = []
+    unplaced: list[Publication] = []
+    for identity, record in records.items():
+        if not record.publications:
+            placed.append((record.offset, Publication(identity, record.written_at, None, None, None)))
+        for each in record.placed:
+            told = Publication(each.revision, each.published_at, each.previous, each.documents, each.message)
+            if each.offset is None:
+                unplaced.append(told)
+            else:
+                placed.append((each.offset, told))
+    placed.sort(key=lambda line: line[0])
+    lines = [told for _, told in placed]
+    for told in sorted(unplaced, key=lambda one: one.published_at):
+        before = [at for at, line in enumerate(lines) if line.published_at <= told.published_at]
+        lines.insert(before[-1] + 1 if before else 0, told)
+    return lines
 
 
 def find_revision(settings: Settings, beginning: str, *, timeout_s: float = 30.0) -> Found:
@@ -275,22 +306,26 @@ def publish_revision(
     settings: Settings,
     revision: Revision,
     *,
-    expected: str | None,
+    expected: Head | str | None,
     now_ms: int,
     message: str | None = None,
     timeout_s: float = 30.0,
 ) -> Pointer:
     """Make ``revision`` the current one, provided that the current one still is ``expected`` (None: there is none).
 
-    ``message`` says in the history why; line breaks become spaces, and what is too long is cut.
+    A head stands for what it says is current; where workers refuse that, the very same record must be the last still.
+    ``now_ms`` is when it counts as published, in epoch milliseconds. ``message`` says in the history why; line breaks
+    become spaces, and what is too long is cut.
 
     Raises:
         RevisionConflict: another revision was published meanwhile; nothing was written.
+        PublisherFenced: another publisher is at it; nothing was written.
         ConfigurationError, StoreUnavailable: as ``read_published``; nothing was written.
         PublishFailed: Kafka did not confirm; whether it was published is told by reading.
     """
     said = " ".join(message.split())[:MESSAGE_LENGTH_MAX] if message else None
-    pointer = Pointer(revision.id, expected, now_ms, len(revision.documents), said or None)
+    previous = expected.id if isinstance(expected, Head) else expected
+    pointer = Pointer(revision.id, previous, now_ms, len(revision.documents), said or None)
     topic = settings.topic(REGISTRY_TOPIC)
     producer = Producer(
         {
@@ -307,15 +342,20 @@ def publish_revision(
         producer.init_transactions(timeout_s)
         found_topic = _read_topic(settings, timeout_s)
         found = found_topic.pointer.revision if found_topic.pointer is not None else None
-        if found != expected:
+        if found != previous:
             raise RevisionConflict(
-                f"the current revision is {found or 'none'} by now, not {expected or 'none'}: nothing was published; "
+                f"the current revision is {found or 'none'} by now, not {previous or 'none'}: nothing was published; "
                 "look at the difference again and apply again"
+            )
+        if isinstance(expected, Head) and expected.published is None and expected.offset != found_topic.pointer_offset:
+            raise RevisionConflict(
+                "somebody wrote another pointer to the current revision by now: nothing was published; look at the "
+                "difference again and apply again"
             )
         producer.begin_transaction()
         content = zstandard.ZstdCompressor(level=10).compress(canonical(revision.documents))
         before = found_topic.records.get(revision.id)
-        told = [each.as_bytes() for each in before.publications[1 - PUBLICATIONS_KEPT :]] if before else []
+        told = [each.as_bytes() for each in before.placed[1 - PUBLICATIONS_KEPT :]] if before else []
         headers: list[tuple[str, str | bytes | None]] = [
             (PUBLICATION_HEADER, each) for each in (*told, pointer.as_bytes())
         ]
@@ -326,7 +366,7 @@ def publish_revision(
     except KafkaException as error:
         reason = error.args[0]
         if reason.code() in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED):
-            raise RevisionConflict(
+            raise PublisherFenced(
                 "another publisher took over while this one was at it: nothing was published; apply again"
             ) from error
         committing = committing and not reason.txn_requires_abort()
@@ -346,6 +386,33 @@ def publish_revision(
     return pointer
 
 
+def publish_next(
+    settings: Settings,
+    revision: Revision,
+    *,
+    before: str,
+    now_ms: int,
+    message: str,
+    over_refused: bool,
+    timeout_s: float = 30.0,
+) -> Pointer:
+    """Make ``revision`` the current one, provided that workers still go by ``before``, from which it was made.
+
+    ``over_refused``: also where the topic's end is refused, and ``before`` is the last good revision, which stays.
+
+    Raises:
+        HeadRefused: the topic's end is refused; nothing was written.
+        RevisionConflict, StoreUnavailable, PublishFailed: as ``publish_revision``.
+    """
+    head = read_head(settings, timeout_s=timeout_s)
+    good = head.last_good.id if head.last_good is not None else None
+    if head.refusal is not None and not (over_refused and good == before):
+        raise HeadRefused(head.refusal)
+    if good != before:
+        raise RevisionConflict(f"workers go by {good or 'none'} by now, not by {before}: nothing was published")
+    return publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message, timeout_s=timeout_s)
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """What a revision's record tells beside its content."""
@@ -354,12 +421,18 @@ class _Record:
     written_at: int
     publications: tuple[Pointer, ...]
 
+    @property
+    def placed(self) -> tuple[Pointer, ...]:
+        """The publications; the last one lies where the record does."""
+        return (*self.publications[:-1], *(replace(each, offset=self.offset) for each in self.publications[-1:]))
+
 
 @dataclass(slots=True)
 class _Topic:
     """The topic, read to its end. ``wanted`` has what was asked for beside the last contents."""
 
     pointer: Pointer | None = None
+    pointer_offset: int | None = None
     faults: tuple[Fault, ...] = ()
     records: dict[str, _Record] = field(default_factory=dict)
     contents: "_Contents" = field(default_factory=lambda: _Contents(REVISIONS_KEPT))
@@ -374,13 +447,13 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
     for message in _records(settings.kafka_bootstrap, name, timeout_s):
         key, value = message.key(), message.value()
         if key == POINTER_KEY:
-            last = value
+            last, topic.pointer_offset = value, message.offset()
         elif value is not None and key is not None:
             identity = key.decode("utf-8", "replace")
             topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))
-            topic.contents.add(key, value)
+            topic.contents.add(key, value, message.timestamp()[1])
             if wanted is not None and identity.startswith(wanted):
-                topic.wanted.add(key, value)
+                topic.wanted.add(key, value, message.timestamp()[1])
     if last is not None:
         try:
             topic.pointer = Pointer.read(last)
@@ -456,13 +529,20 @@ class _Contents:
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._compressed: OrderedDict[str, bytes] = OrderedDict()
+        self._written_at: dict[str, int] = {}
 
-    def add(self, key: bytes, value: bytes) -> None:
+    def add(self, key: bytes, value: bytes, written_at: int) -> None:
+        """Keep a record's value; ``written_at`` in epoch milliseconds."""
         identity = key.decode("utf-8", "replace")
         self._compressed[identity] = value
+        self._written_at[identity] = written_at
         self._compressed.move_to_end(identity)
         if len(self._compressed) > self._kept:
-            self._compressed.popitem(last=False)
+            del self._written_at[self._compressed.popitem(last=False)[0]]
+
+    def written_at(self, identity: str) -> int:
+        """When the record of one of them was written, in epoch milliseconds."""
+        return self._written_at[identity]
 
     def load(self, identity: str) -> Revision:
         """The revision, checked and compiled. Raises DocumentsRefused."""
@@ -511,6 +591,9 @@ class _Contents:
 class RegistryFollower:
     """Keeps ``current`` at the last good revision on the topic, within a second of its publication.
 
+    Older pointers are compacted away. So who starts where the last one is bad, or gone, goes by the newest sound
+    revision, as commands do: it is the one that whoever runs already has kept.
+
     ``on_switch`` is called in the event loop with each revision gone over to. Reading is without a consumer group:
     every process reads everything. Kafka being away changes nothing; what was published meanwhile comes
     when it is back.
@@ -524,6 +607,8 @@ class RegistryFollower:
         self._compiled: OrderedDict[str, Revision] = OrderedDict()
         self._compiled_lock = threading.Lock()
         self._current: Published | None = None
+        self._blank = True
+        self._adopted = asyncio.Event()
         self._consumer: AIOKafkaConsumer | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -536,6 +621,11 @@ class RegistryFollower:
     def published_at_ms(self) -> int | None:
         """When the current revision was published."""
         return self._current.pointer.published_at if self._current is not None else None
+
+    @property
+    def blank(self) -> bool:
+        """See ports.registry.Registry."""
+        return self._blank
 
     @property
     def healthy(self) -> bool:
@@ -553,6 +643,11 @@ class RegistryFollower:
         except DocumentsRefused as error:
             _log.error("registry_revision_refused", revision=revision_id, faults=[str(each) for each in error.faults])
             return None
+
+    async def usable(self) -> None:
+        """Returns once there is a revision; at once where nothing was ever published, for that is an answer, too."""
+        if not self._blank:
+            await self._adopted.wait()
 
     async def start(self, *, timeout_s: float = 30.0) -> None:
         """Read what was published so far, then follow.
@@ -606,11 +701,16 @@ class RegistryFollower:
             pointers += self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS))
             del pointers[:-REVISIONS_KEPT]
         await self._switch(pointers)
+        if self._current is None:
+            await self._fall_back(None if pointers else "there is no pointer to the current revision")
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         while True:
             try:
-                await self._switch(self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS)))
+                pointers = self._take(await consumer.getmany(self._partition, timeout_ms=_POLL_MS))
+                await self._switch(pointers)
+                if pointers and self._current is None:
+                    await self._fall_back(None)
             except AiokafkaError as error:
                 # The client reconnects by itself; what it gives up on is tried again, at a pace that logs can bear.
                 _log.warning("registry_read_failed", error=repr(error))
@@ -620,10 +720,11 @@ class RegistryFollower:
         """Keep the revisions that were read; returns the pointers, in order."""
         pointers: list[bytes | None] = []
         for record in batches.get(self._partition, ()):
+            self._blank = False
             if record.key == POINTER_KEY:
                 pointers.append(record.value)
             elif record.key is not None and record.value is not None:
-                self._contents.add(record.key, record.value)
+                self._contents.add(record.key, record.value, record.timestamp)
         return pointers
 
     async def _switch(self, pointers: list[bytes | None]) -> None:
@@ -646,9 +747,26 @@ class RegistryFollower:
             self._adopt(Published(pointer, revision))
             return
 
+    async def _fall_back(self, fault: str | None) -> None:
+        """Go by the newest sound revision, if there is any; ``fault``: what is wrong and not yet an alarm."""
+        if self._blank:
+            return
+        newest = await asyncio.to_thread(self._contents.newest_sound)
+        kept = newest.id if newest is not None else None
+        if fault is not None:
+            REFUSED.labels("pointer").inc()
+            _log.error("registry_refused", record="pointer", faults=[fault], faults_total=1, kept=kept)
+        if newest is None:
+            _log.error("registry_without_revision", hint="no published revision is sound: run `model-broker apply`")
+            return
+        _log.error("registry_fell_back", revision=newest.id, hint="run `model-broker apply` to publish anew")
+        written_at = self._contents.written_at(newest.id)
+        self._adopt(Published(Pointer(newest.id, None, written_at, len(newest.documents)), newest))
+
     def _adopt(self, published: Published) -> None:
         before = self.current
         self._current = published
+        self._adopted.set()
         DOCUMENTS.set(len(published.revision.documents))
         PUBLISHED.set(published.pointer.published_at / 1_000)
         if before is not None and before.id == published.revision.id:

@@ -39,6 +39,7 @@ from app.domain.dispatch import TaskStatus
 from app.domain.errors import BrokerError, Code, NotOwner, Problem, RecordTooLarge, RequestRefused, StoreUnavailable
 from app.domain.features import recorded
 from app.domain.join import Join, Status
+from app.domain.registry import Revision
 from app.domain.requests import InboundRecord, Request, read_address
 from app.domain.routing import Plan, Refused, TaskPlan, find_route, plan_of, route
 from app.observability import LATENCY_BUCKETS_S, labelled
@@ -346,10 +347,8 @@ class Decider:
 
     async def _plan(self, live: Live, request: Request) -> bool:
         """Route, fetch features and set up the join; False where the request has ended by that."""
-        revision = self._registry.current
+        revision = await self._revision(live, request)
         if revision is None:
-            said = "no registry revision is published: run `model-broker apply`"
-            await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
             return False
         live.record = replace(live.record, path=request.path, revision=revision.id)
         found = find_route(revision, request.path)
@@ -378,6 +377,28 @@ class Decider:
         if ended is not None:
             await self._end(live, *ended)
         return ended is None
+
+    async def _revision(self, live: Live, request: Request) -> Revision | None:
+        """The revision to decide by; None where the request has ended by there being none.
+
+        Where nothing was ever published there is no path. Where something was, and none of it is sound, it would be
+        untrue to say so: the request waits for a revision within its deadline.
+        """
+        deadline_ms = deadline_of(request, self._settings.default_deadline, live.record.source.timestamp_ms)
+        while (revision := self._registry.current) is None:
+            if self._registry.blank:
+                said = "no registry revision is published: run `model-broker apply`"
+                await self._end(live, Status.REJECTED, (Problem(Code.PATH_UNKNOWN, said),))
+                return None
+            if self._clock.now_ms() >= deadline_ms:
+                live.record = replace(live.record, path=request.path, deadline_ms=deadline_ms)
+                said = "no registry revision that was published is sound: run `model-broker apply`"
+                await self._end(live, Status.EXPIRED, (Problem(Code.DEADLINE_EXCEEDED, said),))
+                return None
+            await asyncio.sleep(_RETRY_S)
+            await self._ledger.owned(live.partition)
+            live.check()
+        return revision
 
     # --- the join -----------------------------------------------------------------------------------------------------
 

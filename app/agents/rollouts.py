@@ -13,10 +13,14 @@ rollouts go to partition 0, so the worker that judges reads there which of them 
 
 A rollout goes on only when everything that the log held at the end of its step is counted; it is taken back as soon as
 a bound is broken for certain.
+
+**Where what was published last is refused**, workers decide by the last good revision, and so does the judge: what is
+bad is taken back all the same, by the next revision after the last good one. Nothing goes on meanwhile: whoever wrote
+what is refused meant something by it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -26,8 +30,8 @@ from prometheus_client import Counter, Gauge
 from app.adapters.record_codec import decode_record, encode_record
 from app.adapters.rollout_records import JUDGING_PARTITION, audit_record
 from app.agents.windows import ALL, WindowTable
-from app.domain.errors import DocumentsRefused, NotOwner, PublishFailed, RevisionConflict, StoreUnavailable
-from app.domain.registry import Revision, compile_revision
+from app.domain.errors import DocumentsRefused, HeadRefused, NotOwner, PublishFailed, RevisionConflict, StoreUnavailable
+from app.domain.registry import Revision, restated
 from app.domain.rollouts import (
     Abort,
     Running,
@@ -61,6 +65,8 @@ log = structlog.get_logger()
 TICK_S: Final = 1.0
 TELL_AFTER_MS: Final = 5_000
 """Who moved a rollout tells of it within this, unless it died."""
+HELD_MS: Final = 10_000
+"""Where what was published last is refused, it is looked after this long whether a rollout may go on."""
 _SHOW_EVERY_MS: Final = 5_000
 _MARK_KEPT_MS: Final = 60_000
 
@@ -86,6 +92,11 @@ _PERCENT = Gauge(
 )
 _SHADOW_GAUGES: Final = (_FLIP_RATE, _PSI, _DIFFERENCE)
 _STEPS = Counter("broker_rollout_steps", "Steps of rollouts that this worker made, by what was done", ["action"])
+_HELD = Counter(
+    "broker_rollout_moves_held",
+    "Moves that were due and not made, as what was published last in the registry is refused",
+    ["action"],
+)
 
 
 class AllWindows(Protocol):
@@ -109,12 +120,22 @@ class AllWindows(Protocol):
         ...
 
 
-class Judge:
-    """Moves rollouts, on the worker that owns partition 0.
+class PublishNext(Protocol):
+    """Publishes by compare-and-swap; it blocks, and is run in a thread."""
 
-    ``publish_revision(revision, expected, now_ms, message)`` publishes by compare-and-swap; it blocks, and is run in a
-    thread.
-    """
+    def __call__(self, revision: Revision, *, before: str, now_ms: int, message: str, over_refused: bool) -> object:
+        """Publish ``revision``, made from ``before``; ``over_refused``: even if what was published last is refused.
+
+        Raises:
+            RevisionConflict: workers go by another revision by now.
+            HeadRefused: what was published last is refused.
+            StoreUnavailable, PublishFailed: Kafka does not answer, or did not confirm.
+        """
+        ...
+
+
+class Judge:
+    """Moves rollouts, on the worker that owns partition 0."""
 
     def __init__(
         self,
@@ -123,7 +144,7 @@ class Judge:
         windows: AllWindows,
         registry: Registry,
         publisher: Publisher,
-        publish_revision: Callable[[Revision, str, int, str], None],
+        publish_next: PublishNext,
         clock: Clock,
         audit_topic: str,
         registry_topic: str,
@@ -132,7 +153,7 @@ class Judge:
         self._windows = windows
         self._registry = registry
         self._publisher = publisher
-        self._publish_revision = publish_revision
+        self._publish_next = publish_next
         self._clock = clock
         self._audit_topic = audit_topic
         self._registry_topic = registry_topic
@@ -140,6 +161,7 @@ class Judge:
         self._tell_at: dict[str, int] = {}
         self._intended: dict[str, int] = {}
         self._shown_ms = 0
+        self._held_until_ms = 0
 
     async def run(self) -> None:
         """Tick until cancelled."""
@@ -179,6 +201,8 @@ class Judge:
     async def _moves(self, revision: Revision, running: Running) -> bool:
         verdict, stats = self._judged(revision, running)
         if not isinstance(verdict, Stay | Abort):
+            if self._clock.now_ms() < self._held_until_ms:
+                return False
             # Going on is judged by all that the log held when the step's time was up, not by what was counted by then.
             fence = self._fences.get(running.step_id)
             if fence is None:
@@ -202,7 +226,7 @@ class Judge:
         return judge(running.rollout, running.status, stats, now_ms, barred=said), stats
 
     async def _move(self, revision: Revision, after: Running, stats: StepStats, now_ms: int) -> bool:
-        following = await asyncio.to_thread(compile_revision, moved(revision.documents, after.name, after.status))
+        following = await asyncio.to_thread(restated, revision, moved(revision.documents, after.name, after.status))
         record = step_record(
             after, revision=following.id, previous=revision.id, stats=stats, source_topic=self._registry_topic
         )
@@ -211,9 +235,23 @@ class Judge:
         self._intended[record.execution_id] = now_ms
         try:
             message = f"rollout {after.name}: {action_of(after.status)}, {after.percent} %: {after.status.reason}"
-            await asyncio.to_thread(self._publish_revision, following, revision.id, now_ms, message)
+            await asyncio.to_thread(
+                self._publish_next,
+                following,
+                before=revision.id,
+                now_ms=now_ms,
+                message=message,
+                over_refused=after.status.state == "aborted",
+            )
         except RevisionConflict as error:
             log.info("rollout_overtaken", rollout=str(after.name), reason=str(error))
+            return True
+        except HeadRefused as error:
+            action = action_of(after.status)
+            _HELD.labels(action).inc()
+            said = {"rollout": str(after.name), "action": action, "reason": str(error)}
+            log.error("rollout_held", **said)  # noqa: TRY400 - one clear line, not a trace
+            self._held_until_ms = now_ms + HELD_MS
             return True
         log.info(
             "rollout_moved",

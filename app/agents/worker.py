@@ -87,7 +87,9 @@ class Worker:
     """Runs ``app`` as one process.
 
     ``intakes`` are drained in their order, so what finishes another's work comes after it.
-    ``ready_checks`` are named coroutines that raise BrokerError while what they name is not usable.
+    ``ready_checks`` are named coroutines that raise BrokerError while what they name is not usable. ``begins_after``
+    returns once there is what no record can be handled without: until then the group is not joined, so that partitions
+    stay with those who have it.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Worker:
         intakes: Sequence[Intake],
         ready_checks: Mapping[str, Callable[[], Awaitable[None]]],
         background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+        begins_after: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -108,6 +111,8 @@ class Worker:
         self._instance = instance
         self._intakes = intakes
         self._background = background
+        self._begins_after = begins_after
+        self._begun = False
         self._assigned = False
         self._stop = asyncio.Event()
         self._liveness = Liveness()
@@ -151,18 +156,19 @@ class Worker:
         _settle_memory()
         log.info("starting", role=self._role, instance=self._instance, http_port=self._health.port)
         background = [asyncio.create_task(self._guard(run)) for run in (self._watch, *self._background)]
-        start = asyncio.create_task(self._guard(self._app.start))
+        start = asyncio.create_task(self._guard(self._begin))
         stop = asyncio.create_task(self._stop.wait())
         crash = asyncio.create_task(self._app.wait_until_stopped())
         try:
             await asyncio.wait({stop, crash}, return_when=asyncio.FIRST_COMPLETED)
             failed = self._app.crashed
-            if not failed:
+            if not failed and self._begun:
                 await self._drain()
         finally:
             for task in (*background, start, stop, crash):
                 task.cancel()
-            await _within(_STOP_TIMEOUT_S, self._app.stop())
+            if self._begun:
+                await _within(_STOP_TIMEOUT_S, self._app.stop())
             for intake in self._intakes:
                 await intake.close()
             await self._health.stop()
@@ -174,6 +180,12 @@ class Worker:
             return 1
         log.info("stopped", role=self._role, instance=self._instance)
         return 0
+
+    async def _begin(self) -> None:
+        if self._begins_after is not None:
+            await self._begins_after()
+        self._begun = True
+        await self._app.start()
 
     async def _guard(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -207,6 +219,8 @@ class Worker:
                 _LOOP_LAG.set(late_s)
                 if late_s > _STALL_S:
                     log.warning("event_loop_stalled", seconds=round(late_s, 1), hint="one step kept all others waiting")
+                if not self._begun:
+                    continue
                 joined = bool(membership(self._app).member_id)
                 finished = {tp: offset for intake in self._intakes for tp, offset in intake.finished.items()}
                 try:

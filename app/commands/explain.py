@@ -14,6 +14,7 @@ from rich.console import Console
 
 from app.adapters.registry_topic import read_published
 from app.commands.registry import Json, fail, read_files, shortened
+from app.commands.rollouts import how_far
 from app.domain.errors import BrokerError, ConfigurationError, RequestRefused
 from app.domain.explanation import Explanation, TaskTrace, VersionTrace, explain
 from app.domain.requests import Envelope, Headers, InboundRecord, Request, RequestId, read_request
@@ -240,9 +241,10 @@ def _task_lines(task: TaskTrace) -> Iterator[str]:
         yield f"{gap}arm {arm.version}: weight {arm.weight} ({arm.percent:.4g} %){hashed}{drawn}"
     if task.rollout is not None:
         rollout = task.rollout
-        steps = ", ".join(map(str, rollout.steps))
+        begun = rollout.state != "not begun"
+        at = how_far(rollout.step, rollout.steps, rollout.percent) if begun else f"{rollout.percent} %"
         why = f"; {rollout.reason}" if rollout.reason else ""
-        yield f"{gap}rollout to {rollout.to}: {rollout.state}, step {rollout.step} of {steps}: {rollout.percent} %{why}"
+        yield f"{gap}rollout to {rollout.to}: {rollout.state}, {at}{why}"
     if task.barred is not None:
         yield f"{gap}not usable: {task.barred.message}"
     need = spec.need if spec.default is None else f"default {shortened(dict(spec.default))}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import time
 from typing import Annotated
 
 import orjson
@@ -12,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.adapters.registry_topic import Head, Publication, find_revision, read_history
-from app.commands.registry import DryRun, Json, Message, Yes, check_message, fail, offer, shortened, today
+from app.adapters.registry_topic import Publication, find_revision, read_history
+from app.commands.registry import Draft, DryRun, Json, Message, Yes, check_message, fail, offer, shortened, today
 from app.domain.errors import BrokerError
-from app.domain.registry import Revision, compile_revision
+from app.domain.registry import compile_revision
 from app.domain.rollout_status import restored
 from app.settings import Settings
 
@@ -81,23 +80,21 @@ def rollback(
     validity has ended are refused, as by apply.
     """
     settings = Settings()
-    now_ms = time.time_ns() // 1_000_000
     try:
         check_message(message)
         found = find_revision(settings, revision)
         target = found.revision
         called = target.id[:19]
 
-        def again(head: Head) -> Revision:
-            documents = restored(target.documents, head.carried, now_ms, reason=f"rolled back to {called}")
-            return compile_revision(documents, today=today(), origin=f"revision {called}")
-
+        draft = Draft(
+            lambda head, now_ms: restored(target.documents, head.carried, now_ms, reason=f"rolled back to {called}"),
+            lambda documents: compile_revision(documents, today=today(), origin=f"revision {called}"),
+        )
         offered = offer(
             settings,
-            again,
+            draft,
             found.head,
             message=message or f"rollback to {called}",
-            now_ms=now_ms,
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,
@@ -111,4 +108,4 @@ def rollback(
     elif offered.unchanged:
         typer.echo(f"Nothing to publish: {offered.revision.id} is the current revision.")
     else:
-        typer.echo(f"Sound: the documents of {target.id} make {offered.revision.id}. Nothing was published.")
+        typer.echo(f"Sound: the documents of {target.id} make {offered.named}. Nothing was published.")

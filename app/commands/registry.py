@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -31,9 +30,10 @@ from app.adapters.registry_topic import (
 )
 from app.adapters.topics import TopicAdmin, pool_topic, read_documents, wanted_topics
 from app.commands.failures import exit_code
+from app.commands.pace import PACE, Pace
 from app.domain.documents import Document, Model, ModelVersion, Route
-from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, RevisionConflict
-from app.domain.registry import Revision, canonical, compile_revision, content_of, pools_of, read_revision
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
+from app.domain.registry import Revision, canonical, content_of, pools_of, read_revision, restated
 from app.domain.registry_diff import Change, differences
 from app.domain.rollout_status import status_faults, with_status, without_status
 from app.domain.version_documents import HttpBackend
@@ -52,6 +52,8 @@ KINDS: Final = {
 
 _VALUE_LENGTH_MAX: Final = 60
 _PUBLISH_ATTEMPTS: Final = 3
+_FENCED_MAX: Final = 6
+"""Times that a command steps aside for other publishers before it says that they are too many."""
 _DIGEST: Final = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 registry_app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -80,22 +82,19 @@ def apply(
     they are; new and changed ones begin.
     """
     settings = Settings()
-    now_ms = time.time_ns() // 1_000_000
     try:
         check_message(message)
         with uncollected():
             written = read_files(file, today=today())
-
-            def carried_over(head: Head) -> Revision:
-                documents = with_status(written.documents, head.carried, now_ms)
-                return written if documents == written.documents else compile_revision(documents)
-
+            draft = Draft(
+                lambda head, now_ms: with_status(written.documents, head.carried, now_ms),
+                lambda documents: written if documents == written.documents else restated(written, documents),
+            )
             offered = offer(
                 settings,
-                carried_over,
+                draft,
                 read_head(settings),
                 message=message,
-                now_ms=now_ms,
                 dry_run=dry_run,
                 yes=yes,
                 as_json=as_json,
@@ -110,7 +109,7 @@ def apply(
         typer.echo(f"Nothing to publish: {offered.revision.id} is the current revision.")
     else:
         documents = len(offered.revision.documents)
-        typer.echo(f"Sound: {documents} documents make {offered.revision.id}. Nothing was published.")
+        typer.echo(f"Sound: {documents} documents make {offered.named}. Nothing was published.")
 
 
 def today() -> datetime.date:
@@ -125,23 +124,45 @@ def check_message(message: str | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """What a command would publish: the documents after a head at a moment (epoch milliseconds), and their revision.
+
+    What begins with a publication says when that was, so the same draft makes other documents at another moment.
+    """
+
+    documents: Callable[[Head, int], tuple[Document, ...]]
+    compile: Callable[[tuple[Document, ...]], Revision]
+
+
+@dataclass(frozen=True, slots=True)
 class Offered:
-    """What was made of an offer: the revision, the head that it was held against, and whether it was published."""
+    """What was made of an offer: the revision, the head that it was held against, and whether it was published.
+
+    ``timed``: the revision has the moment of its publication in it, so its id is not known before.
+    """
 
     revision: Revision
     head: Head
     changes: tuple[Change, ...]
-    published: bool
+    published: bool = False
+    timed: bool = False
 
     @property
     def unchanged(self) -> bool:
         """Whether it was the current revision already."""
         return self.head.published is not None and self.head.id == self.revision.id
 
+    @property
+    def named(self) -> str:
+        """The revision's id, or why it has none yet."""
+        if self.timed and not self.published:
+            return "a revision whose id holds the moment of its publication, as a rollout begins or pauses with it"
+        return self.revision.id
+
     def as_json(self) -> dict[str, Any]:
-        """The same, for programs."""
+        """The same, for programs; ``revision`` is null where its id is not known yet."""
         return {
-            "revision": self.revision.id,
+            "revision": None if self.timed and not self.published else self.revision.id,
             "previous": self.head.id,
             "documents": len(self.revision.documents),
             "changes": [_change_json(change) for change in self.changes],
@@ -151,48 +172,76 @@ class Offered:
 
 def offer(
     settings: Settings,
-    make: Callable[[Head], Revision],
+    draft: Draft,
     head: Head,
     *,
     message: str | None,
-    now_ms: int,
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    pace: Pace = PACE,
 ) -> Offered:
-    """Show what ``make`` makes of ``head`` changes, ask, publish.
+    """Show what ``draft`` makes of ``head`` changes, ask, publish.
 
-    Where only a rollout moved on meanwhile, what was shown still holds, and the revision is made anew from there; where
-    somebody published the very same, nothing is left to do.
+    What is published says when it was, and not when it was shown. Where only a rollout moved on meanwhile, what was
+    shown still holds, and the revision is made anew from there; where somebody published the very same, nothing is left
+    to do. For another publisher that is at it, this one steps aside for a random time.
 
     Raises:
         RevisionConflict: somebody published other documents meanwhile.
         BrokerError: as ``publish_revision``.
     """
-    offered = _held_against(head, make)
+    offered = _held_against(head, draft, pace.now_ms())
     if not as_json:
-        print_changes(offered.changes, head, offered.revision)
+        print_changes(offered.changes, head, None if offered.timed else offered.revision)
     if dry_run or offered.unchanged:
         return offered
     if not yes:
         _confirm()
     _create_pool_topics(settings, offered.revision)
-    for attempts_left in reversed(range(_PUBLISH_ATTEMPTS)):
+    conflicts = fenced = 0
+    while True:
+        now_ms = pace.now_ms()
+        offered = _held_against(offered.head, draft, now_ms, offered)
+        if offered.unchanged:
+            return offered
         try:
-            publish_revision(settings, offered.revision, expected=offered.head.id, now_ms=now_ms, message=message)
+            publish_revision(settings, offered.revision, expected=offered.head, now_ms=now_ms, message=message)
             return replace(offered, published=True)
-        except RevisionConflict:
-            seen, offered = offered.head, _held_against(read_head(settings), make)
-            if offered.unchanged:
-                break
-            if not attempts_left or not _differ_in_status_only(seen, offered.head):
+        except PublisherFenced:
+            if fenced == _FENCED_MAX:
                 raise
-    return offered
+            pace.step_aside(fenced)
+            fenced += 1
+        except RevisionConflict:
+            conflicts += 1
+            if conflicts == _PUBLISH_ATTEMPTS:
+                raise
+        seen = offered.head
+        offered = _held_against(read_head(settings), draft, pace.now_ms(), offered)
+        if not (offered.unchanged or _same(seen, offered.head) or _differ_in_status_only(seen, offered.head)):
+            raise RevisionConflict(
+                f"the current revision is {offered.head.id or 'none'} by now, not {seen.id or 'none'}: nothing was "
+                "published; look at the difference again and apply again"
+            )
 
 
-def _held_against(head: Head, make: Callable[[Head], Revision]) -> Offered:
-    revision = make(head)
-    return Offered(revision, head, differences(head.carried, revision.documents), published=False)
+def _held_against(head: Head, draft: Draft, now_ms: int, before: Offered | None = None) -> Offered:
+    """What ``draft`` makes of ``head``; the revision of ``before`` where it is the same still."""
+    documents = draft.documents(head, now_ms)
+    if before is not None and documents == before.revision.documents:
+        if head is before.head:
+            return before
+        revision = before.revision
+    else:
+        revision = draft.compile(documents)
+    timed = draft.documents(head, now_ms + 1) != documents
+    return Offered(revision, head, differences(head.carried, revision.documents), timed=timed)
+
+
+def _same(before: Head, after: Head) -> bool:
+    """Whether nothing was published in between, nor another pointer that is refused."""
+    return before.id == after.id and (after.published is not None or before.offset == after.offset)
 
 
 def _differ_in_status_only(before: Head, after: Head) -> bool:
@@ -236,7 +285,8 @@ def _create_pool_topics(settings: Settings, revision: Revision) -> None:
         admin.apply([topic for topic in wanted if topic.name.removesuffix("-dlt") in absent])
 
 
-def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -> None:
+def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision | None) -> None:
+    """Print what changes; ``revision`` is None where its id is not known yet."""
     console = Console(stderr=True)
     if head.faults:
         said = "The current revision is refused; what changes is told against the last sound one, by which workers go:"
@@ -258,7 +308,8 @@ def print_changes(changes: tuple[Change, ...], head: Head, revision: Revision) -
             said = f"{change.field}: {shortened(change.before)} → {shortened(change.after)}"
             out.print(Padding(Text(said, overflow="fold"), (0, 0, 0, 2), expand=False))
     counts = {kind: sum(change.kind == kind for change in changes) for kind in ("added", "changed", "removed")}
-    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + f" → {shortened(revision.id)}")
+    made = "" if revision is None else f" → {shortened(revision.id)}"
+    typer.echo(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + made)
 
 
 def shortened(value: object) -> str:

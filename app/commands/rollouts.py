@@ -19,13 +19,14 @@ from rich.text import Text
 from app.adapters.changelog import entry_key
 from app.adapters.kafka import KafkaPublisher
 from app.adapters.record_codec import encode_record
-from app.adapters.registry_topic import Published, publish_revision, read_published
+from app.adapters.registry_topic import POINTER_DELETED, Head, publish_revision, read_head
 from app.adapters.rollout_records import audit_record
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS
 from app.commands.failures import failed
-from app.domain.errors import BrokerError, ConfigurationError, RevisionConflict
-from app.domain.registry import compile_revision
+from app.commands.pace import PACE, Pace
+from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
+from app.domain.registry import Revision, restated
 from app.domain.rollouts import (
     Order,
     RolloutName,
@@ -39,7 +40,7 @@ from app.domain.rollouts import (
     step_record,
 )
 from app.domain.windows import check_window, step_stats
-from app.durations import format_duration
+from app.durations import format_duration, spoken_duration
 from app.settings import Settings
 
 rollouts_app = typer.Typer(
@@ -65,8 +66,8 @@ def list_rollouts(
     """Show each rollout's state, step and percent, and what its step has seen so far."""
     settings = Settings()
     try:
-        published = _published(settings)
-        found = _rollouts(published) if name is None else [_named(published, name)]
+        _, revision = _in_force(settings)
+        found = _rollouts(revision) if name is None else [_named(revision, name)]
         windows = _windows(settings) if found else {}
     except BrokerError as error:
         raise failed(error, as_json=as_json) from error
@@ -74,7 +75,7 @@ def list_rollouts(
     stats = {running.name: step_stats(windows.values(), running.step_id) for running in found}
     if as_json:
         documents = [_document(running, stats[running.name], now_ms) for running in found]
-        typer.echo(orjson.dumps({"revision": published.revision.id, "rollouts": documents}))
+        typer.echo(orjson.dumps({"revision": revision.id, "rollouts": documents}))
     elif found:
         Console(highlight=False).print(told(found, stats, now_ms))
     else:
@@ -120,30 +121,32 @@ def _order(name: str, order: Order, *, as_json: bool) -> None:
         )
 
 
-def give_order(settings: Settings, name: str, order: Order) -> tuple[Running, Running, str]:
+def give_order(settings: Settings, name: str, order: Order, *, pace: Pace = PACE) -> tuple[Running, Running, str]:
     """Give an order: the rollout before and after, and the revision that says so.
 
     Raises:
         BrokerError: the order makes no sense as the rollout stands, or nothing could be published.
     """
     for attempt in range(_ATTEMPTS):
-        published = _published(settings)
-        before = _named(published, name)
-        now_ms = time.time_ns() // 1_000_000
+        head, current = _in_force(settings)
+        before = _named(current, name)
+        now_ms = pace.now_ms()
         try:
             status = obey(before, order, now_ms)
         except ValueError as error:
             raise BrokerError(str(error)) from error
-        revision = compile_revision(moved(published.revision.documents, before.name, status))
+        revision = restated(current, moved(current.documents, before.name, status))
         try:
             message = f"rollout {before.name}: {order} by operator"
-            publish_revision(settings, revision, expected=published.revision.id, now_ms=now_ms, message=message)
-        except RevisionConflict:
+            publish_revision(settings, revision, expected=head, now_ms=now_ms, message=message)
+        except RevisionConflict as error:
             if attempt == _ATTEMPTS - 1:
                 raise
+            if isinstance(error, PublisherFenced):
+                pace.step_aside(attempt)
             continue
         (after,) = (each for each in rollouts_in(revision.documents) if each.name == before.name)
-        asyncio.run(_tell(settings, after, revision.id, published.revision.id))
+        asyncio.run(_tell(settings, after, revision.id, current.id))
         return before, after, revision.id
     raise AssertionError("the last attempt returns or raises")
 
@@ -163,28 +166,40 @@ async def _tell(settings: Settings, after: Running, revision: str, previous: str
         )
 
 
-def _published(settings: Settings) -> Published:
-    published = read_published(settings)
-    if published is None:
-        raise ConfigurationError("no revision was published yet: `model-broker apply -f DIR`")
-    return published
+def _in_force(settings: Settings) -> tuple[Head, Revision]:
+    """What the topic ends in, and the revision that workers go by.
+
+    Raises:
+        ConfigurationError: nothing was published yet; or as ``read_head``.
+        DocumentsRefused: nothing that was published is sound.
+        StoreUnavailable: as ``read_head``.
+    """
+    head = read_head(settings)
+    if head.last_good is None:
+        if head.faults:
+            raise DocumentsRefused(head.faults)
+        said = POINTER_DELETED if head.deleted else "no revision was published yet: `model-broker apply -f DIR`"
+        raise ConfigurationError(said)
+    if head.refusal is not None:
+        typer.echo(f"warning: {head.refusal}; this is of the last good one, {head.last_good.id}", err=True)
+    return head, head.last_good
 
 
-def _rollouts(published: Published) -> list[Running]:
-    return sorted(rollouts_in(published.revision.documents), key=lambda running: running.name)
+def _rollouts(revision: Revision) -> list[Running]:
+    return sorted(rollouts_in(revision.documents), key=lambda running: running.name)
 
 
-def _named(published: Published, name: str) -> Running:
+def _named(revision: Revision, name: str) -> Running:
     try:
         wanted = RolloutName.read(name)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    found = _rollouts(published)
+    found = _rollouts(revision)
     for running in found:
         if running.name == wanted:
             return running
     known = ", ".join(str(running.name) for running in found) or "none"
-    raise ConfigurationError(f"no rollout {name} in {published.revision.id}; there is {known}")
+    raise ConfigurationError(f"no rollout {name} in {revision.id}; there is {known}")
 
 
 def _windows(settings: Settings) -> Mapping[int, Mapping[str, bytes]]:
@@ -220,9 +235,23 @@ def _document(running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]
 
 
 def _verdict(running: Running, stats: StepStats, now_ms: int) -> str | None:
-    if running.status.state != "progressing":
+    rollout, status = running.rollout, running.status
+    if status.state != "progressing":
         return None
-    return judge(running.rollout, running.status, stats, now_ms).reason
+    verdict, ends_ms = judge(rollout, status, stats, now_ms), status.since + rollout.every
+    if now_ms < ends_ms and verdict != judge(rollout, status, stats, ends_ms):
+        # Only time is waited for.
+        return f"{spoken_duration(ends_ms - now_ms)} of {spoken_duration(rollout.every)} left"
+    return verdict.reason
+
+
+def how_far(step: int, steps: Sequence[int], percent: int) -> str:
+    """Where a rollout is, for people; ``step`` counts from 0.
+
+    >>> how_far(1, (20, 100), 100)
+    'step 2 of 2, 100 %'
+    """
+    return f"step {step + 1} of {len(steps)}, {percent} %"
 
 
 def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> RenderableType:
@@ -237,7 +266,7 @@ def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_m
         p99_ms = seen.latencies.quantile_ms(0.99)
         if p99_ms is not None:
             saw.append(f"p99 {format_duration(max(1, round(p99_ms)))}")
-        step = f"step {status.step + 1} of {len(running.rollout.steps)}, {running.percent} %, since {since}"
+        step = f"{how_far(status.step, running.rollout.steps, running.percent)}, since {since}"
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")

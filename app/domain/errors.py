@@ -132,6 +132,14 @@ class RevisionConflict(BrokerError):
     """The registry moved on while a revision was about to be published; the message names what it is now."""
 
 
+class PublisherFenced(RevisionConflict):
+    """Another publisher took over while this one was at it; what that one publishes is not known yet."""
+
+
+class HeadRefused(BrokerError):
+    """What was published last is refused, so nothing is published after it; the message names why."""
+
+
 class ExpressionFailed(BrokerError):
     """A CEL expression does not compile or evaluate; the message names the reason."""
 

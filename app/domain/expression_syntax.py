@@ -7,6 +7,7 @@ that it has compiled before; what cannot be read here proves nothing.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 TEXT_PATTERN: Final = r"""
@@ -23,11 +24,14 @@ _LEXEME: Final = re.compile(
 )
 MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
 SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
-_BINARY: Final = (
-    frozenset({"<", "<=", ">", ">=", "==", "!=", "in"}),
-    frozenset({"+", "-"}),
-    frozenset({"*", "/", "%"}),
-)
+_BINDS: Final = {
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "in"), 1),
+    **dict.fromkeys(("+", "-"), 2),
+    **dict.fromkeys(("*", "/", "%"), 3),
+}
+"""How closely an operator between two values binds."""
+_PARSED_KEPT: Final = 1_024
+"""Texts whose parts are kept: compiling one asks for them several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class _Unreadable(Exception):
     """The text is not in the grammar that is read here."""
 
 
+@lru_cache(maxsize=_PARSED_KEPT)
 def syntax(text: str) -> Node | None:
     """The parts of a compiled expression; None where it cannot be read here, or is deeper than ``DEPTH_MAX``.
 
@@ -89,16 +94,19 @@ class _Reader:
     """Recursive descent over CEL's grammar, keeping what bears on guards."""
 
     def __init__(self, text: str) -> None:
-        self._lexemes = [(str(each.lastgroup), each[0]) for each in _LEXEME.finditer(text) if each.lastgroup]
+        lexemes = [(str(each.lastgroup), each[0]) for each in _LEXEME.finditer(text) if each.lastgroup]
+        self._end = len(lexemes)
+        # What is looked at behind the end is nothing; nobody looks further.
+        self._lexemes = [*lexemes, ("", "")]
         self._at = 0
         self._open = 0
 
     @property
     def done(self) -> bool:
-        return self._at == len(self._lexemes)
+        return self._at == self._end
 
     def expression(self) -> Node:
-        condition = self._chain("||", "or", lambda: self._chain("&&", "and", lambda: self._binary(0)))
+        condition = self._chain("||", "or", lambda: self._chain("&&", "and", self._binary))
         if not self._take("?"):
             return condition
         held = self.expression()
@@ -106,10 +114,10 @@ class _Reader:
         return Node("if", (condition, held, self.expression()))
 
     def _peek(self) -> tuple[str, str]:
-        return ("", "") if self.done else self._lexemes[self._at]
+        return self._lexemes[self._at]
 
     def _take(self, mark: str) -> bool:
-        kind, word = self._peek()
+        kind, word = self._lexemes[self._at]
         taken = word == mark and kind in ("mark", "name")
         self._at += taken
         return taken
@@ -126,15 +134,16 @@ class _Reader:
         flat = [below for each in parts for below in (each.parts if each.kind == kind else (each,))]
         return Node(kind, tuple(flat)) if len(parts) > 1 else parts[0]
 
-    def _binary(self, level: int) -> Node:
-        if level == len(_BINARY):
-            return self._unary()
-        left = self._binary(level + 1)
-        while self._peek()[0] in ("mark", "name") and self._peek()[1] in _BINARY[level]:
-            operator = self._peek()[1]
+    def _binary(self, least: int = 1) -> Node:
+        """Values and what stands between them, of operators that bind as closely as ``least``."""
+        left = self._unary()
+        while True:
+            kind, operator = self._lexemes[self._at]
+            binds = _BINDS.get(operator, 0) if kind in ("mark", "name") else 0
+            if binds < least:
+                return left
             self._at += 1
-            left = Node(operator, (left, self._binary(level + 1)))
-        return left
+            left = Node(operator, (left, self._binary(binds + 1)))
 
     def _unary(self) -> Node:
         for mark, kind in (("!", "not"), ("-", "negative")):
@@ -171,6 +180,8 @@ class _Reader:
 
     def _primary(self) -> Node:
         kind, word = self._peek()
+        if self.done:
+            raise _Unreadable
         self._at += 1
         if kind in ("text", "number") or (kind == "name" and word in ("true", "false", "null")):
             return Node("literal", (), (word,))

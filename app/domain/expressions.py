@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import cel
@@ -96,6 +97,8 @@ _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
 _PARSE_ERROR: Final = re.compile(r"ERROR: <input>:(\d+:\d+: [^\n]*)")
 _SHOWN_LENGTH_MAX: Final = 300
+_COMPILED_KEPT: Final = 2_048
+"""Expressions that are kept: a registry of thousands of routes asks the same in many, and the next revision in most."""
 _BEGINS: Final = frozenset({"", "(", "[", ",", "?", ":", "&", "|"})
 _ENDS: Final = frozenset({"", ")", "]", ",", "?", ":", "&", "|"})
 """What stands around a relation that is an operand by itself, such as ``"a" in b``."""
@@ -357,8 +360,9 @@ def _first_error(said: str) -> str:
     return found[1][:_SHOWN_LENGTH_MAX] if found else said[:_SHOWN_LENGTH_MAX]
 
 
+@lru_cache(maxsize=_COMPILED_KEPT)
 def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
-    """Compile ``text``, which may name only ``roots``.
+    """Compile ``text``, which may name only ``roots``; what was compiled of late is not compiled again.
 
     Raises:
         ExpressionFailed: a syntax error, with CEL's line and column; a name that is not a root; a function

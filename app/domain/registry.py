@@ -9,7 +9,7 @@ from.
 import datetime
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -55,6 +55,7 @@ __all__ = [
     "parse",
     "pools_of",
     "read_revision",
+    "restated",
     "revision_id",
     "rolled_out",
     "rollout_digest",
@@ -148,6 +149,43 @@ def compile_revision(
     return _compiled(Shapes([(origin, document) for document in documents]), today)
 
 
+def restated(revision: Revision, documents: Iterable[Document]) -> Revision:
+    """As ``compile_revision`` of ``documents``, which are mostly those of ``revision`` with another status of rollouts.
+
+    Only routes whose status is another are compiled anew; where more than that differs, all is.
+    """
+    given = tuple(documents)
+    if len(given) != len(revision.documents) or not all(map(_alike_but_status, revision.documents, given)):
+        return compile_revision(given)
+    known = Known.of(given)
+    before = iter(revision.routes)
+    faults: list[Fault] = []
+    routes: list[CompiledRoute] = []
+    for old, document in zip(revision.documents, given, strict=True):
+        if not isinstance(document, Route):
+            continue
+        compiled = next(before)
+        if document is not old:
+            found, compiled_anew = _checked(known, document, None, whole=True)
+            faults += (Fault("", f"Route {document.metadata.name}", *each) for each in found)
+            compiled = compiled_anew or compiled
+        routes.append(compiled)
+    content = canonical(given)
+    faults += _size_faults(content)
+    if faults:
+        raise DocumentsRefused(faults)
+    paths = PathTree((route.spec.path, route) for route in routes)
+    return replace(revision, id=revision_id(content), documents=given, routes=tuple(routes), paths=paths)
+
+
+def _alike_but_status(one: Document, other: Document) -> bool:
+    if one is other:
+        return True
+    if not (isinstance(one, Route) and isinstance(other, Route)):
+        return False
+    return (one.api_version, one.metadata, one.spec) == (other.api_version, other.metadata, other.spec)
+
+
 def canonical(documents: Iterable[Document]) -> bytes:
     """The documents' canonical JSON: sorted by kind and name, members sorted, what was not written left out."""
     ordered = sorted(documents, key=lambda document: (document.kind, document.metadata.name))
@@ -234,9 +272,7 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
         said = computed_age_faults(known, document, computations)
         faults += (Fault(origin, f"{document.kind} {document.metadata.name}", *each) for each in said)
     content = canonical(documents)
-    if len(content) > REVISION_BYTES_MAX:
-        too_large = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
-        faults.append(Fault("", "", "", too_large))
+    faults += _size_faults(content)
     if faults:
         raise DocumentsRefused(faults)
     ordered = tuple(route for _, route in routes)
@@ -257,6 +293,13 @@ def _compiled(shapes: Shapes, today: datetime.date | None) -> Revision:
         tree,
         computations,
     )
+
+
+def _size_faults(content: bytes) -> list[Fault]:
+    if len(content) <= REVISION_BYTES_MAX:
+        return []
+    said = f"the revision has {len(content)} bytes, and {REVISION_BYTES_MAX} are allowed: remove old versions"
+    return [Fault("", "", "", said)]
 
 
 def _computations(known: Known, shapes: Shapes) -> tuple[Computations, list[Fault]]:

@@ -14,6 +14,11 @@ class Registry(Protocol):
         ...
 
     @property
+    def blank(self) -> bool:
+        """Whether nothing was ever published, sound or not."""
+        ...
+
+    @property
     def healthy(self) -> bool:
         """Whether a revision is loaded and the next one would be noticed."""
         ...

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from typer.testing import CliRunner, Result
 
 from app.adapters.registry_topic import POINTER_KEY, Pointer, publish_revision, read_head
-from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
+from app.adapters.topics import REGISTRY_TOPIC, ROLLOUT_WINDOWS, TopicAdmin, read_documents, wanted_topics
 from app.cli import app
 from app.commands import history as history_module
 from app.commands import registry as registry_module
@@ -291,3 +291,31 @@ def test_rollback_refuses_what_may_not_be_used_any_more(
         (at, "Route credit", "spec.rules[default].tasks[pd].select.split[2]"),
     }
     assert read_head(settings).id == two
+
+
+@pytest.mark.parametrize("value", [b"not json", None, Pointer("sha256:a", None, 1, 1).as_bytes()])
+def test_orders_are_given_while_the_pointer_is_bad(settings: Settings, files: str, value: bytes | None) -> None:
+    """A rollout that workers go by can be paused and taken back; what is wrong with the pointer is said each time."""
+    wanted = wanted_topics(read_documents(), settings, [])
+    names = {settings.topic(ROLLOUT_WINDOWS), settings.topic("inference.audit")}
+    TopicAdmin(settings).apply([each for each in wanted if each.name in names])
+    run_json("apply", "-f", files, "--yes")
+    spoil(settings, value)
+    listed = run("rollouts", "list", "--json")
+    assert listed.stderr.startswith("warning: ")
+    assert "pointer" in listed.stderr or "is not on the topic" in listed.stderr
+    assert [each["state"] for each in orjson.loads(listed.stdout)["rollouts"]] == ["progressing"]
+    paused = run("rollouts", "pause", "credit/default/pd")
+    assert paused.exit_code == 0, paused.output
+    assert status(settings).state == "paused"
+    spoil(settings, value)
+    aborted = run("rollouts", "abort", "credit/default/pd")
+    assert aborted.exit_code == 0, aborted.output
+    assert status(settings).state == "aborted"
+
+
+def spoil(settings: Settings, value: bytes | None) -> None:
+    """Write a pointer by hand."""
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
+    producer.produce(settings.topic(REGISTRY_TOPIC), key=POINTER_KEY, value=value, partition=0)
+    assert producer.flush(20) == 0

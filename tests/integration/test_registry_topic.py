@@ -23,13 +23,14 @@ from app.adapters.registry_topic import (
     Publication,
     RegistryFollower,
     find_revision,
+    publish_next,
     publish_revision,
     read_head,
     read_history,
     read_published,
 )
 from app.adapters.topics import REGISTRY_TOPIC, TopicAdmin, read_documents, wanted_topics
-from app.domain.errors import ConfigurationError, DocumentsRefused, RevisionConflict, StoreUnavailable
+from app.domain.errors import ConfigurationError, DocumentsRefused, HeadRefused, RevisionConflict, StoreUnavailable
 from app.domain.registry import Revision, canonical, revision_id
 from app.settings import Settings
 from tests.support.registry_documents import changed, revision, sound
@@ -264,6 +265,45 @@ async def test_what_is_wrong_on_the_topic_is_refused_and_the_last_good_stays(
         await until(lambda: follower.current is not None and follower.current.id == second.id, "the next good one")
 
 
+@pytest.mark.parametrize("pointers", [[(POINTER_KEY, b"not json")], [], unsound()[1:], unsound()])
+async def test_who_starts_where_only_a_bad_pointer_is_left_goes_by_the_newest_sound_revision(
+    settings: Settings, pointers: list[tuple[bytes, bytes | None]]
+) -> None:
+    """Older pointers are compacted away, or the last was deleted: an alarm, and the revision that others have kept."""
+    old, last = numbered(1), numbered(2)
+    contents = [(each.id.encode(), zstandard.compress(canonical(each.documents))) for each in (old, last)]
+    await asyncio.to_thread(write, settings, *contents, *pointers)
+    before = refusals("pointer") + refusals("revision")
+    async with following(settings) as follower:
+        assert follower.current is not None
+        assert follower.current.id == last.id
+        assert (follower.healthy, follower.blank) == (True, False)
+        await asyncio.wait_for(follower.usable(), BOUND_S)
+        assert refusals("pointer") + refusals("revision") == before + 1
+        head = await asyncio.to_thread(read_head, settings)
+        assert head.last_good is not None
+        assert head.last_good.id == last.id
+        third = await asyncio.to_thread(publish, settings, 3, head.id)
+        await until(lambda: follower.current is not None and follower.current.id == third.id, "the next good one")
+
+
+async def test_a_topic_without_a_sound_revision_is_not_blank(settings: Settings) -> None:
+    """It is usable from the first sound one on; one on which nothing was published is so at once."""
+    async with following(settings) as follower:
+        await asyncio.wait_for(follower.usable(), BOUND_S)
+        assert follower.blank
+    await asyncio.to_thread(write, settings, *unsound())
+    async with following(settings) as follower:
+        assert (follower.current, follower.blank, follower.healthy) == (None, False, False)
+        usable = asyncio.create_task(follower.usable())
+        await asyncio.sleep(1)
+        assert not usable.done()
+        head = await asyncio.to_thread(read_head, settings)
+        await asyncio.to_thread(publish, settings, 1, head.id)
+        await asyncio.wait_for(usable, BOUND_S)
+        assert follower.current is not None
+
+
 async def test_a_use_that_nobody_approved_is_an_alarm(settings: Settings) -> None:
     """The revision is gone over to, its uses of such versions are counted, and the next one's are none."""
 
@@ -304,6 +344,17 @@ def test_what_was_published_is_told_newest_first(settings: Settings) -> None:
     assert moments == sorted(moments, reverse=True)
 
 
+def test_history_is_told_in_the_order_of_the_log(settings: Settings) -> None:
+    """Whatever the clocks of those who published said; also where a revision carries its earlier publications."""
+    one, two = numbered(1), numbered(2)
+    for number, (each, before) in enumerate([(one, None), (two, one), (one, two), (two, one)]):
+        expected = before.id if before is not None else None
+        publish_revision(settings, each, expected=expected, now_ms=1_000 - number, message=f"number {number}")
+    told = read_history(settings).publications
+    assert [each.message for each in told] == ["number 3", "number 2", "number 1", "number 0"]
+    assert [each.current for each in told] == [True, False, False, False]
+
+
 def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) -> None:
     """Headers that are missing, unreadable, or of another revision are passed over."""
     first = publish(settings, 1, None)
@@ -328,6 +379,7 @@ def test_the_history_of_one_revision_is_bounded(settings: Settings) -> None:
     told = [each for each in read_history(settings).publications if each.revision == one.id]
     assert len(told) == PUBLICATIONS_KEPT
     assert (told[0].current, told[-1].published_at) == (True, 1)
+    assert [each.published_at for each in told] == sorted((each.published_at for each in told), reverse=True)
 
 
 def test_any_revision_is_found_by_the_beginning_of_its_id(settings: Settings) -> None:
@@ -358,6 +410,44 @@ def test_workers_go_by_the_last_good_revision_and_so_does_a_publisher(settings: 
     assert head.published is None
     assert head.last_good is not None
     assert head.last_good.id == first.id
+
+
+@pytest.mark.parametrize("records", [[(POINTER_KEY, b"not json")], [(POINTER_KEY, None)], unsound()])
+def test_a_refused_end_is_compared_as_it_was_read(
+    settings: Settings, records: list[tuple[bytes, bytes | None]]
+) -> None:
+    """Who saw one pointer that is refused does not publish over another, nor over a good one."""
+    publish(settings, 1, None)
+    write(settings, *records)
+    seen = read_head(settings)
+    write(settings, *records)
+    with pytest.raises(RevisionConflict, match="nothing was published"):
+        publish_revision(settings, numbered(2), expected=seen, now_ms=1)
+    second = numbered(2)
+    publish_revision(settings, second, expected=read_head(settings), now_ms=1)
+    with pytest.raises(RevisionConflict, match=second.id):
+        publish_revision(settings, numbered(3), expected=seen, now_ms=1)
+    assert read_head(settings).id == second.id
+
+
+@pytest.mark.parametrize("records", [[(POINTER_KEY, b"not json")], [(POINTER_KEY, None)], unsound()])
+def test_over_a_refused_end_only_what_cannot_wait_is_published(
+    settings: Settings, records: list[tuple[bytes, bytes | None]]
+) -> None:
+    """From the last good revision, by which workers go, and from no other."""
+    first = publish(settings, 1, None)
+    with pytest.raises(RevisionConflict, match=first.id):
+        publish_next(settings, numbered(2), before="sha256:0", now_ms=1, message="a step", over_refused=True)
+    write(settings, *records)
+    for before, over_refused in ((first.id, False), ("sha256:0", True)):
+        with pytest.raises(HeadRefused):
+            publish_next(settings, numbered(2), before=before, now_ms=1, message="a step", over_refused=over_refused)
+    second = numbered(2)
+    publish_next(settings, second, before=first.id, now_ms=1, message="taken back", over_refused=True)
+    assert read_head(settings).id == second.id
+    third = numbered(3)
+    publish_next(settings, third, before=second.id, now_ms=1, message="a step", over_refused=False)
+    assert read_head(settings).id == third.id
 
 
 def test_a_deleted_pointer_is_said_to_be(settings: Settings) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
+from confluent_kafka import Producer
 from typer.testing import CliRunner
 
 from app.adapters.record_codec import decode_record
-from app.adapters.registry_topic import POINTER_KEY, read_published
+from app.adapters.registry_topic import POINTER_KEY, read_head, read_published
 from app.adapters.topic_reader import read_topic
 from app.adapters.topics import REGISTRY_TOPIC
 from app.cli import app as command_line
@@ -29,6 +30,7 @@ from tests.support.rollouts import SCORED, begun, rollout_documents, with_rollou
 
 WITHIN_S = 120.0
 _PAUSE_S = 0.03
+SPOILED = b"not json"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,8 @@ def statuses(cluster: Cluster, since: int) -> Sequence[tuple[str, int]]:
         assert record.value is not None
         if record.key != POINTER_KEY:
             contents[record.key] = record.value
+            continue
+        if record.value == SPOILED:
             continue
         revision = orjson.loads(record.value)["revision"].encode()
         for document in orjson.loads(zstandard.ZstdDecompressor().decompress(contents[revision])):
@@ -225,6 +229,35 @@ async def test_a_bad_version_is_taken_back_by_itself(cluster: Cluster, new_model
             body = request("/scored", 20_000.0 + number)
             await caller.ask(body)
             assert new_models.calls(body["request_id"]) == 0
+
+
+async def test_a_bad_version_is_taken_back_although_the_pointer_is_bad(
+    cluster: Cluster, new_models: SwitchableModels
+) -> None:
+    """Workers go by the last good revision; the one that takes the version back follows it, and counts from then on."""
+    new_models.switch("inline", "error")
+    since = await asyncio.to_thread(begin, cluster, new_models, min_decisions=12)
+    await asyncio.to_thread(spoil, cluster)
+    async with traffic_to(cluster):
+        await until(lambda: state_in_force(cluster) == "aborted", cluster.tails)
+        await until_told(cluster, since, 2)
+    assert await asyncio.to_thread(read_published, cluster.settings) is not None
+    walked = await asyncio.to_thread(statuses, cluster, since)
+    assert walked == [("progressing", 0), ("aborted", 0)]
+
+
+def spoil(cluster: Cluster) -> None:
+    """Write a pointer by hand that nobody can read."""
+    producer = Producer({"bootstrap.servers": cluster.settings.kafka_bootstrap})
+    producer.produce(cluster.settings.topic(REGISTRY_TOPIC), key=POINTER_KEY, value=SPOILED, partition=0)
+    assert producer.flush(20) == 0
+
+
+def state_in_force(cluster: Cluster) -> str:
+    """The rollout's state in the revision that workers go by."""
+    last_good = read_head(cluster.settings).last_good
+    assert last_good is not None
+    return next(each.status.state for each in rollouts_in(last_good.documents) if each.name == SCORED)
 
 
 async def test_a_version_that_would_decide_otherwise_is_taken_back(

@@ -186,6 +186,7 @@ class FixedRegistry:
 
     def __init__(self, current: Revision | None) -> None:
         self.current = current
+        self.blank = current is None
         self.healthy = True
 
     def get(self, revision_id: str) -> Revision | None:

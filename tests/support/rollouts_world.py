@@ -17,7 +17,7 @@ from app.agents.windows import Windows
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.documents import Document
-from app.domain.errors import RevisionConflict
+from app.domain.errors import HeadRefused, RevisionConflict
 from app.domain.join import Status
 from app.domain.registry import Revision, compile_revision
 from app.domain.requests import InboundRecord, RequestId
@@ -42,6 +42,8 @@ class World:
         self.committed = [0] * PARTITIONS
         self.writes_left: int | None = None
         self.after = False
+        self.refused = False
+        """Whether something unsound was published after the head."""
         self._numbers = itertools.count()
 
     # --- deaths -------------------------------------------------------------------------------------------------------
@@ -75,12 +77,15 @@ class World:
         """The rollout, as it is now."""
         return next(each for each in rollouts_in(self.head.documents) if each.name == SCORED)
 
-    def publish(self, revision: Revision, expected: str, now_ms: int, message: str) -> None:
-        """Compare-and-swap."""
+    def publish(self, revision: Revision, *, before: str, now_ms: int, message: str, over_refused: bool) -> None:
+        """Compare-and-swap, from the last good revision."""
         self.before_write()
-        if self.head.id != expected:
-            raise RevisionConflict(f"{self.head.id}, not {expected}")
+        if self.refused and not over_refused:
+            raise HeadRefused("broker.registry: not JSON")
+        if self.head.id != before:
+            raise RevisionConflict(f"{self.head.id}, not {before}")
         self.revisions.append(revision)
+        self.refused = False
         self.after_write()
 
     def statuses(self) -> list[tuple[str, int, int]]:
@@ -172,6 +177,11 @@ class SeenRegistry:
     def current(self) -> Revision | None:
         """See ports.registry.Registry."""
         return self.world.revisions[max(0, len(self.world.revisions) - 1 - self.behind)]
+
+    @property
+    def blank(self) -> bool:
+        """See ports.registry.Registry."""
+        return False
 
     @property
     def healthy(self) -> bool:
@@ -268,7 +278,7 @@ class RolloutsWorker:
             windows=Everything(world),
             registry=self.registry,
             publisher=Publisher(world),
-            publish_revision=world.publish,
+            publish_next=world.publish,
             clock=world.clock,
             audit_topic=AUDIT,
             registry_topic="broker.registry",

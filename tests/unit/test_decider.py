@@ -748,6 +748,44 @@ async def test_a_deadline_that_passes_while_nobody_runs() -> None:
 
 
 @in_virtual_time
+async def test_where_nothing_was_ever_published_there_is_no_path() -> None:
+    """That is an answer, and kept."""
+    made = await world()
+    made.registry.current, made.registry.blank = None, True
+    made.send("r", "/scored")
+    await settled(made)
+    assert codes(made.reply()) == ["path_unknown"]
+
+
+@in_virtual_time
+async def test_where_no_revision_is_sound_requests_wait_for_one() -> None:
+    """Within their deadlines; it would be untrue, and kept, that there is no path."""
+    made = await world()
+    sound = made.registry.current
+    made.registry.current = None
+    made.send("r")
+    await asyncio.sleep(0.1)
+    assert not made.replies()
+    made.registry.current = sound
+    await settled(made)
+    assert made.reply()["status"] == "completed"
+
+
+@in_virtual_time
+async def test_a_request_whose_revision_never_comes_expires() -> None:
+    """By the deadline that requests have by default; the reply says what to do."""
+    made = await world({"default_deadline": 1_000})
+    made.registry.current = None
+    made.send("r")
+    await asyncio.sleep(0.9)
+    assert not made.replies()
+    await settled(made)
+    reply = made.reply()
+    assert (reply["status"], codes(reply)) == ("expired", ["deadline_exceeded"])
+    assert "no registry revision that was published is sound" in reply["errors"][0]["message"]
+
+
+@in_virtual_time
 async def test_a_join_whose_revision_is_gone_fails() -> None:
     """A worker that does not know the revision says so, once, to whoever waits."""
     made = await world()

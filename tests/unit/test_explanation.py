@@ -9,11 +9,14 @@ import yaml
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.commands.explain import _lines
 from app.domain.assignment import assign, fraction, score
 from app.domain.errors import Code
 from app.domain.explanation import Explanation, explain
-from app.domain.registry import Revision
+from app.domain.registry import Revision, compile_revision
 from app.domain.requests import Request
+from app.domain.rollout_status import with_status
+from app.domain.rollouts import Advance, follow, moved, rollouts_in
 from app.domain.routing import Plan, route
 from tests.support.registry_documents import NOW_MS, changed, model_version, request, revision, sound, task
 
@@ -152,6 +155,16 @@ def test_a_rollout_is_told() -> None:
     assert traced.rollout is not None
     assert (traced.rollout.state, traced.rollout.percent, traced.rollout.steps) == ("not begun", 0, (5, 100))
     assert [(each.version, each.weight) for each in traced.arms] == [("1", 100), ("2", 0)]
+
+
+def test_a_rollouts_step_is_told_as_the_list_of_rollouts_tells_it() -> None:
+    """Counted from one, of so many."""
+    whole = with_task(select={"version": "1"}, rollout={"to": "2", "steps": [5, 100], "every": "10m"})
+    assert "rollout to 2: not begun, 0 %" in "\n".join(_lines(told_of(whole, request())))
+    (running,) = rollouts_in(with_status(whole.documents, (), NOW_MS))
+    status = follow(running, Advance("it held"), NOW_MS + 1)
+    second = compile_revision(moved(with_status(whole.documents, (), NOW_MS), running.name, status))
+    assert "rollout to 2: progressing, step 2 of 2, 100 %; it held" in "\n".join(_lines(told_of(second, request())))
 
 
 def test_what_the_request_lacks_is_told() -> None:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pytest
+
 from app.domain.documents import Document, Route
-from app.domain.errors import Fault
-from app.domain.registry import canonical, compile_revision, load_revision
+from app.domain.errors import DocumentsRefused, Fault
+from app.domain.registry import canonical, compile_revision, load_revision, restated
 from app.domain.rollout_status import restored, status_faults, statuses_of, with_status
 from app.domain.route_documents import RolloutStatus
-from tests.support.registry_documents import changed, model_version, revision, sound, sources, task
+from tests.support.registry_documents import changed, model_version, revision, route, sound, sources, task
 
 THERE = ("credit", "default/pd")
 
@@ -45,6 +47,48 @@ def test_a_new_rollout_begins() -> None:
     assert whole.routes[0].rules[0].tasks[0].arms == (("1", 95), ("2", 5))
     loaded = load_revision(whole.id, canonical(whole.documents))
     assert statuses_of(loaded.documents) == statuses_of(begun)
+
+
+@pytest.mark.parametrize("state", ["progressing", "paused", "promoted", "aborted"])
+def test_another_status_makes_the_revision_that_its_documents_make(state: str) -> None:
+    """Whatever was compiled before is as it would be compiled anew; what only the status bears on is of the new one."""
+    written = compile_revision(documents_of([*rolling(), route("other", "/other")]))
+    begun = with_status(written.documents, (), 1_000)
+    after = moved(begun, state=state, step=1)
+    for before, documents in ((written, begun), (compile_revision(begun), after), (compile_revision(after), begun)):
+        made = restated(before, documents)
+        assert made == compile_revision(documents)
+        by_path = [made.paths.match(path) for path in ("/credit/card", "/other")]
+        assert by_path == [(made.routes[0], ("card",)), (made.routes[1], ())]
+
+
+def test_what_is_more_than_a_status_is_compiled_anew() -> None:
+    """Another document, one more or one less: all is checked."""
+    begun = compile_revision(with_status(documents_of(rolling()), (), 1_000))
+    slower = with_status(documents_of(changed(rolling(), "credit", "spec.deadline", "1s")), begun.documents, 2_000)
+    assert restated(begun, slower) == compile_revision(slower)
+    fewer = tuple(each for each in begun.documents if each.metadata.name != "credit-pd-2")
+    with pytest.raises(DocumentsRefused, match="there is no version 2 of credit-pd"):
+        restated(begun, fewer)
+    renamed = tuple(
+        each.model_copy(update={"metadata": each.metadata.model_copy(update={"name": "credit-pd-1"})})
+        if each.metadata.name == "credit-pd-2"
+        else each
+        for each in begun.documents
+    )
+    with pytest.raises(DocumentsRefused, match="credit-pd-1"):
+        restated(begun, renamed)
+
+
+def test_a_status_that_is_wrong_is_refused() -> None:
+    """A step that there is not, with the words of a revision that is compiled anew."""
+    begun = compile_revision(with_status(documents_of(rolling()), (), 1_000))
+    wrong = moved(begun.documents, step=9)
+    with pytest.raises(DocumentsRefused) as refused:
+        restated(begun, wrong)
+    with pytest.raises(DocumentsRefused) as compiled:
+        compile_revision(wrong)
+    assert refused.value.faults == compiled.value.faults
 
 
 def test_the_same_rollout_goes_on() -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
+from app.agents.rollouts import HELD_MS
 from app.domain.dispatch import TaskStatus
 from app.domain.registry import compile_revision
 from app.domain.rollouts import moved, obey
@@ -197,6 +199,40 @@ async def test_of_two_that_believe_to_judge_one_moves_it(world: World) -> None:
     other.registry.behind = 0
     await settle(other)
     assert [status[:2] for status in world.statuses()] == [("progressing", 0), ("progressing", 1)]
+
+
+def held(action: str) -> float:
+    return REGISTRY.get_sample_value("broker_rollout_moves_held_total", {"action": action}) or 0
+
+
+async def test_what_is_bad_is_taken_back_while_the_registrys_end_is_refused(
+    world: World, worker: RolloutsWorker
+) -> None:
+    """Workers decide by the last good revision, and the bad version with it: the next one is made from there."""
+    for _ in range(10):
+        world.decide(TaskStatus.ERROR)
+    world.refused = True
+    await settle(worker)
+    assert [status[:2] for status in world.statuses()] == [("progressing", 0), ("aborted", 0)]
+    assert [each["action"] for each in world.accounts()] == ["start", "abort"]
+    assert held("abort") == 0
+
+
+async def test_nothing_goes_on_while_the_registrys_end_is_refused(world: World, worker: RolloutsWorker) -> None:
+    """It is counted, an error, and not tried at every tick; once the end is sound the rollout goes on."""
+    before = held("advance")
+    for _ in range(5):
+        world.decide()
+    world.refused = True
+    with capture_logs() as logs:
+        await settle(worker, 5)
+    assert [status[:2] for status in world.statuses()] == [("progressing", 0)]
+    assert [line["log_level"] for line in logs if line["event"] == "rollout_held"] == ["error"]
+    assert held("advance") == before + 1
+    world.refused = False
+    world.clock.now += HELD_MS
+    await settle(worker)
+    assert world.statuses()[-1][:2] == ("progressing", 1)
 
 
 async def test_nothing_is_kept_that_nobody_asks_for(world: World, worker: RolloutsWorker) -> None:

@@ -69,6 +69,8 @@ def test_placeholders_become_metadata_and_win_over_the_caller_s() -> None:
         ("/credit/card/new/now", "cards"),
         ("/insurance/car", "any"),
         ("/insurance", "any"),
+        ("/st/one/two", "stages"),
+        ("/other/one/two", "one-two"),
     ],
 )
 def test_the_most_specific_path_wins(path: str, expected: str) -> None:
@@ -84,6 +86,8 @@ def test_the_most_specific_path_wins(path: str, expected: str) -> None:
         "below": "/credit/*",
         "cards": "/credit/card/*",
         "any": "/*",
+        "stages": "/st/*",
+        "one-two": "/{branch}/one/two",
     }
     documents = [*(registry.route(name, shape) for name, shape in others.items()), *sound()]
     for order in (documents, documents[::-1]):

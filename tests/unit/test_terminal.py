@@ -1,5 +1,6 @@
 """What commands print on a terminal of 80 columns: nothing is squeezed into columns of five characters."""
 
+import orjson
 import pytest
 from rich.console import Console
 
@@ -80,6 +81,33 @@ def test_rollouts_are_readable_in_80_columns() -> None:
     assert lines[2] == "  seen   1234567 decisions, 1234 errors, 1234 of 123456 flips"
     assert lines[3].startswith("  why    errors of many")
     assert all(line.startswith("         ") for line in lines[4:])
+
+
+@pytest.mark.parametrize(
+    ("decisions", "errors", "after_ms", "said"),
+    [
+        (10, 0, 544_339, "20m56s of 30m left"),
+        (9, 0, 544_339, "9 of at least 10 decisions by version 2"),
+        (10, 10, 544_339, "errors in 10 of 10 decisions, above 50.00%"),
+        (10, 0, 1_800_000, "10 decisions in 30m or more, within all bounds"),
+    ],
+)
+def test_what_a_rollout_waits_for_is_told(decisions: int, errors: int, after_ms: int, said: str) -> None:
+    """Time in minutes and seconds; what comes before it, or is worse, is told in its stead."""
+    since = 1_790_000_000_000
+    rollout = {"to": "2", "steps": [5, 100], "every": "30m", "minDecisions": 10, "abortOn": {"errorRate": 0.5}}
+    running = Running(
+        RolloutName("credit", "default", "pd"),
+        TaskSpec.model_validate_json('{"name": "pd", "model": "credit-pd", "select": {"alias": "champion"}}'),
+        Rollout.model_validate_json(orjson.dumps(rollout)),
+        RolloutStatus(state="progressing", step=0, since=since, of="x"),
+    )
+    console = Console(width=80)
+    with console.capture() as capture:
+        stats = StepStats(decisions=decisions, errors=errors)
+        console.print(told([running], {running.name: stats}, since + after_ms))
+    (judged,) = [line for line in capture.get().splitlines() if line.startswith("  judged")]
+    assert judged.rstrip() == f"  judged  {said}"
 
 
 def test_comparisons_are_readable_in_80_columns() -> None:
