@@ -21,7 +21,7 @@ import re
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -448,12 +448,14 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
         key, value = message.key(), message.value()
         if key == POINTER_KEY:
             last, topic.pointer_offset = value, message.offset()
+            topic.contents.note(value)
         elif value is not None and key is not None:
             identity = key.decode("utf-8", "replace")
             topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))
-            topic.contents.add(key, value, message.timestamp()[1])
+            published = bool(topic.records[identity].publications)
+            topic.contents.add(key, value, message.timestamp()[1], published=published)
             if wanted is not None and identity.startswith(wanted):
-                topic.wanted.add(key, value, message.timestamp()[1])
+                topic.wanted.add(key, value, message.timestamp()[1], published=published)
     if last is not None:
         try:
             topic.pointer = Pointer.read(last)
@@ -466,12 +468,17 @@ def _publications(message: Message) -> tuple[Pointer, ...]:
     """What a revision record's headers tell; a record without, or with others, was not written by ``apply``."""
     # The client gives headers as pairs; its types allow for a mapping, which it takes when sending.
     pairs: list[tuple[str, str | bytes | None]] = list(message.headers() or ())  # type: ignore[arg-type]
+    return _told_by(message.key(), pairs)
+
+
+def _told_by(key: str | bytes | None, headers: Iterable[tuple[str, str | bytes | None]]) -> tuple[Pointer, ...]:
+    """The publications of the revision ``key`` that a record's headers tell."""
     found = []
-    for name, value in pairs:
+    for name, value in headers:
         if name == PUBLICATION_HEADER and isinstance(value, bytes):
             with contextlib.suppress(ValueError):
                 pointer = Pointer.read(value)
-                if pointer.revision.encode() == message.key():
+                if pointer.revision.encode() == key:
                     found.append(pointer)
     return tuple(found)
 
@@ -530,15 +537,27 @@ class _Contents:
         self._kept = kept
         self._compressed: OrderedDict[str, bytes] = OrderedDict()
         self._written_at: dict[str, int] = {}
+        self._in_force: set[str] = set()
 
-    def add(self, key: bytes, value: bytes, written_at: int) -> None:
-        """Keep a record's value; ``written_at`` in epoch milliseconds."""
+    def add(self, key: bytes, value: bytes, written_at: int, *, published: bool) -> None:
+        """Keep a record's value; ``written_at`` in epoch milliseconds; ``published``: as its headers tell."""
         identity = key.decode("utf-8", "replace")
+        if published:
+            self._in_force.add(identity)
         self._compressed[identity] = value
         self._written_at[identity] = written_at
         self._compressed.move_to_end(identity)
         if len(self._compressed) > self._kept:
-            del self._written_at[self._compressed.popitem(last=False)[0]]
+            oldest, _ = self._compressed.popitem(last=False)
+            del self._written_at[oldest]
+            self._in_force.discard(oldest)
+
+    def note(self, pointer: bytes | None) -> None:
+        """A pointer, as it was read: what it names was in force, whoever wrote it."""
+        with contextlib.suppress(ValueError):
+            named = Pointer.read(pointer or b"").revision
+            if named in self._compressed:
+                self._in_force.add(named)
 
     def written_at(self, identity: str) -> int:
         """When the record of one of them was written, in epoch milliseconds."""
@@ -562,8 +581,10 @@ class _Contents:
             return load_revision(identity, content)
 
     def newest_sound(self) -> Revision | None:
-        """The last of them that loads."""
+        """The last of them that loads, of those that were ever in force: a record alone publishes nothing."""
         for identity in reversed(self._compressed):
+            if identity not in self._in_force:
+                continue
             with contextlib.suppress(DocumentsRefused):
                 return self.load(identity)
         return None
@@ -723,8 +744,10 @@ class RegistryFollower:
             self._blank = False
             if record.key == POINTER_KEY:
                 pointers.append(record.value)
+                self._contents.note(record.value)
             elif record.key is not None and record.value is not None:
-                self._contents.add(record.key, record.value, record.timestamp)
+                published = bool(_told_by(record.key, record.headers))
+                self._contents.add(record.key, record.value, record.timestamp, published=published)
         return pointers
 
     async def _switch(self, pointers: list[bytes | None]) -> None:

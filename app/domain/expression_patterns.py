@@ -17,6 +17,8 @@ _SIZE_MAX: Final = 500
 """The size of all of them, unrolled: a fifth of a second on 10,000 characters of many alphabets."""
 _WIDE: Final = 5
 """The size of what many alphabets are in: ``.``, ``[^…]``, and classes by name, as ``\\w``."""
+_CAPTURE: Final = 3
+"""The size of a group that captures: its places are kept for every part."""
 _WALKED_LENGTH_MAX: Final = 30
 """Characters of all the patterns that walks of one expression match."""
 _COSTLY_IN_WALKS: Final = re.compile(r"\{|\\[^.^$*+?()\[\]{}|\\/-]|\(\?")
@@ -57,7 +59,8 @@ def patterns_fault(matches: Sequence[Node]) -> str | None:
     if size > _SIZE_MAX:
         return (
             f"patterns are {size} parts long, their repetitions {{n}} unrolled, of which ., [^…] and \\w and the like "
-            f"count {_WIDE} each; at most {_SIZE_MAX} in one expression: match less closely"
+            f"count {_WIDE} each, and (…) {_CAPTURE}, but (?:…) one; at most {_SIZE_MAX} in one expression: match less "
+            "closely"
         )
     if _length_of(matches) > _LENGTH_MAX:
         return f"patterns have {_length_of(matches)} characters; at most {_LENGTH_MAX} in one expression"
@@ -85,6 +88,7 @@ def unrolled_size(pattern: str) -> int | None:
     in_both_cases = pattern.startswith(_IN_BOTH_CASES)
     at = len(_IN_BOTH_CASES) if in_both_cases else 0
     sizes, last = [0], 0
+    captures: list[bool] = []
     while at < len(pattern):
         part = _PART.match(pattern, at)
         if part is None:
@@ -93,10 +97,11 @@ def unrolled_size(pattern: str) -> int | None:
         match part.lastgroup:
             case "opens":
                 sizes.append(0)
+                captures.append(part[0] == "(")
                 last = 0
                 continue
             case "closes" if len(sizes) > 1:
-                last = sizes.pop() + 1
+                last = sizes.pop() + (_CAPTURE if captures.pop() else 1)
             case "closes":
                 return None
             case "counted":

@@ -22,7 +22,7 @@ _WORK_MAX: Final = LIST_LENGTH_MAX**2
 OBJECT_VALUES_MAX: Final = 5_000
 """Values in an object that an expression looks at as a whole, as where it compares it or goes through its members."""
 TEXT_LENGTH_MAX: Final = 10_000
-"""Characters of a text that an expression sees."""
+"""Bytes of a text that an expression sees, in UTF-8: one a character of ASCII, four at most."""
 NESTING_MAX: Final = 50
 """How deep lists and objects are within one another."""
 SHORT_TEXT_MAX: Final = 250
@@ -48,7 +48,7 @@ _SCALARS: Final = frozenset({float, int, bool, type(None)})
 def _weight(value: object, depth: int = 0) -> int | None:
     """What ``Sizes.weigh`` says, without telling of where: None where anything is too large."""
     if isinstance(value, str | bytes):
-        return 1 + len(value) // SHORT_TEXT_MAX if len(value) <= TEXT_LENGTH_MAX else None
+        return 1 + len(value) // SHORT_TEXT_MAX if _bytes_of(value) <= TEXT_LENGTH_MAX else None
     if not isinstance(value, Mapping | list | tuple):
         return 1
     count = len(value)
@@ -69,6 +69,13 @@ def _weight(value: object, depth: int = 0) -> int | None:
     return 1 + total if total <= _WORK_MAX // max(count, _LENGTH_FLOOR) else None
 
 
+def _bytes_of(text: str | bytes) -> int:
+    """How many bytes it has; of what is surely short or too long, without looking at each character."""
+    if isinstance(text, bytes) or not TEXT_LENGTH_MAX // 4 < len(text) <= TEXT_LENGTH_MAX:
+        return len(text)
+    return len(text.encode(errors="surrogatepass"))
+
+
 @dataclass(slots=True)
 class Sizes:
     """The values below one root that are too large, by the members that lead to them."""
@@ -85,8 +92,8 @@ class Sizes:
                 self._found(path, f"is nested deeper than {NESTING_MAX} lists and objects, which no expression sees")
                 self.lists.add(path)
             case str() | bytes():
-                if len(value) > TEXT_LENGTH_MAX:
-                    self._found(path, f"has {len(value)} characters; an expression sees at most {TEXT_LENGTH_MAX}")
+                if (length := _bytes_of(value)) > TEXT_LENGTH_MAX:
+                    self._found(path, f"has {length} bytes; an expression sees at most {TEXT_LENGTH_MAX}")
                     self.lists.add(path)
                     return 1
                 return 1 + len(value) // SHORT_TEXT_MAX

@@ -97,6 +97,12 @@ _PLAIN_TEXT: Final = re.compile(r"""(["'])([A-Za-z0-9_]+)\1""")
 _SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
 _PARSE_ERROR: Final = re.compile(r"ERROR: <input>:(\d+:\d+: [^\n]*)")
 _SHOWN_LENGTH_MAX: Final = 300
+_TOO_DEEP: Final = "Recursion limit"
+"""What the engine says of an expression that is nested too deep for it."""
+_UNREADABLE: Final = (
+    f"its cost cannot be told from how this is written: write it more plainly, with at most {BRACKETS_MAX} "
+    f"brackets within one another and {DEPTH_MAX} terms in a sum"
+)
 _COMPILED_KEPT: Final = 2_048
 """Expressions that are kept: a registry of thousands of routes asks the same in many, and the next revision in most."""
 _BEGINS: Final = frozenset({"", "(", "[", ",", "?", ":", "&", "|"})
@@ -377,6 +383,8 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     try:
         program = cel.compile(text)
     except ValueError as error:
+        if _TOO_DEEP in str(error):
+            raise ExpressionFailed(f"{_UNREADABLE} in: {text[:_SHOWN_LENGTH_MAX]}") from error
         meant = " (equality is written ==)" if _ASSIGNED.search(_TEXTS.sub("", text)) else ""
         raise ExpressionFailed(f"{_first_error(str(error))}{meant} in: {text[:_SHOWN_LENGTH_MAX]}") from error
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
@@ -393,13 +401,7 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if FUNCTIONS & set(program.functions()):
         for said in _calls_that_fail(node):
             raise ExpressionFailed(f"{said} in: {text}")
-    if node is not None:
-        costly = costs_too_much(node)
-    else:
-        costly = (
-            f"its cost cannot be told from how this is written: write it more plainly, with at most {BRACKETS_MAX} "
-            f"brackets within one another and {DEPTH_MAX} terms in a sum"
-        )
+    costly = costs_too_much(node) if node is not None else _UNREADABLE
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
     beside = Beside() if node is None else beside_walks(node)

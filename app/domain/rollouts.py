@@ -19,7 +19,7 @@ import orjson
 
 from app.domain.comparison_stats import Latencies
 from app.domain.decisions import DecisionRecord, Kind, TaskRecord
-from app.domain.dispatch import TaskStatus
+from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.documents import Document, Route
 from app.domain.errors import Code, Problem
 from app.domain.join import Status
@@ -37,8 +37,10 @@ RESUMED: Final = "resumed"
 """How the reason of a status begins that an operator let go on."""
 _NAMESPACE: Final = uuid.UUID("2d1f9a54-6a51-5c0b-9f61-0c3d8a7be214")
 _ID_BYTES_MAX: Final = 512
-_NOT_ITS_FAULT: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED)
-"""Why a task is skipped whatever its version is."""
+_NOT_ITS_FAULT: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED, Code.FEATURES_UNAVAILABLE)
+"""Why a task is not run, or not asked, whatever its version is."""
+_NO_ANSWER_MS: Final = 3_600_000.0
+"""The latency of a call that was given up: more than any bound may be."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,13 +143,16 @@ class StepStats:
                 failed = ended = result.problem is not None and _is_its_own(result.problem)
             else:
                 ended, failed = result.status is not TaskStatus.PENDING, result.status is not TaskStatus.OK
+            if result is not None and _came_too_late(result):
+                # What was before it took all the time.
+                continue
             if not ended:
                 continue
             fed = True
             self.decisions += 1
             self.errors += failed
             if result is not None and result.attempts:
-                self.latencies.add(result.latency_ms)
+                self.latencies.add(_NO_ANSWER_MS if result.status is TaskStatus.TIMEOUT else result.latency_ms)
         return fed
 
     def feed_shadow(self, evidence: Mapping[str, Any]) -> bool:
@@ -199,6 +204,12 @@ class StepStats:
             "flips": self.flips,
             "flip_rate": self.flips / self.compared if self.compared else None,
         }
+
+
+def _came_too_late(result: TaskResult) -> bool:
+    """Whether the deadline had passed before the version could be asked."""
+    late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
+    return late and not result.attempts and result.latency_ms < 1
 
 
 def _is_its_own(problem: Problem) -> bool:
@@ -292,7 +303,8 @@ def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str |
             doubtful.append(of)
     p99_ms = stats.latencies.quantile_ms(0.99)
     if bounds.p99 is not None and p99_ms is not None and p99_ms > bounds.p99:
-        said = f"p99 of {p99_ms:.0f} ms in {stats.decisions} decisions, above {format_duration(bounds.p99)}"
+        slow = f"p99 of {p99_ms:.0f} ms" if p99_ms < _NO_ANSWER_MS / 2 else "more than 1 % of calls without an answer"
+        said = f"{slow} in {stats.decisions} decisions, above {format_duration(bounds.p99)}"
         (broken if stats.decisions >= least else doubtful).append(said)
     return "; ".join(broken) or None, "; ".join(doubtful) or None
 

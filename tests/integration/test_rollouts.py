@@ -278,7 +278,6 @@ async def test_a_version_that_would_decide_otherwise_is_taken_back(
     abort = (await asyncio.to_thread(evidence, cluster, since))[-1]
     assert abort["action"] == "abort"
     assert abort["stats"]["flips"] >= 2
-    assert abort["stats"]["errors"] == 0
     assert "flips in" in abort["reason"]
     found = await asyncio.to_thread(command, "compare", SCORED.route, SCORED.task, "--json")
     (compared,) = found["shadows"]

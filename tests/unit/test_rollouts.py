@@ -149,6 +149,7 @@ def test_only_what_the_new_version_answered_counts() -> None:
         (Code.FEATURE_MISSING, True),
         (Code.FEATURE_STALE, True),
         (Code.VERSION_EXPIRED, True),
+        (Code.FEATURES_UNAVAILABLE, False),
         (Code.PREDECESSOR_FAILED, False),
         (Code.CONDITION_FAILED, False),
     ],
@@ -173,6 +174,28 @@ def test_what_ended_the_request_before_any_task_is_its_versions_failure() -> Non
     assert not made.feed_decision(unasked, "1", [missing])
     assert made.feed_decision(unasked, "2", [missing])
     assert (made.decisions, made.errors, made.latencies.count) == (1, 1, 0)
+
+
+def test_a_call_without_an_answer_is_slower_than_any_bound() -> None:
+    """Wherever it was cut off: a version that never answers would else be as fast as the deadline."""
+    made = StepStats()
+    for _ in range(98):
+        made.feed_decision(task(("2", TaskStatus.OK)), "2")
+    for _ in range(2):
+        made.feed_decision(task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)), "2")
+    verdict = judge(rollout(p99="1h"), status(), made, BEGAN)
+    assert isinstance(verdict, Stay)
+    verdict = judge(rollout(p99="10m"), status(), made, BEGAN)
+    assert verdict == Abort("more than 1 % of calls without an answer in 100 decisions, above 10m")
+
+
+def test_what_came_too_late_to_be_asked_says_nothing() -> None:
+    """What was before it took all the time; a call that waited for a free place is the version's own."""
+    late = Problem(Code.DEADLINE_EXCEEDED, "the deadline had passed before it was called", "first")
+    for waited_ms, counts in ((0.2, False), (250.0, True)):
+        made = StepStats()
+        ended = TaskResult("first", TaskStatus.TIMEOUT, None, late, waited_ms, (), b"")
+        assert made.feed_decision(replace(task(("2", TaskStatus.TIMEOUT)), result=ended), "2") is counts
 
 
 def test_a_version_that_may_not_decide_any_more_is_taken_back() -> None:
