@@ -194,14 +194,15 @@ def _part(need: ViewNeed, features: Sequence[str]) -> ViewNeed:
 def rows_of(need: ViewNeed, answer: FetchedFeatures, now_ms: int) -> list[FeatureRow]:
     """The rows that keep an answer: one for each event time in it, the oldest first, for a row has one time.
 
-    What has no event time, or one that has not come yet, cannot be kept: nobody could tell its age.
+    What has no event time, or one that has not come yet, cannot be kept: nobody could tell its age. What the server
+    calls too old is not kept either: the layout has no place for that, and it would be sound when it is read again.
     """
     types = dict(zip(need.features, need.types, strict=True))
     by_time: dict[int, list[str]] = {}
     for feature in need.features:
         found = answer[need.view, feature]
         at_ms = found.event_time_ms
-        kept = found.status in (FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.STALE)
+        kept = found.status in (FeatureStatus.PRESENT, FeatureStatus.NULL)
         if kept and at_ms is not None and 0 < at_ms <= now_ms + EVENT_TIME_AHEAD_MS_MAX:
             by_time.setdefault(at_ms, []).append(feature)
     return [

@@ -35,6 +35,7 @@ from app.adapters.redis_feast import RedisFeatureStore
 from app.adapters.registry_topic import read_published
 from app.commands.failures import failed
 from app.commands.stored_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, StoredRows, redis_answers
+from app.domain.aggregates import IDS_MAX
 from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_news import Outlook, Standing
@@ -178,6 +179,7 @@ def load(
             "outdated_rows": outlook.outdated_rows,
             "outdated": {str(each): outlook.outdated[each] for each in Standing if each is not Standing.NEWS},
             "late_rows": outlook.late_rows,
+            "crowded_entities": outlook.crowded,
             "refused_rows": refused.count,
             "refused": [{"place": place, "reason": reason} for place, reason in refused.shown],
             "seconds": round(elapsed_s, 3),
@@ -290,6 +292,13 @@ def _tell_outlook(outlook: Outlook, total: int, view: str, spec: FeatureViewSpec
             f"{'note' if outlook.stored_before else 'warning'}: at least {outlook.late_rows:,} of {total:,} rows are "
             f"more than the lateness of view {view} ({format_duration(spec.lateness)}) behind what the store or an "
             f"earlier row has of their entity: aggregates do not count them{before}",
+            err=True,
+        )
+    if outlook.crowded:
+        typer.echo(
+            f"warning: {outlook.crowded:,} entities of the file have more than {IDS_MAX:,} rows each: of more than "
+            f"that within the lateness of view {view} ({format_duration(spec.lateness)}), or of one moment, aggregates "
+            "do not count all",
             err=True,
         )
     if outlook.outdated[Standing.CONFLICTING]:

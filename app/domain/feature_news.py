@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from app.domain.aggregates import IDS_MAX
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import FeatureStatus, Fetched, Value
 
@@ -66,6 +67,7 @@ class Outlook:
     ``lateness_ms``: of a view with aggregates; None where there are none. ``outdated`` are rows that change nothing, by
     how they lie; ``late_rows`` those that aggregates do not count, and ``late_by_store`` how many of them by what the
     store has; ``stored_before`` those that the store has as they are, also where aggregates may count them.
+    ``crowded``: entities with more rows than aggregates remember ids of them, so that some may not be counted.
     """
 
     lateness_ms: int | None = None
@@ -75,11 +77,16 @@ class Outlook:
     late_by_store: int = 0
     stored_before: int = 0
     full: bool = False
+    crowded: int = 0
     _seen: dict[bytes, tuple[_Seen, ...]] = field(default_factory=dict)
     _latest_ms: dict[bytes, int] = field(default_factory=dict)
+    _rows: dict[bytes, int] = field(default_factory=dict)
 
     def see(self, key: bytes, row: FeatureRow, stored: StoredRow | None) -> None:
         """The next row; ``stored`` None where it is not to be held against the store."""
+        if self.lateness_ms is not None and (key in self._rows or len(self._rows) < self.most):
+            self._rows[key] = self._rows.get(key, 0) + 1
+            self.crowded += self._rows[key] == IDS_MAX + 1
         late = self.lateness_ms is not None and self._late(key, row.event_time_ms, stored, self.lateness_ms)
         earlier = self._seen.get(key, ())
         standing = _standing(row, stored, earlier)

@@ -269,10 +269,16 @@ async def test_what_is_wrong_on_the_topic_is_refused_and_the_last_good_stays(
 async def test_who_starts_where_only_a_bad_pointer_is_left_goes_by_the_newest_sound_revision(
     settings: Settings, pointers: list[tuple[bytes, bytes | None]]
 ) -> None:
-    """Older pointers are compacted away, or the last was deleted: an alarm, and the revision that others have kept."""
-    old, last = numbered(1), numbered(2)
-    contents = [(each.id.encode(), zstandard.compress(canonical(each.documents))) for each in (old, last)]
-    await asyncio.to_thread(write, settings, *contents, *pointers)
+    """Older pointers are compacted away, or the last was deleted: an alarm, and the revision that others have kept.
+
+    One that was written by hand and that no pointer ever named was never in force.
+    """
+    old, last, never = numbered(1), numbered(2), numbered(9)
+    for each in (old, last, never):
+        content = (each.id.encode(), zstandard.compress(canonical(each.documents)))
+        told = [(PUBLICATION_HEADER, pointer_to(each.id))] if each is not never else []
+        await asyncio.to_thread(write, settings, content, headers=told)
+    await asyncio.to_thread(write, settings, *pointers)
     before = refusals("pointer") + refusals("revision")
     async with following(settings) as follower:
         assert follower.current is not None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.domain.aggregates import IDS_MAX
 from app.domain.feature_news import Outlook, Standing, StoredRow
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, FeatureStatus, Fetched
@@ -34,6 +35,19 @@ def standing_of(outlook: Outlook, *rows: FeatureRow, stored: StoredRow | None = 
         outlook.see(b"17", each, stored)
         told.append("".join(outlook.outdated - before))
     return told
+
+
+def test_more_rows_of_an_entity_than_ids_are_remembered_are_told() -> None:
+    """Where there are aggregates, which then do not count all that are of one moment."""
+    for lateness_ms, crowded in ((3_600_000, 1), (None, 0)):
+        outlook = Outlook(lateness_ms=lateness_ms)
+        for number in range(IDS_MAX):
+            outlook.see(b"17", row(1_000, a=number), None)
+        assert outlook.crowded == 0
+        for number in range(5):
+            outlook.see(b"17", row(1_000, a=number), None)
+            outlook.see(b"18", row(1_000, a=number), None)
+        assert outlook.crowded == crowded
 
 
 @pytest.mark.parametrize(

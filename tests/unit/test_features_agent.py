@@ -250,6 +250,24 @@ async def test_a_wrong_name_is_known_at_once_once_it_is_right() -> None:
     assert await age_of(store) == 2
 
 
+def test_ever_new_names_share_one_grace() -> None:
+    """A producer whose names have a date in them holds nobody up for longer than one of a fixed name."""
+    graces = Graces(5_000, forgotten_ms=60_000)
+    waited = [graces.ask(f"v{at // 1_000}", at) for at in range(0, 60_000, 100)]
+    assert waited == [at <= 5_000 - 100 for at in range(0, 60_000, 100)]
+    # Once nobody has waited for a minute, the next name may be an oversight again.
+    assert graces.ask("new", 64_800) is False
+    assert graces.ask("newer", 65_000) is True
+
+
+def test_a_name_that_comes_to_be_known_leaves_others_their_grace() -> None:
+    """Only time that was waited counts."""
+    graces = Graces(5_000, forgotten_ms=60_000)
+    assert all(graces.ask("a", at) for at in range(0, 1_000, 100))
+    assert all(graces.ask("b", at) for at in range(30_000, 34_000, 100))
+    assert not all(graces.ask("c", at) for at in range(40_000, 41_000, 100))
+
+
 def test_graces_are_bounded() -> None:
     """Ever new names get no grace once too many are remembered; forgotten ones make room."""
     graces = Graces(5_000, forgotten_ms=60_000, names_max=2)
