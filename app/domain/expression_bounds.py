@@ -33,6 +33,7 @@ _TABLES_MAX: Final = 4
 """Uses in walks of lists and tables from outside, each of which is copied at each step."""
 _INNER_WALKS_MAX: Final = 2
 """Walks within walks."""
+_INNER_HELPERS_MAX: Final = 2
 _INNER_PARTS_MAX: Final = 60
 """Operations and values in a walk within a walk: it makes as many steps as all lists have elements together."""
 _NUMERIC: Final = frozenset({"-", "*", "/", "%", "negative", "double()", "int()", "uint()", "size()", ".size"})
@@ -217,6 +218,8 @@ def _inner_fault(walk: Walk) -> str | None:
     if walk.walked.kind != "path" or walk.walked.names[0] != element:
         return f"a walk within a walk goes over a list of its own element, here {element}: walk other lists one by one"
     parts = [each for body in walk.bodies for each in _all_of(body)]
+    if sum(_called(each) in _HELPERS for each in parts) > _INNER_HELPERS_MAX:
+        return f"a walk within a walk calls functions for ensembles more than {_INNER_HELPERS_MAX} times in each step"
     if len(parts) > _INNER_PARTS_MAX:
         return f"a walk within a walk does {len(parts)} things in each step; at most {_INNER_PARTS_MAX}"
     if element != walk.variable and any(each.kind == "path" and each.names[0] == element for each in parts):
