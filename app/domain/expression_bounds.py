@@ -77,6 +77,9 @@ class Beside:
     looked_up: tuple[tuple[str, ...], ...] = ()
 
 
+NOTHING_BESIDE: Final = Beside()
+
+
 def beside_walks(node: Node) -> Beside:
     """What the walks of an expression look at beside their elements.
 
@@ -91,6 +94,8 @@ def beside_walks(node: Node) -> Beside:
             for way, each in _looked_at(walk, body):
                 if way == "looked_up" or each.names[0] not in bound:
                     found[way][each.names] = None
+    if not any(found.values()):
+        return NOTHING_BESIDE
     return Beside(*(tuple(found[way]) for way in ("single", "table", "looked_up")))
 
 

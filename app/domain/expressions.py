@@ -21,7 +21,7 @@ from typing import Any, Final
 import cel
 
 from app.domain.errors import ExpressionFailed, raised
-from app.domain.expression_bounds import Beside, beside_walks, costs_too_much
+from app.domain.expression_bounds import NOTHING_BESIDE, Beside, beside_walks, costs_too_much
 from app.domain.expression_sizes import lookup_fault, single_fault, table_fault, too_large
 from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax
 
@@ -167,6 +167,8 @@ class Activation:
                     if _covers(reach, path):
                         return f"{'.'.join((root, *path))} {said}"
         beside = expression.beside
+        if beside is NOTHING_BESIDE:
+            return None
         faults = ((single_fault, beside.singles), (table_fault, beside.tables), (lookup_fault, beside.looked_up))
         for fault, paths in faults:
             for path in paths:
@@ -401,12 +403,13 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if FUNCTIONS & set(program.functions()):
         for said in _calls_that_fail(node):
             raise ExpressionFailed(f"{said} in: {text}")
-    costly = costs_too_much(node) if node is not None else _UNREADABLE
+    if node is None:
+        raise ExpressionFailed(f"{_UNREADABLE} in: {text}")
+    costly = costs_too_much(node)
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
-    beside = Beside() if node is None else beside_walks(node)
     helpers = tuple(sorted(HELPERS.keys() & set(program.functions())))
-    return Expression(text, tuple(root for root in roots if root in named), helpers, beside, program)
+    return Expression(text, tuple(root for root in roots if root in named), helpers, beside_walks(node), program)
 
 
 def _calls_that_fail(node: Node | None) -> Iterator[str]:
