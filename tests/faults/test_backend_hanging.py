@@ -17,7 +17,7 @@ PHASES: Final[dict[Mode, str]] = {"hang": "model_timeout", "error": "model_error
 
 async def test_a_model_that_fails_fails_alone(cluster: Cluster, tell: Callable[[Verdict], None]) -> None:
     """Requests that can do without the model are partial, the others complete; when it answers again, so do all."""
-    async with Load(cluster, total=6_000, rate=80, paths=("/hanging", "/inline", "/mixed", "/soft")) as load:
+    async with Load(cluster, total=60_000, rate=80, paths=("/hanging", "/inline", "/mixed", "/soft")) as load:
         await load.replied(100)
         for mode, code in PHASES.items():
             cluster.models.switch("hanging", mode)
