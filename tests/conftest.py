@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.stack import CHOICE_VARIABLE, ServiceStack, chosen_stack, start_stack
+from tests.support.stack import CHOICE_VARIABLE, ServiceStack, chosen_stack, set_aws, start_stack
 
 # How fast a machine makes up examples says nothing about the code that is given them.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -47,10 +47,7 @@ def redis_url(stack: ServiceStack) -> str:
 @pytest.fixture
 def aws_env(stack: ServiceStack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The AWS variables of the stack, set in this process too for the length of the test."""
-    variables = {name: value for name, value in stack.env.items() if name.startswith("AWS_")}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    return variables
+    return set_aws(stack, monkeypatch)
 
 
 @pytest.fixture

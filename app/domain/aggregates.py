@@ -408,15 +408,7 @@ def read_state(entry: bytes) -> State:
                 for tile_ms, tiles in content["tiles"].items()
             },
         )
-    except (
-        zstandard.ZstdError,
-        orjson.JSONDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except (zstandard.ZstdError, KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
         raise ValueError(f"damaged aggregates entry: {error!r}") from error
 
 

@@ -229,11 +229,7 @@ def _inner_fault(walk: Walk) -> str | None:
         return f"a walk within a walk does {len(parts)} things in each step; at most {_INNER_PARTS_MAX}"
     if element != walk.variable and any(each.kind == "path" and each.names[0] == element for each in parts):
         return f"{element} would be looked at in every step of the walk within its own: look at {walk.variable} there"
-    if any(
-        way == "table" and each.names[0] != walk.variable
-        for body in walk.bodies
-        for way, each in _looked_at(walk, body)
-    ):
+    if any(_is_table(walk, way, each) for body in walk.bodies for way, each in _looked_at(walk, body)):
         return "lists and tables from outside would be gone through in every step of a walk within a walk"
     return None
 
@@ -303,16 +299,13 @@ def _looked_at(walk: Walk, node: Node) -> Iterator[tuple[str, Node]]:
         for body in bodies:
             yield from (each for each in _looked_at(walk, body) if each[1].names[0] != variable.names[0])
         return
+    whole = _called(node) in _HELPERS | {"size"}
+    gone_through = {"in": 1, "index": 0}.get(node.kind)
     for at, part in enumerate(node.parts):
-        goes_through = (node.kind == "in" and at == 1) or (node.kind == "index" and at == 0) or _goes_through(node)
-        if goes_through and part.kind == "path":
+        if part.kind == "path" and (whole or at == gone_through):
             yield "table", part
         else:
             yield from _looked_at(walk, part)
-
-
-def _goes_through(node: Node) -> bool:
-    return _called(node) in _HELPERS | {"size"}
 
 
 def _may_join(node: Node) -> bool:

@@ -30,6 +30,11 @@ _BINDS: Final = {
     **dict.fromkeys(("*", "/", "%"), 3),
 }
 """How closely an operator between two values binds."""
+DEPTH_MAX: Final = 200
+"""How deep an expression's parts may be within one another, as the terms of a long sum are."""
+BRACKETS_MAX: Final = 40
+"""How deep brackets, and ``!`` and ``-`` before a value, may be within one another: far from where reading them would
+overflow the stack, which is not as deep everywhere."""
 _PARSED_KEPT: Final = 1_024
 """Texts whose parts are kept: compiling one asks for them several times."""
 
@@ -44,15 +49,6 @@ class Node:
     kind: str
     parts: tuple["Node", ...] = ()
     names: tuple[str, ...] = ()
-
-
-DEPTH_MAX: Final = 200
-"""How deep an expression's parts may be within one another, as the terms of a long sum are."""
-
-
-BRACKETS_MAX: Final = 40
-"""How deep brackets, and ``!`` and ``-`` before a value, may be within one another: far from where reading them would
-overflow the stack, which is not as deep everywhere."""
 
 
 class _Unreadable(Exception):

@@ -136,17 +136,8 @@ class StepStats:
             # Drawn by chance, and not asked for by a caller or come to because another version failed.
             if each.version != version or each.selected_by != "rollout":
                 continue
-            failed = any(map(_is_its_own, (problem for problem in problems if problem.task == task.name)))
-            if result is None:
-                ended = failed
-            elif result.status is TaskStatus.SKIPPED:
-                failed = ended = result.problem is not None and _is_its_own(result.problem)
-            else:
-                ended, failed = result.status is not TaskStatus.PENDING, result.status is not TaskStatus.OK
-            if result is not None and _came_too_late(result):
-                # What was before it took all the time.
-                continue
-            if not ended:
+            failed = _failed(result, [problem for problem in problems if problem.task == task.name])
+            if failed is None:
                 continue
             fed = True
             self.decisions += 1
@@ -204,6 +195,17 @@ class StepStats:
             "flips": self.flips,
             "flip_rate": self.flips / self.compared if self.compared else None,
         }
+
+
+def _failed(result: TaskResult | None, problems: Sequence[Problem]) -> bool | None:
+    """Whether a version failed, by its result, or where there is none by what ended the request; None: neither says."""
+    if result is None:
+        return any(map(_is_its_own, problems)) or None
+    if result.status is TaskStatus.PENDING or _came_too_late(result):
+        return None
+    if result.status is TaskStatus.SKIPPED:
+        return (result.problem is not None and _is_its_own(result.problem)) or None
+    return result.status is not TaskStatus.OK
 
 
 def _came_too_late(result: TaskResult) -> bool:

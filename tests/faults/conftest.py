@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.load import Verdict
-from tests.support.stack import ServiceStack
+from tests.support.stack import ServiceStack, set_aws
 
 FEATURE_TIMEOUT = "3s"
 """Longer than the default: what is shown here is what faults do, and not what a starved machine does."""
@@ -19,9 +19,7 @@ DRAIN_TIMEOUT_S = 6
 def standing_cluster(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster, prepared, and nothing of it running yet."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.env.items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
+        set_aws(stack, patch)
         prefix = f"f{uuid.uuid4().hex[:10]}."
         directory = tmp_path_factory.mktemp("faults")
         settings = {"BROKER_FEATURE_TIMEOUT": FEATURE_TIMEOUT, "BROKER_DRAIN_TIMEOUT": f"{DRAIN_TIMEOUT_S}s"}

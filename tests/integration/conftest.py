@@ -6,16 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.stack import ServiceStack
+from tests.support.stack import ServiceStack, set_aws
 
 
 @pytest.fixture(scope="module")
 def standing_cluster(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster, prepared, and nothing of it running yet."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.env.items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
+        set_aws(stack, patch)
         prefix = f"i{uuid.uuid4().hex[:10]}."
         with Cluster(stack, tmp_path_factory.mktemp("cluster"), prefix=prefix) as cluster:
             yield cluster

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,15 +34,10 @@ class Spoiled(Cluster):
 
 
 @pytest.fixture
-def spoiled(stack: ServiceStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def spoiled(stack: ServiceStack, aws_env: dict[str, str], tmp_path: Path) -> Iterator[Cluster]:
     """The cluster, prepared, and nothing of it running yet."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.env.items():
-            if name.startswith("AWS_"):
-                patch.setenv(name, value)
-        prefix = f"i{uuid.uuid4().hex[:10]}."
-        with Spoiled(stack, tmp_path_factory.mktemp("cluster"), prefix=prefix) as cluster:
-            yield cluster
+    with Spoiled(stack, tmp_path, prefix=f"i{uuid.uuid4().hex[:10]}.") as cluster:
+        yield cluster
 
 
 async def test_requests_wait_where_no_revision_is_sound(spoiled: Cluster) -> None:

@@ -23,6 +23,7 @@ from app.adapters.update_follower import UpdateFollower
 from app.domain.features import EntityKey, Fetched, ViewNeed
 from app.domain.near_cache import Position
 from app.domain.view_documents import CacheSpec, FeatureViewSpec
+from app.ports.clock import Clock
 from app.settings import Settings
 from tests.integration.test_features_worker import running_worker
 from tests.support.stack import ServiceStack
@@ -137,6 +138,18 @@ def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> U
     )
 
 
+def cached_store(redis_url: str, clock: Clock) -> CachedFeatureStore:
+    """The near cache before a Redis."""
+    return CachedFeatureStore(
+        RedisFeatureStore(redis_url),
+        views=lambda: VIEWS,
+        clock=clock,
+        entries_max=100,
+        bytes_max=1_000_000,
+        fetch_timeout_ms=5_000,
+    )
+
+
 async def until(holds: Callable[[], object]) -> None:
     """Wait; the caller bounds it."""
     while not holds():  # noqa: ASYNC110 - what the follower does has no event to wait for
@@ -160,14 +173,7 @@ async def test_a_materialized_value_is_seen_within_a_second(
     topic = settings.topic("features.updates")
     await admin.create_topics([NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt")])
     store = RedisFeatureStore(redis_url)
-    cached = CachedFeatureStore(
-        RedisFeatureStore(redis_url),
-        views=lambda: VIEWS,
-        clock=SystemClock(),
-        entries_max=100,
-        bytes_max=1_000_000,
-        fetch_timeout_ms=5_000,
-    )
+    cached = cached_store(redis_url, SystemClock())
     asked = need(uuid.uuid4().int >> 66)
     applicant = asked.key.values[0]
     run = asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())
@@ -227,17 +233,7 @@ async def test_an_aggregate_is_seen_within_a_second_however_late_its_update_is(
         [NewTopic(name, 2, 1) for name in (topic, f"{topic}-dlt", settings.topic(AGGREGATES_CHANGELOG))]
     )
     clock, store = LateClock(), RedisFeatureStore(redis_url)
-    cached, started_late = (
-        CachedFeatureStore(
-            RedisFeatureStore(redis_url),
-            views=lambda: VIEWS,
-            clock=clock,
-            entries_max=100,
-            bytes_max=1_000_000,
-            fetch_timeout_ms=5_000,
-        )
-        for _ in range(2)
-    )
+    cached, started_late = cached_store(redis_url, clock), cached_store(redis_url, clock)
     applicant = uuid.uuid4().int >> 66
     asked = ViewNeed("summed", need(applicant).key, ("age_sum_1h",), ("DOUBLE",))
     runs = [asyncio.create_task(follower(cached, kafka_bootstrap, topic).run())]

@@ -322,3 +322,11 @@ class ContainerStack:
         """See ServiceStack."""
         for service in self.services:
             service.remove()
+
+
+def set_aws(stack: ServiceStack, patch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Set the AWS variables of ``stack`` in this process too, for as long as ``patch`` holds; returns them."""
+    variables = {name: value for name, value in stack.env.items() if name.startswith("AWS_")}
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    return variables
