@@ -1,7 +1,8 @@
 """The demo's callers: each applicant asks for a loan once, most over Kafka with a reply topic, some over HTTP.
 
 A bounded number of callers ask at a time, each the next request once its last was answered, as services do that wait
-for their decision. An answer keeps what came and how long it took; silence and refusals are answers too, told apart.
+for their decision. They begin as TCP does (RFC 5681, slow start): one, and one more for each answer, so that a broker
+just started does not meet all of them at once. An answer keeps what came and how long it took; silence and refusals are answers too, told apart.
 """
 
 import asyncio
@@ -72,22 +73,22 @@ def asks(run: str, people: Sequence[Applicant], count: int) -> Iterator[Ask]:
 async def ask_all(
     wanted: Iterable[Ask], kafka: RequestReply, gateway_url: str, on_answer: Callable[[Answer], None]
 ) -> list[Answer]:
-    """Ask all of them, ``CALLERS`` at a time."""
+    """Ask all of them, at most ``CALLERS`` at a time."""
     answers: list[Answer] = []
     pending = iter(wanted)
     timeout = aiohttp.ClientTimeout(total=WAIT_MS / 1000)
 
-    async with aiohttp.ClientSession(gateway_url, timeout=timeout) as http:
+    async with aiohttp.ClientSession(gateway_url, timeout=timeout) as http, asyncio.TaskGroup() as callers:
 
         async def caller() -> None:
             for ask in pending:
                 answer = await (_ask_http(http, ask) if ask.via == "http" else _ask_kafka(kafka, ask))
                 answers.append(answer)
                 on_answer(answer)
+                if len(answers) < CALLERS:
+                    callers.create_task(caller())
 
-        async with asyncio.TaskGroup() as callers:
-            for _ in range(CALLERS):
-                callers.create_task(caller())
+        callers.create_task(caller())
     return answers
 
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Final, Self
@@ -97,17 +97,23 @@ class Verdict:
 
 @dataclass(slots=True)
 class Load:
-    """``total`` requests at ``rate`` a second, over ``paths`` in turn. An async context manager; it sends inside."""
+    """``total`` requests at ``rate`` a second, over ``paths`` in turn. An async context manager; it sends inside.
+
+    With ``unanswered_max`` it waits while so many messages have no reply, and its schedule slides by that: a machine
+    that cannot keep up is asked for what it can do, and the waits that are measured are not those of a growing queue.
+    """
 
     cluster: Cluster
     total: int
     rate: float
+    unanswered_max: int | None = None
     paths: Sequence[str] = ("/inline", "/queued", "/mixed")
     seed: int = 17
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     asked: list[Asked] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     _sent: int = 0
+    _answered: set[bytes] = field(default_factory=set)
     _enough: bool = False
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
     _work: list[asyncio.Task[None]] = field(default_factory=list)
@@ -169,17 +175,32 @@ class Load:
         self.asked.sort(key=lambda asked: asked.at_s)
 
     async def _send_all(self) -> None:
+        slid_s = 0.0
         async with asyncio.TaskGroup() as sends:
-            for number, asked in enumerate(self.asked):
-                await asyncio.sleep(max(0.0, asked.at_s - time.time()))
+            for number, planned in enumerate(self.asked):
+                await asyncio.sleep(max(0.0, planned.at_s + slid_s - time.time()))
+                if await self._held_back(number):
+                    slid_s = max(slid_s, time.time() - planned.at_s)
                 if self._enough:
                     del self.asked[number:]
                     return
-                sends.create_task(self._send(asked))
+                self.asked[number] = replace(planned, at_s=planned.at_s + slid_s)
+                sends.create_task(self._send(self.asked[number]))
+
+    async def _held_back(self, begun: int) -> bool:
+        """Wait, where ``unanswered_max`` asks for it, for replies to the ``begun`` messages; whether it did."""
+        most = self.unanswered_max
+        if most is None or begun - len(self._answered) < most:
+            return False
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._enough or begun - len(self._answered) < most)
+        return True
 
     async def enough(self) -> None:
         """Send no more: what was to happen under load has happened."""
-        self._enough = True
+        async with self._moved:
+            self._enough = True
+            self._moved.notify_all()
         await self._work[0]
 
     async def _send(self, asked: Asked) -> None:
@@ -231,6 +252,7 @@ class Load:
                                 record.timestamp / 1000,
                             )
                         )
+                        self._answered.add(named["kafka_correlationId"])
                 self._moved.notify_all()
 
     def last(self, count: int) -> set[str]:
@@ -245,9 +267,7 @@ class Load:
 
     async def replied(self, count: int, within_s: float = 60.0) -> None:
         """Wait until ``count`` messages have a reply."""
-        await self._until(
-            lambda: len({reply.correlation for reply in self.replies}) >= count, within_s, f"{count} replies"
-        )
+        await self._until(lambda: len(self._answered) >= count, within_s, f"{count} replies")
 
     @property
     def sent_so_far(self) -> int:
@@ -277,8 +297,7 @@ class Load:
             ) from None
 
     def _unanswered(self) -> list[Asked]:
-        answered = {reply.correlation for reply in self.replies}
-        return [asked for asked in self.asked if asked.correlation not in answered]
+        return [asked for asked in self.asked if asked.correlation not in self._answered]
 
     async def settled(self, within_s: float = 60.0) -> None:
         """Wait until the broker has acknowledged all that it was sent, and every reply to it is read."""
