@@ -40,13 +40,12 @@ from app.domain.rollouts import (
     Verdict,
     action_of,
     follow,
-    judge,
+    judge_in,
     moved,
     record_id,
     rollouts_in,
     step_record,
 )
-from app.domain.routing import barred_by
 from app.domain.windows import (
     comparisons,
     oldest_kept,
@@ -220,10 +219,7 @@ class Judge:
     def _judged(self, revision: Revision, running: Running) -> tuple[Verdict, StepStats]:
         """What follows now, and from which figures."""
         stats, now_ms = step_stats(self._windows.partitions.values(), running.step_id), self._clock.now_ms()
-        version = revision.versions[running.task.model, running.rollout.to]
-        barred = barred_by(revision, version, now_ms, running.name.task)
-        said = None if barred is None else barred.message
-        return judge(running.rollout, running.status, stats, now_ms, barred=said), stats
+        return judge_in(revision, running, stats, now_ms), stats
 
     async def _move(self, revision: Revision, after: Running, stats: StepStats, now_ms: int) -> bool:
         following = await asyncio.to_thread(restated, revision, moved(revision.documents, after.name, after.status))

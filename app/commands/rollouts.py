@@ -33,7 +33,7 @@ from app.domain.rollouts import (
     Running,
     StepStats,
     action_of,
-    judge,
+    judge_in,
     moved,
     obey,
     rollouts_in,
@@ -74,10 +74,10 @@ def list_rollouts(
     now_ms = time.time_ns() // 1_000_000
     stats = {running.name: step_stats(windows.values(), running.step_id) for running in found}
     if as_json:
-        documents = [_document(running, stats[running.name], now_ms) for running in found]
+        documents = [_document(revision, running, stats[running.name], now_ms) for running in found]
         typer.echo(orjson.dumps({"revision": revision.id, "rollouts": documents}))
     elif found:
-        Console(highlight=False).print(told(found, stats, now_ms))
+        Console(highlight=False).print(told(revision, found, stats, now_ms))
     else:
         typer.echo("No rollouts: give a task `rollout` in its route and apply.")
 
@@ -217,7 +217,7 @@ def _windows(settings: Settings) -> Mapping[int, Mapping[str, bytes]]:
     return partitions
 
 
-def _document(running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]:
+def _document(revision: Revision, running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]:
     status = running.status
     return {
         "rollout": str(running.name),
@@ -230,16 +230,16 @@ def _document(running: Running, stats: StepStats, now_ms: int) -> dict[str, Any]
         "since": status.since,
         "reason": status.reason,
         "stats": stats.summary(),
-        "verdict": _verdict(running, stats, now_ms),
+        "verdict": _verdict(revision, running, stats, now_ms),
     }
 
 
-def _verdict(running: Running, stats: StepStats, now_ms: int) -> str | None:
+def _verdict(revision: Revision, running: Running, stats: StepStats, now_ms: int) -> str | None:
     rollout, status = running.rollout, running.status
     if status.state != "progressing":
         return None
-    verdict, ends_ms = judge(rollout, status, stats, now_ms), status.since + rollout.every
-    if now_ms < ends_ms and verdict != judge(rollout, status, stats, ends_ms):
+    verdict, ends_ms = judge_in(revision, running, stats, now_ms), status.since + rollout.every
+    if now_ms < ends_ms and verdict != judge_in(revision, running, stats, ends_ms):
         # Only time is waited for.
         return f"{spoken_duration(ends_ms - now_ms)} of {spoken_duration(rollout.every)} left"
     return verdict.reason
@@ -254,7 +254,9 @@ def how_far(step: int, steps: Sequence[int], percent: int) -> str:
     return f"step {step + 1} of {len(steps)}, {percent} %"
 
 
-def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_ms: int) -> RenderableType:
+def told(
+    revision: Revision, found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_ms: int
+) -> RenderableType:
     """Each rollout in a few lines that any terminal has room for: how far it is, what it saw, what comes of that."""
     parts: list[RenderableType] = []
     for running in found:
@@ -274,7 +276,7 @@ def told(found: Sequence[Running], stats: Mapping[RolloutName, StepStats], now_m
         if status.state in ("progressing", "paused"):
             # Of this step; one that has ended is told by its reason.
             grid.add_row("  seen", Text(", ".join(saw)))
-        said = _verdict(running, seen, now_ms)
+        said = _verdict(revision, running, seen, now_ms)
         if said is not None:
             grid.add_row("  judged", Text(said))
         elif status.reason:

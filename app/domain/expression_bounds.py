@@ -38,7 +38,7 @@ _INNER_PARTS_MAX: Final = 60
 """Operations and values in a walk within a walk: it makes as many steps as all lists have elements together."""
 _NUMERIC: Final = frozenset({"-", "*", "/", "%", "negative", "double()", "int()", "uint()", "size()", ".size"})
 _TRUTHS: Final = frozenset({"<", "<=", ">", ">=", "==", "!=", "in", "and", "or", "not", "has"})
-_HELPERS: Final = frozenset({"max", "mean", "min", "vote", "weightedMean"})
+ENSEMBLES: Final = frozenset({"max", "mean", "min", "vote", "weightedMean"})
 _MATCHES: Final = frozenset({".matches", "matches()"})
 
 
@@ -141,9 +141,9 @@ def _uses_fault(node: Node, walks: tuple[Walk, ...]) -> str | None:
     if wholes > _WHOLES_MAX:
         said = f"+, == and != are used {wholes} times on what may be lists or texts; at most {_WHOLES_MAX}"
         return f"{said} in one expression: write double(…) around numbers"
-    helpers = sum(1 for each in _all_of(node) if _called(each) in _HELPERS)
+    helpers = sum(1 for each in _all_of(node) if _called(each) in ENSEMBLES)
     if helpers > _HELPERS_MAX:
-        return f"{', '.join(sorted(_HELPERS))} are called {helpers} times; at most {_HELPERS_MAX} in one expression"
+        return f"{', '.join(sorted(ENSEMBLES))} are called {helpers} times; at most {_HELPERS_MAX} in one expression"
     return None
 
 
@@ -165,7 +165,7 @@ def _walked_uses_fault(bodies: list[tuple[Walk, Node]]) -> str | None:
         return f"objects are looked up by their keys {lookups} times in walks; at most {LOOKUPS_MAX} in one expression"
     if any(each.kind == "literal" and len(each.names[0]) > SHORT_TEXT_MAX for each in within):
         return f"a text of more than {SHORT_TEXT_MAX} characters would be copied in every step of a walk"
-    helpers = sum(1 for each in within if _called(each) in _HELPERS)
+    helpers = sum(1 for each in within if _called(each) in ENSEMBLES)
     if helpers > _HELPERS_IN_WALKS_MAX:
         return f"functions for ensembles are called {helpers} times in walks; at most {_HELPERS_IN_WALKS_MAX}"
     joins = sum(map(_may_join, within))
@@ -223,7 +223,7 @@ def _inner_fault(walk: Walk) -> str | None:
     if walk.walked.kind != "path" or walk.walked.names[0] != element:
         return f"a walk within a walk goes over a list of its own element, here {element}: walk other lists one by one"
     parts = [each for body in walk.bodies for each in _all_of(body)]
-    if sum(_called(each) in _HELPERS for each in parts) > _INNER_HELPERS_MAX:
+    if sum(_called(each) in ENSEMBLES for each in parts) > _INNER_HELPERS_MAX:
         return f"a walk within a walk calls functions for ensembles more than {_INNER_HELPERS_MAX} times in each step"
     if len(parts) > _INNER_PARTS_MAX:
         return f"a walk within a walk does {len(parts)} things in each step; at most {_INNER_PARTS_MAX}"
@@ -299,7 +299,7 @@ def _looked_at(walk: Walk, node: Node) -> Iterator[tuple[str, Node]]:
         for body in bodies:
             yield from (each for each in _looked_at(walk, body) if each[1].names[0] != variable.names[0])
         return
-    whole = _called(node) in _HELPERS | {"size"}
+    whole = _called(node) in ENSEMBLES | {"size"}
     gone_through = {"in": 1, "index": 0}.get(node.kind)
     for at, part in enumerate(node.parts):
         if part.kind == "path" and (whole or at == gone_through):

@@ -23,9 +23,10 @@ from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.documents import Document, Route
 from app.domain.errors import Code, Problem
 from app.domain.join import Status
-from app.domain.registry import rolled_out, rollout_digest
+from app.domain.registry import Revision, rolled_out, rollout_digest
 from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
 from app.domain.route_documents import Rollout, RolloutStatus, RouteStatus, TaskSpec
+from app.domain.routing import barred_by
 from app.durations import format_duration
 
 Action = Literal["start", "advance", "pause", "resume", "abort", "promote"]
@@ -281,6 +282,14 @@ def judge(
         return Stay(f"{stats.compared} of at least {rollout.min_decisions} comparisons with version {rollout.to}")
     held = f"{stats.decisions} decisions in {format_duration(rollout.every)} or more, within all bounds"
     return Promote(held) if status.step >= len(rollout.steps) - 1 else Advance(held)
+
+
+def judge_in(revision: Revision, running: Running, stats: StepStats, now_ms: int) -> Verdict:
+    """``judge`` of a rollout of ``revision``, which knows whether the new version may decide."""
+    version = revision.versions[running.task.model, running.rollout.to]
+    barred = barred_by(revision, version, now_ms, running.name.task)
+    said = None if barred is None else barred.message
+    return judge(running.rollout, running.status, stats, now_ms, barred=said)
 
 
 def _has_others(rollout: Rollout, status: RolloutStatus) -> bool:

@@ -2,7 +2,8 @@
 
 A bounded number of callers ask at a time, each the next request once its last was answered, as services do that wait
 for their decision. They begin as TCP does (RFC 5681, slow start): one, and one more for each answer, so that a broker
-just started does not meet all of them at once. An answer keeps what came and how long it took; silence and refusals are answers too, told apart.
+just started does not meet all of them at once. An answer keeps what came and how long it took; silence and refusals are
+answers too, told apart.
 """
 
 import asyncio

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from app.domain.errors import ExpressionFailed
+from app.domain.expression_bounds import ENSEMBLES
 from app.domain.expression_sizes import LIST_LENGTH_MAX, TEXT_LENGTH_MAX
-from app.domain.expressions import Activation, Expression, compile_expression
+from app.domain.expressions import HELPERS, Activation, Expression, compile_expression
 
 ROOTS = ("inputs", "metadata")
 
@@ -21,6 +22,11 @@ def compiled(text: str) -> Expression:
 
 def evaluated(text: str, inputs: Mapping[str, Any], **metadata: Any) -> object:
     return compiled(text).evaluate(Activation({"inputs": inputs, "metadata": metadata}))
+
+
+def test_every_function_for_ensembles_is_counted() -> None:
+    """A new one has a cost, too."""
+    assert HELPERS.keys() == ENSEMBLES
 
 
 def test_a_list_of_the_greatest_length_is_walked() -> None:

@@ -12,6 +12,7 @@ from app.commands.dlt import print_letters
 from app.commands.registry import print_changes
 from app.commands.rollouts import told
 from app.domain.comparison_stats import Comparison
+from app.domain.registry import Revision
 from app.domain.registry_diff import Change, differences
 from app.domain.requests import InboundRecord
 from app.domain.rollouts import RolloutName, Running, StepStats
@@ -74,7 +75,7 @@ def test_rollouts_are_readable_in_80_columns() -> None:
     stats = StepStats(decisions=1_234_567, errors=1_234, compared=123_456, flips=1_234)
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(told([running], {running.name: stats}, 1_790_000_600_000))
+        console.print(told(revision(), [running], {running.name: stats}, 1_790_000_600_000))
     lines = [line.rstrip() for line in capture.get().splitlines()]
     assert lines[0] == "credit-decision/private-customers/probability-of-default to version 2026-11-rc1"
     assert lines[1] == "  state  paused: step 2 of 4, 25 %, since 2026-09-21T14:13:20+00:00"
@@ -94,6 +95,17 @@ def test_rollouts_are_readable_in_80_columns() -> None:
 )
 def test_what_a_rollout_waits_for_is_told(decisions: int, errors: int, after_ms: int, said: str) -> None:
     """Time in minutes and seconds; what comes before it, or is worse, is told in its stead."""
+    assert judged(revision(), decisions, errors, after_ms) == said
+
+
+def test_a_rollout_to_what_has_expired_is_told_to_end() -> None:
+    """Nothing is waited for where the new version may not decide."""
+    expires = changed(sound(), "credit-pd-2", "spec.governance.validUntil", "2026-09-20")
+    assert judged(revision(expires), 10, 0, 544_339) == "credit-pd 2 was valid until 2026-09-20"
+
+
+def judged(revision: Revision, decisions: int, errors: int, after_ms: int) -> str:
+    """What the terminal says of a rollout that has run for ``after_ms``."""
     since = 1_790_000_000_000
     rollout = {"to": "2", "steps": [5, 100], "every": "30m", "minDecisions": 10, "abortOn": {"errorRate": 0.5}}
     running = Running(
@@ -105,9 +117,9 @@ def test_what_a_rollout_waits_for_is_told(decisions: int, errors: int, after_ms:
     console = Console(width=80)
     with console.capture() as capture:
         stats = StepStats(decisions=decisions, errors=errors)
-        console.print(told([running], {running.name: stats}, since + after_ms))
-    (judged,) = [line for line in capture.get().splitlines() if line.startswith("  judged")]
-    assert judged.rstrip() == f"  judged  {said}"
+        console.print(told(revision, [running], {running.name: stats}, since + after_ms))
+    (line,) = [line for line in capture.get().splitlines() if line.startswith("  judged")]
+    return line.removeprefix("  judged").strip()
 
 
 def test_comparisons_are_readable_in_80_columns() -> None:
