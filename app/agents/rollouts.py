@@ -32,11 +32,11 @@ from app.adapters.rollout_records import JUDGING_PARTITION, audit_record
 from app.agents.windows import ALL, WindowTable
 from app.domain.errors import DocumentsRefused, HeadRefused, NotOwner, PublishFailed, RevisionConflict, StoreUnavailable
 from app.domain.registry import Revision, restated
+from app.domain.rollout_stats import StepStats
 from app.domain.rollouts import (
     Abort,
     Running,
     Stay,
-    StepStats,
     Verdict,
     action_of,
     follow,

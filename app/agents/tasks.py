@@ -252,6 +252,8 @@ class Tasks:
                 self._observe(live, task)
                 live.called[task.name] = (task.version.version, self._clock.now_ms())
                 (answer,) = await self._backend.infer(task.version, (row,))
+                # It tells its attempts itself, or that it made none.
+                del live.called[task.name]
             if row.deadline_ms < live.record.deadline_ms:
                 answer = _of_its_own(answer)
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)

@@ -25,7 +25,8 @@ from app.domain.decisions import DecisionRecord, Kind
 from app.domain.errors import PublishFailed
 from app.domain.registry import Revision
 from app.domain.requests import InboundRecord
-from app.domain.rollouts import RolloutName, Running, StepStats, rollouts_in
+from app.domain.rollout_stats import StepStats
+from app.domain.rollouts import RolloutName, Running, rollouts_in
 from app.domain.windows import (
     ShadowName,
     oldest_kept,
@@ -158,7 +159,8 @@ class Windows:
                 continue
             account = self._account(partition, step_key(running.step_id), accounts, StepStats)
             stats = cast(StepStats, account.content)
-            if record.offset > account.offset and stats.feed_decision(task, running.rollout.to, decision.problems):
+            to, owed_ms = running.rollout.to, running.owed_ms
+            if record.offset > account.offset and stats.feed_decision(task, to, owed_ms, decision.problems):
                 account.offset, account.touched = record.offset, True
 
     async def _count_shadow(

@@ -27,11 +27,11 @@ from app.commands.failures import failed
 from app.commands.pace import PACE, Pace
 from app.domain.errors import BrokerError, ConfigurationError, DocumentsRefused, PublisherFenced, RevisionConflict
 from app.domain.registry import Revision, restated
+from app.domain.rollout_stats import StepStats
 from app.domain.rollouts import (
     Order,
     RolloutName,
     Running,
-    StepStats,
     action_of,
     judge_in,
     moved,
@@ -263,6 +263,8 @@ def told(
         status, seen = running.status, stats[running.name]
         since = datetime.fromtimestamp(status.since / 1_000, UTC).isoformat(timespec="seconds")
         saw = [f"{seen.decisions} decisions", f"{seen.errors} errors"]
+        if seen.unjudged:
+            saw.append(f"{seen.unjudged} unjudged")
         if seen.compared:
             saw.append(f"{seen.flips} of {seen.compared} flips")
         p99_ms = seen.latencies.quantile_ms(0.99)

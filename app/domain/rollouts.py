@@ -11,20 +11,18 @@ bound holds; anything else waits.
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import orjson
 
-from app.domain.comparison_stats import Latencies
-from app.domain.decisions import DecisionRecord, Kind, TaskRecord
-from app.domain.dispatch import TaskResult, TaskStatus
-from app.domain.documents import Document, Route
-from app.domain.errors import Code, Problem
+from app.domain.decisions import DecisionRecord, Kind
+from app.domain.documents import Document, ModelVersion, Route
 from app.domain.join import Status
 from app.domain.registry import Revision, rolled_out, rollout_digest
 from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
+from app.domain.rollout_stats import NO_ANSWER_MS, StepStats
 from app.domain.route_documents import Rollout, RolloutStatus, RouteStatus, TaskSpec
 from app.domain.routing import barred_by
 from app.durations import format_duration
@@ -38,10 +36,10 @@ RESUMED: Final = "resumed"
 """How the reason of a status begins that an operator let go on."""
 _NAMESPACE: Final = uuid.UUID("2d1f9a54-6a51-5c0b-9f61-0c3d8a7be214")
 _ID_BYTES_MAX: Final = 512
-_NOT_ITS_FAULT: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED, Code.FEATURES_UNAVAILABLE)
-"""Why a task is not run, or not asked, whatever its version is."""
-_NO_ANSWER_MS: Final = 3_600_000.0
-"""The latency of a call that was given up: more than any bound may be."""
+OWED_SHARE: Final = 0.25
+"""Of the time that a version may have at most, what it must have been given for its silence to tell of it."""
+UNJUDGED_SHARE_MAX: Final = 0.1
+"""Of what came to the new version in a step, the part that may say nothing of it for the step to end."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,12 +73,13 @@ class RolloutName:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A rollout and how far it is."""
+    """A rollout and how far it is. ``owed_ms``: a call that was given less is not held against the new version."""
 
     name: RolloutName
     task: TaskSpec
     rollout: Rollout
     status: RolloutStatus
+    owed_ms: float
 
     @property
     def percent(self) -> int:
@@ -100,6 +99,12 @@ def step_id(name: RolloutName, status: RolloutStatus) -> str:
 
 def rollouts_in(documents: Iterable[Document]) -> Iterator[Running]:
     """The rollouts of a revision that have begun."""
+    documents = tuple(documents)
+    timeouts = {
+        (each.spec.model, each.spec.version): each.spec.policy.timeout
+        for each in documents
+        if isinstance(each, ModelVersion)
+    }
     for document in documents:
         if not isinstance(document, Route) or document.status is None:
             continue
@@ -108,115 +113,9 @@ def rollouts_in(documents: Iterable[Document]) -> Iterator[Running]:
                 status = document.status.rollouts.get(f"{rule.name}/{task.name}")
                 if task.rollout is None or status is None or status.of != rollout_digest(rule.name, task):
                     continue
-                yield Running(RolloutName(document.metadata.name, rule.name, task.name), task, task.rollout, status)
-
-
-# --- what is known of a step ------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class StepStats:
-    """What the new version did in a step. ``compared`` and ``flips`` are of its shadow."""
-
-    decisions: int = 0
-    errors: int = 0
-    compared: int = 0
-    flips: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
-
-    def feed_decision(self, task: TaskRecord, version: str, problems: Sequence[Problem] = ()) -> bool:
-        """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it did either.
-
-        What it lacks to be asked at all, a feature say, is its failure too: its record, or among the decision's
-        ``problems`` where these ended the request. A task that was not to be run, or was cancelled because others were
-        enough, says nothing of its version.
-        """
-        fed = False
-        for each in (*task.earlier, task):
-            result = each.result
-            # Drawn by chance, and not asked for by a caller or come to because another version failed.
-            if each.version != version or each.selected_by != "rollout":
-                continue
-            failed = _failed(result, [problem for problem in problems if problem.task == task.name])
-            if failed is None:
-                continue
-            fed = True
-            self.decisions += 1
-            self.errors += failed
-            if result is not None and result.attempts:
-                self.latencies.add(_NO_ANSWER_MS if result.status is TaskStatus.TIMEOUT else result.latency_ms)
-        return fed
-
-    def feed_shadow(self, evidence: Mapping[str, Any]) -> bool:
-        """Count a decision that the version would have made; whether it can be told what it would have changed."""
-        flipped = evidence.get("flipped")
-        if not isinstance(flipped, bool):
-            return False
-        self.compared += 1
-        self.flips += flipped
-        return True
-
-    def merge(self, other: "StepStats") -> None:
-        """Take in another partition's."""
-        self.decisions += other.decisions
-        self.errors += other.errors
-        self.compared += other.compared
-        self.flips += other.flips
-        self.latencies.merge(other.latencies)
-
-    def as_json(self) -> dict[str, Any]:
-        """What ``from_json`` reads."""
-        return {
-            "decisions": self.decisions,
-            "errors": self.errors,
-            "compared": self.compared,
-            "flips": self.flips,
-            "latencies": self.latencies.as_json(),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "StepStats":
-        """The statistics that ``as_json`` gave."""
-        return cls(
-            content["decisions"],
-            content["errors"],
-            content["compared"],
-            content["flips"],
-            Latencies.from_json(content["latencies"]),
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """The figures that the bounds are held against."""
-        return {
-            "decisions": self.decisions,
-            "errors": self.errors,
-            "error_rate": self.errors / self.decisions if self.decisions else None,
-            "p99_ms": self.latencies.quantile_ms(0.99),
-            "compared": self.compared,
-            "flips": self.flips,
-            "flip_rate": self.flips / self.compared if self.compared else None,
-        }
-
-
-def _failed(result: TaskResult | None, problems: Sequence[Problem]) -> bool | None:
-    """Whether a version failed, by its result, or where there is none by what ended the request; None: neither says."""
-    if result is None:
-        return any(map(_is_its_own, problems)) or None
-    if result.status is TaskStatus.PENDING or _came_too_late(result):
-        return None
-    if result.status is TaskStatus.SKIPPED:
-        return (result.problem is not None and _is_its_own(result.problem)) or None
-    return result.status is not TaskStatus.OK
-
-
-def _came_too_late(result: TaskResult) -> bool:
-    """Whether the deadline had passed before the version could be asked."""
-    late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
-    return late and not result.attempts and result.latency_ms < 1
-
-
-def _is_its_own(problem: Problem) -> bool:
-    return problem.code not in _NOT_ITS_FAULT
+                name = RolloutName(document.metadata.name, rule.name, task.name)
+                most_ms = min(document.spec.deadline, timeouts[task.model, task.rollout.to])
+                yield Running(name, task, task.rollout, status, most_ms * OWED_SHARE)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -274,6 +173,12 @@ def judge(
         return Stay(f"{format_duration(left_ms)} of {format_duration(rollout.every)} left")
     if doubtful is not None:
         return Stay(doubtful)
+    known = stats.decisions + stats.unjudged
+    if stats.unjudged > UNJUDGED_SHARE_MAX * known:
+        return Stay(f"{stats.unjudged} of {known} decisions had no feature store or too little time, and say nothing")
+    answered = stats.latencies.count
+    if rollout.abort_on.p99 is not None and answered < rollout.min_decisions:
+        return Stay(f"{answered} of at least {rollout.min_decisions} calls of version {rollout.to} for its p99")
     if (
         rollout.abort_on.flip_rate is not None
         and stats.compared < rollout.min_decisions
@@ -314,7 +219,7 @@ def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str |
             doubtful.append(of)
     p99_ms = stats.latencies.quantile_ms(0.99)
     if bounds.p99 is not None and p99_ms is not None and p99_ms > bounds.p99:
-        slow = f"p99 of {p99_ms:.0f} ms" if p99_ms < _NO_ANSWER_MS / 2 else "more than 1 % of calls without an answer"
+        slow = f"p99 of {p99_ms:.0f} ms" if p99_ms < NO_ANSWER_MS / 2 else "more than 1 % of calls without an answer"
         said = f"{slow} in {stats.decisions} decisions, above {format_duration(bounds.p99)}"
         (broken if stats.decisions >= least else doubtful).append(said)
     return "; ".join(broken) or None, "; ".join(doubtful) or None

@@ -18,7 +18,7 @@ import orjson
 import zstandard
 
 from app.domain.comparison_stats import Comparison, merged
-from app.domain.rollouts import StepStats
+from app.domain.rollout_stats import StepStats
 
 WINDOW_MS: Final = 600_000
 WINDOWS_KEPT: Final = 6

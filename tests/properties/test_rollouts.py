@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.rollouts import Abort, Order, Stay, StepStats, follow, judge, obey, record_id, rollouts_in
+from app.domain.rollout_stats import StepStats
+from app.domain.rollouts import Abort, Order, Stay, follow, judge, obey, record_id, rollouts_in
 from app.domain.route_documents import Rollout, RolloutStatus
 from tests.support.rollouts import documents
 

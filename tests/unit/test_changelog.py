@@ -19,7 +19,7 @@ from app.domain.aggregates import State, write_state
 from app.domain.comparison_stats import Comparison
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.requests import InboundRecord, RequestId
-from app.domain.rollouts import StepStats
+from app.domain.rollout_stats import StepStats
 from app.domain.windows import ShadowName, check_window, shadow_key, step_key, write_entry, write_intent
 from app.ports.log import OutboundRecord
 from app.settings import Settings

@@ -1,12 +1,13 @@
 """Order among tasks, versions that stand in, quorums, reasons and shadows, in the decide engine and in virtual time."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 from prometheus_client import REGISTRY
 
+from app.adapters.http_oip import HttpOipBackend
 from app.agents.decider import CATCH_UP_MS
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import TaskStatus
@@ -541,6 +542,24 @@ async def test_a_call_that_the_deadline_cuts_off_is_recorded() -> None:
     assert result is not None
     assert attempts(record) == {"pd": [("http://127.0.0.1:9001", 420.0, "deadline")]}
     assert (result.status, result.latency_ms) == (TaskStatus.DEFAULTED, 420.0)
+
+
+@in_virtual_time
+async def test_a_call_that_was_not_made_is_not_recorded() -> None:
+    """The deadline passed while features were fetched: the backend says so, and no model was asked."""
+    made = World(REVISION, None)
+    made.model = cast(Any, HttpOipBackend(made.clock))
+    await made.start("one")
+    (route,) = (each for each in REVISION.routes if each.name == "inline")
+    made.features.slow_s = route.spec.deadline / 1_000 + 0.005
+    made.send("r", "/inline")
+    await settled(made)
+    record = decision(made)
+    assert attempts(record) == {"pd": []}
+    (result,) = (task.result for task in record.tasks)
+    assert result is not None
+    assert result.problem is not None
+    assert (result.status, result.problem.code) == (TaskStatus.TIMEOUT, Code.DEADLINE_EXCEEDED)
 
 
 @in_virtual_time

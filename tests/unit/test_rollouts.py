@@ -1,5 +1,6 @@
 """When a rollout goes on, ends well, or is taken back; and that its steps are named and recorded the same by all."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from app.domain.decisions import TaskRecord
 from app.domain.dispatch import Attempt, TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
+from app.domain.rollout_stats import StepStats
 from app.domain.rollouts import (
     Abort,
     Advance,
@@ -18,7 +20,6 @@ from app.domain.rollouts import (
     RolloutName,
     Running,
     Stay,
-    StepStats,
     action_of,
     follow,
     judge,
@@ -126,7 +127,19 @@ def task(*results: tuple[str, TaskStatus]) -> TaskRecord:
     return replace(records[-1], earlier=tuple(records[:-1]))
 
 
+OWED_MS = 100.0
+
+
+def to_2(made: StepStats, task: TaskRecord, problems: Sequence[Problem] = ()) -> bool:
+    """Count it in a rollout to version 2."""
+    return made.feed_decision(task, "2", OWED_MS, problems)
+
+
 def result(state: TaskStatus, problem: Problem | None = None) -> TaskResult:
+    if problem is None and state in (TaskStatus.TIMEOUT, TaskStatus.DEFAULTED):
+        problem = Problem(Code.MODEL_TIMEOUT, "no answer", "first")
+        waited = Attempt("http://model", BEGAN, 200.0, "timeout")
+        return TaskResult("first", state, None, problem, waited.latency_ms, (waited,), b"")
     called = state is not TaskStatus.SKIPPED
     attempts = (Attempt("http://model", BEGAN, 12.0, "ok"),) if called else ()
     return TaskResult("first", state, None, problem, 12.0 if called else 0.0, attempts, b"")
@@ -135,11 +148,11 @@ def result(state: TaskStatus, problem: Problem | None = None) -> TaskResult:
 def test_only_what_the_new_version_answered_counts() -> None:
     """Its failure counts though another stood in; a task that was not run says nothing."""
     made = StepStats()
-    assert made.feed_decision(task(("2", TaskStatus.OK)), "2")
-    assert not made.feed_decision(task(("1", TaskStatus.OK)), "2")
-    assert made.feed_decision(task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)), "2")
-    assert made.feed_decision(task(("2", TaskStatus.DEFAULTED)), "2")
-    assert not made.feed_decision(task(("2", TaskStatus.SKIPPED)), "2")
+    assert to_2(made, task(("2", TaskStatus.OK)))
+    assert not to_2(made, task(("1", TaskStatus.OK)))
+    assert to_2(made, task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)))
+    assert to_2(made, task(("2", TaskStatus.DEFAULTED)))
+    assert not to_2(made, task(("2", TaskStatus.SKIPPED)))
     assert (made.decisions, made.errors, made.latencies.count) == (3, 2, 3)
 
 
@@ -149,7 +162,6 @@ def test_only_what_the_new_version_answered_counts() -> None:
         (Code.FEATURE_MISSING, True),
         (Code.FEATURE_STALE, True),
         (Code.VERSION_EXPIRED, True),
-        (Code.FEATURES_UNAVAILABLE, False),
         (Code.PREDECESSOR_FAILED, False),
         (Code.CONDITION_FAILED, False),
     ],
@@ -160,7 +172,7 @@ def test_what_a_version_lacks_to_be_asked_is_its_failure(code: Code, counts: boo
     made = StepStats()
     skipped = replace(task(("2", TaskStatus.SKIPPED)), result=result(TaskStatus.SKIPPED, Problem(code, "no", "first")))
     whole = replace(task(("1", TaskStatus.OK)), earlier=(skipped,)) if stood_in else skipped
-    assert made.feed_decision(whole, "2") is counts
+    assert to_2(made, whole) is counts
     assert (made.decisions, made.errors, made.latencies.count) == (counts, counts, 0)
 
 
@@ -169,10 +181,10 @@ def test_what_ended_the_request_before_any_task_is_its_versions_failure() -> Non
     made = StepStats()
     unasked = replace(task(("2", TaskStatus.OK)), result=None)
     missing = Problem(Code.FEATURE_MISSING, "no income", "first")
-    assert not made.feed_decision(unasked, "2")
-    assert not made.feed_decision(unasked, "2", [replace(missing, task="second")])
-    assert not made.feed_decision(unasked, "1", [missing])
-    assert made.feed_decision(unasked, "2", [missing])
+    assert not to_2(made, unasked)
+    assert not to_2(made, unasked, [replace(missing, task="second")])
+    assert not to_2(made, replace(unasked, version="1"), [missing])
+    assert to_2(made, unasked, [missing])
     assert (made.decisions, made.errors, made.latencies.count) == (1, 1, 0)
 
 
@@ -180,22 +192,75 @@ def test_a_call_without_an_answer_is_slower_than_any_bound() -> None:
     """Wherever it was cut off: a version that never answers would else be as fast as the deadline."""
     made = StepStats()
     for _ in range(98):
-        made.feed_decision(task(("2", TaskStatus.OK)), "2")
+        to_2(made, task(("2", TaskStatus.OK)))
     for _ in range(2):
-        made.feed_decision(task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)), "2")
+        to_2(made, task(("2", TaskStatus.TIMEOUT), ("1", TaskStatus.OK)))
     verdict = judge(rollout(p99="1h"), status(), made, BEGAN)
     assert isinstance(verdict, Stay)
     verdict = judge(rollout(p99="10m"), status(), made, BEGAN)
     assert verdict == Abort("more than 1 % of calls without an answer in 100 decisions, above 10m")
 
 
-def test_what_came_too_late_to_be_asked_says_nothing() -> None:
-    """What was before it took all the time; a call that waited for a free place is the version's own."""
-    late = Problem(Code.DEADLINE_EXCEEDED, "the deadline had passed before it was called", "first")
-    for waited_ms, counts in ((0.2, False), (250.0, True)):
-        made = StepStats()
-        ended = TaskResult("first", TaskStatus.TIMEOUT, None, late, waited_ms, (), b"")
-        assert made.feed_decision(replace(task(("2", TaskStatus.TIMEOUT)), result=ended), "2") is counts
+def given_up(waited_ms: float, *attempts: str, code: Code = Code.DEADLINE_EXCEEDED, fixed: bool = False) -> TaskRecord:
+    """A task that was given up after ``waited_ms``, its calls with these outcomes; or that a fixed answer stood for."""
+    state = TaskStatus.DEFAULTED if fixed else TaskStatus.TIMEOUT
+    calls = tuple(Attempt("http://model", BEGAN, waited_ms, outcome) for outcome in attempts)
+    ended = TaskResult("first", state, None, Problem(code, "no answer", "first"), waited_ms, calls, b"")
+    return replace(task(("2", state)), result=ended)
+
+
+@pytest.mark.parametrize(
+    ("record", "decisions", "unjudged", "p99_ms"),
+    [
+        (given_up(0.2), 0, 1, None),
+        (given_up(99.0, "deadline"), 0, 1, None),
+        (given_up(99.0, "timeout", code=Code.MODEL_TIMEOUT), 0, 1, None),
+        (given_up(99.0, "deadline", fixed=True), 0, 1, None),
+        # It had failed before the deadline came.
+        (given_up(99.0, "http 503", "deadline"), 1, 0, 3_600_000.0),
+        # It waited for a free place, and was not called.
+        (given_up(100.0), 1, 0, None),
+        (given_up(100.0, "deadline"), 1, 0, 3_600_000.0),
+        (given_up(100.0, "deadline", fixed=True), 1, 0, 3_600_000.0),
+        (given_up(100.0, "timeout", code=Code.MODEL_TIMEOUT, fixed=True), 1, 0, 3_600_000.0),
+        (given_up(0.0, "ejected", code=Code.MODEL_EJECTED), 1, 0, None),
+        (given_up(3.0, "connection: refused", code=Code.MODEL_UNAVAILABLE), 1, 0, None),
+        (given_up(30.0, "http 500", code=Code.MODEL_ERROR, fixed=True), 1, 0, 30.0),
+        (given_up(0.0, code=Code.FEATURES_UNAVAILABLE), 0, 1, None),
+    ],
+)
+def test_what_a_version_had_no_time_for_says_nothing_of_it(
+    record: TaskRecord, decisions: int, unjudged: int, p99_ms: float | None
+) -> None:
+    """What it was given too little for is told apart; silence after its time is slow, whatever stood in for it."""
+    made = StepStats()
+    assert to_2(made, record)
+    assert (made.decisions, made.errors, made.unjudged) == (decisions, decisions, unjudged)
+    quantile_ms = made.latencies.quantile_ms(0.99)
+    assert quantile_ms == (p99_ms if p99_ms is None else pytest.approx(p99_ms, rel=0.03))
+
+
+def test_a_version_is_owed_a_quarter_of_the_time_it_may_have() -> None:
+    """The route's deadline is 60 s, its policy's timeout 10 s."""
+    assert running().owed_ms == 2_500.0
+
+
+def test_a_step_does_not_end_while_much_of_it_says_nothing() -> None:
+    """Neither forward nor back: a version whose own feature server is away would else be promoted by the rest."""
+    made = stats(900)
+    made.unjudged = 100
+    assert isinstance(judge(rollout(), status(), made, LATER), Advance)
+    made.unjudged = 101
+    said = "101 of 1001 decisions had no feature store or too little time, and say nothing"
+    assert judge(rollout(errorRate=0.01), status(), made, LATER) == Stay(said)
+
+
+def test_a_p99_is_of_as_many_calls_as_decisions_are_asked() -> None:
+    """A version that is only ejected has none."""
+    made = replace(stats(0), decisions=300, errors=300)
+    said = "0 of at least 100 calls of version 2 for its p99"
+    assert judge(rollout(p99="300ms"), status(), made, LATER) == Stay(said)
+    assert isinstance(judge(rollout(), status(), made, LATER), Advance)
 
 
 def test_a_version_that_may_not_decide_any_more_is_taken_back() -> None:

@@ -15,7 +15,8 @@ from app.domain.comparison_stats import Comparison
 from app.domain.registry import Revision
 from app.domain.registry_diff import Change, differences
 from app.domain.requests import InboundRecord
-from app.domain.rollouts import RolloutName, Running, StepStats
+from app.domain.rollout_stats import StepStats
+from app.domain.rollouts import RolloutName, Running
 from app.domain.route_documents import Rollout, RolloutStatus, TaskSpec
 from tests.support.registry_documents import changed, revision, sound
 
@@ -71,6 +72,7 @@ def test_rollouts_are_readable_in_80_columns() -> None:
         TaskSpec.model_validate_json('{"name": "pd", "model": "credit-pd", "select": {"alias": "champion"}}'),
         Rollout.model_validate_json('{"to": "2026-11-rc1", "steps": [5, 25, 50, 100], "every": "10m"}'),
         RolloutStatus(state="paused", step=1, since=1_790_000_000_000, of="x", reason="errors " + "of many " * 12),
+        25.0,
     )
     stats = StepStats(decisions=1_234_567, errors=1_234, compared=123_456, flips=1_234)
     console = Console(width=80)
@@ -113,6 +115,7 @@ def judged(revision: Revision, decisions: int, errors: int, after_ms: int) -> st
         TaskSpec.model_validate_json('{"name": "pd", "model": "credit-pd", "select": {"alias": "champion"}}'),
         Rollout.model_validate_json(orjson.dumps(rollout)),
         RolloutStatus(state="progressing", step=0, since=since, of="x"),
+        25.0,
     )
     console = Console(width=80)
     with console.capture() as capture:

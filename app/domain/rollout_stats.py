@@ -1,0 +1,158 @@
+"""What a rollout's step has seen: decisions of the new version, its failures, its latencies; its shadow's flips.
+
+Statistics of parts add up to those of the whole: each partition of the audit's log keeps its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from app.domain.comparison_stats import Latencies
+from app.domain.decisions import TaskRecord
+from app.domain.dispatch import TaskResult, TaskStatus
+from app.domain.errors import Code, Problem
+
+_NOT_TO_BE_RUN: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED)
+"""Why a task is not run, whatever its version is."""
+_GIVEN_UP: Final = (Code.MODEL_TIMEOUT, Code.DEADLINE_EXCEEDED)
+"""What a call ends with that nobody waits for any more."""
+_UNANSWERED: Final = (Code.MODEL_UNAVAILABLE, Code.MODEL_EJECTED)
+"""What a call ends with, or is not made for, that took no time of a model's."""
+_CUT_OFF: Final = ("deadline", "timeout", "cancelled")
+"""Outcomes of attempts that nobody answered in time."""
+NO_ANSWER_MS: Final = 3_600_000.0
+"""The latency of a call that was given up: more than any bound may be."""
+
+
+@dataclass(slots=True)
+class StepStats:
+    """What the new version did in a step. ``compared`` and ``flips`` are of its shadow.
+
+    ``unjudged`` came to the new version and says nothing of it: there was no feature store, or too little time.
+    """
+
+    decisions: int = 0
+    errors: int = 0
+    compared: int = 0
+    flips: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+    unjudged: int = 0
+
+    def feed_decision(self, task: TaskRecord, version: str, owed_ms: float, problems: Sequence[Problem] = ()) -> bool:
+        """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it counts.
+
+        What it lacks to be asked at all, a feature say, is its failure too: its record, or among the decision's
+        ``problems`` where these ended the request. A task that was not to be run, or was cancelled because others were
+        enough, does not count. ``owed_ms``: a call that was given less before it was given up says nothing.
+        """
+        fed = False
+        for each in (*task.earlier, task):
+            # Drawn by chance, and not asked for by a caller or come to because another version failed.
+            if each.version != version or each.selected_by != "rollout":
+                continue
+            ended = _ended(each.result, [problem for problem in problems if problem.task == task.name], owed_ms)
+            fed = fed or ended is not None
+            match ended:
+                case "unjudged":
+                    self.unjudged += 1
+                case "ok" | "failed":
+                    self.decisions += 1
+                    self.errors += ended == "failed"
+                    latency_ms = _latency_ms(each.result)
+                    if latency_ms is not None:
+                        self.latencies.add(latency_ms)
+        return fed
+
+    def feed_shadow(self, evidence: Mapping[str, Any]) -> bool:
+        """Count a decision that the version would have made; whether it can be told what it would have changed."""
+        flipped = evidence.get("flipped")
+        if not isinstance(flipped, bool):
+            return False
+        self.compared += 1
+        self.flips += flipped
+        return True
+
+    def merge(self, other: "StepStats") -> None:
+        """Take in another partition's."""
+        self.decisions += other.decisions
+        self.errors += other.errors
+        self.unjudged += other.unjudged
+        self.compared += other.compared
+        self.flips += other.flips
+        self.latencies.merge(other.latencies)
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``from_json`` reads."""
+        return {
+            "decisions": self.decisions,
+            "errors": self.errors,
+            "unjudged": self.unjudged,
+            "compared": self.compared,
+            "flips": self.flips,
+            "latencies": self.latencies.as_json(),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "StepStats":
+        """The statistics that ``as_json`` gave."""
+        return cls(
+            content["decisions"],
+            content["errors"],
+            content["compared"],
+            content["flips"],
+            Latencies.from_json(content["latencies"]),
+            content["unjudged"],
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that the bounds are held against."""
+        return {
+            "decisions": self.decisions,
+            "errors": self.errors,
+            "error_rate": self.errors / self.decisions if self.decisions else None,
+            "unjudged": self.unjudged,
+            "p99_ms": self.latencies.quantile_ms(0.99),
+            "compared": self.compared,
+            "flips": self.flips,
+            "flip_rate": self.flips / self.compared if self.compared else None,
+        }
+
+
+def _ended(
+    result: TaskResult | None, problems: Sequence[Problem], owed_ms: float
+) -> Literal["ok", "failed", "unjudged"] | None:
+    """How a version ended, by its result, or where there is none by what ended the request; None: it was not to run."""
+    if result is None:
+        mattering = [problem for problem in problems if problem.code not in _NOT_TO_BE_RUN]
+        if not mattering:
+            return None
+        own = any(problem.code is not Code.FEATURES_UNAVAILABLE for problem in mattering)
+        return "failed" if own else "unjudged"
+    if result.status is TaskStatus.OK:
+        return "ok"
+    code = None if result.problem is None else result.problem.code
+    if result.status is TaskStatus.PENDING or code in _NOT_TO_BE_RUN:
+        return None
+    if code is None:
+        return None if result.status is TaskStatus.SKIPPED else "failed"
+    return "unjudged" if code is Code.FEATURES_UNAVAILABLE or _had_no_time(result, code, owed_ms) else "failed"
+
+
+def _had_no_time(result: TaskResult, code: Code, owed_ms: float) -> bool:
+    """Whether the version was given up before it had its time, or could not be asked any more.
+
+    A latency that was cut off is known only to be longer ("right-censored", Kaplan and Meier 1958): where the cut came
+    early, that is next to nothing.
+    """
+    silent = all(attempt.outcome in _CUT_OFF for attempt in result.attempts)
+    return code in _GIVEN_UP and silent and result.latency_ms < owed_ms
+
+
+def _latency_ms(result: TaskResult | None) -> float | None:
+    """How long a call took; None where none was made, or nothing was there to answer it."""
+    if result is None or not any(attempt.outcome != "ejected" for attempt in result.attempts):
+        return None
+    code = None if result.problem is None else result.problem.code
+    if code in _UNANSWERED:
+        return None
+    return NO_ANSWER_MS if code in _GIVEN_UP else result.latency_ms
