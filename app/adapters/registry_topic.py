@@ -72,6 +72,7 @@ POINTER_UNREADABLE: Final = (
     "`model-broker apply -f DIR`"
 )
 
+_REVISION_ID: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _POLL_MS: Final = 500
 _RETRY_S: Final = 1.0
 _REFUSAL_LENGTH_MAX: Final = 300
@@ -237,14 +238,18 @@ def read_history(settings: Settings, *, timeout_s: float = 30.0) -> History:
     topic = _read_topic(settings, timeout_s)
     lines = _in_log_order(topic.records)
     lines.reverse()
-    current = topic.pointer.revision if topic.pointer is not None else None
-    if topic.pointer is None and topic.faults:
+    faults = topic.faults
+    if topic.pointer is None:
         last_good = topic.contents.newest_sound()
         current = None if last_good is None else last_good.id
+        if lines and not faults:
+            faults = (Fault(settings.topic(REGISTRY_TOPIC), "", "current", POINTER_DELETED),)
+    else:
+        current = topic.pointer.revision
     newest = next((at for at, one in enumerate(lines) if one.revision == current), None)
     refused = {identity: topic.contents.refusal(identity) for identity in topic.contents}
     told = (replace(one, current=at == newest, refused=refused.get(one.revision)) for at, one in enumerate(lines))
-    return History(tuple(told), topic.faults)
+    return History(tuple(told), faults)
 
 
 def _in_log_order(records: Mapping[str, "_Record"]) -> list[Publication]:
@@ -449,19 +454,24 @@ def _read_topic(settings: Settings, timeout_s: float, *, wanted: str | None = No
         if key == POINTER_KEY:
             last, topic.pointer_offset = value, message.offset()
             topic.contents.note(value)
-        elif value is not None and key is not None:
-            identity = key.decode("utf-8", "replace")
+        elif value is not None and (identity := _identity(key)) is not None:
             topic.records[identity] = _Record(message.offset() or 0, message.timestamp()[1], _publications(message))
             published = bool(topic.records[identity].publications)
-            topic.contents.add(key, value, message.timestamp()[1], published=published)
+            topic.contents.add(identity, value, message.timestamp()[1], published=published)
             if wanted is not None and identity.startswith(wanted):
-                topic.wanted.add(key, value, message.timestamp()[1], published=published)
+                topic.wanted.add(identity, value, message.timestamp()[1], published=published)
     if last is not None:
         try:
             topic.pointer = Pointer.read(last)
         except ValueError as error:
             topic.faults = (Fault(name, "", "current", f"{POINTER_UNREADABLE} ({error})"),)
     return topic
+
+
+def _identity(key: str | bytes | None) -> str | None:
+    """The revision that a record's key names; None for a stray record, which must not push a revision out."""
+    text = key.decode("utf-8", "replace") if isinstance(key, bytes) else key or ""
+    return text if _REVISION_ID.fullmatch(text) else None
 
 
 def _publications(message: Message) -> tuple[Pointer, ...]:
@@ -531,33 +541,41 @@ def _records(bootstrap: str, topic: str, timeout_s: float) -> Iterator[Message]:
 
 
 class _Contents:
-    """The contents of the last ``kept`` revisions as they were published, compressed."""
+    """The contents of the last ``kept`` revisions as they were published, compressed.
+
+    A record alone publishes nothing: those that were never in force go first. ``_in_force``: the others, the one that
+    was last so at the end.
+    """
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._compressed: OrderedDict[str, bytes] = OrderedDict()
         self._written_at: dict[str, int] = {}
-        self._in_force: set[str] = set()
+        self._in_force: OrderedDict[str, None] = OrderedDict()
 
-    def add(self, key: bytes, value: bytes, written_at: int, *, published: bool) -> None:
+    def add(self, identity: str, value: bytes, written_at: int, *, published: bool) -> None:
         """Keep a record's value; ``written_at`` in epoch milliseconds; ``published``: as its headers tell."""
-        identity = key.decode("utf-8", "replace")
-        if published:
-            self._in_force.add(identity)
         self._compressed[identity] = value
         self._written_at[identity] = written_at
         self._compressed.move_to_end(identity)
+        if published:
+            self._comes_into_force(identity)
         if len(self._compressed) > self._kept:
-            oldest, _ = self._compressed.popitem(last=False)
-            del self._written_at[oldest]
-            self._in_force.discard(oldest)
+            spare = (each for each in self._compressed if each not in self._in_force and each != identity)
+            out = next(spare, None) or next(iter(self._in_force))
+            del self._compressed[out], self._written_at[out]
+            self._in_force.pop(out, None)
 
     def note(self, pointer: bytes | None) -> None:
-        """A pointer, as it was read: what it names was in force, whoever wrote it."""
+        """A pointer, as it was read: what it names is in force, whoever wrote it."""
         with contextlib.suppress(ValueError):
             named = Pointer.read(pointer or b"").revision
             if named in self._compressed:
-                self._in_force.add(named)
+                self._comes_into_force(named)
+
+    def _comes_into_force(self, identity: str) -> None:
+        self._in_force[identity] = None
+        self._in_force.move_to_end(identity)
 
     def written_at(self, identity: str) -> int:
         """When the record of one of them was written, in epoch milliseconds."""
@@ -581,10 +599,8 @@ class _Contents:
             return load_revision(identity, content)
 
     def newest_sound(self) -> Revision | None:
-        """The last of them that loads, of those that were ever in force: a record alone publishes nothing."""
-        for identity in reversed(self._compressed):
-            if identity not in self._in_force:
-                continue
+        """Of those that load, the one that was last in force."""
+        for identity in reversed(self._in_force):
             with contextlib.suppress(DocumentsRefused):
                 return self.load(identity)
         return None
@@ -612,8 +628,8 @@ class _Contents:
 class RegistryFollower:
     """Keeps ``current`` at the last good revision on the topic, within a second of its publication.
 
-    Older pointers are compacted away. So who starts where the last one is bad, or gone, goes by the newest sound
-    revision, as commands do: it is the one that whoever runs already has kept.
+    Older pointers are compacted away. So who starts where the last one is bad, or gone, goes by the sound revision that
+    was in force last, as commands do: it is the one that whoever runs already has kept.
 
     ``on_switch`` is called in the event loop with each revision gone over to. Reading is without a consumer group:
     every process reads everything. Kafka being away changes nothing; what was published meanwhile comes
@@ -741,13 +757,17 @@ class RegistryFollower:
         """Keep the revisions that were read; returns the pointers, in order."""
         pointers: list[bytes | None] = []
         for record in batches.get(self._partition, ()):
-            self._blank = False
             if record.key == POINTER_KEY:
+                self._blank = False
                 pointers.append(record.value)
                 self._contents.note(record.value)
-            elif record.key is not None and record.value is not None:
+            elif (identity := _identity(record.key)) is None:
+                REFUSED.labels("stray").inc()
+                _log.error("registry_record_stray", offset=record.offset, key=repr(record.key)[:100])
+            elif record.value is not None:
+                self._blank = False
                 published = bool(_told_by(record.key, record.headers))
-                self._contents.add(record.key, record.value, record.timestamp, published=published)
+                self._contents.add(identity, record.value, record.timestamp, published=published)
         return pointers
 
     async def _switch(self, pointers: list[bytes | None]) -> None:

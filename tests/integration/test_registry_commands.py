@@ -215,7 +215,7 @@ def test_a_head_written_by_hand_is_replaced(settings: Settings, tmp_path: Path) 
     assert applied.exit_code == 0
     assert "is refused" in applied.stderr
     assert read_head(settings).published is not None
-    producer.produce(settings.topic("broker.registry"), key=b"sha256:a", value=b"by hand", partition=0)
+    producer.produce(settings.topic("broker.registry"), key=b"sha256:" + b"a" * 64, value=b"by hand", partition=0)
     assert producer.flush(10) == 0
     assert "refused: " in run("history").stdout
     refused, sound_one = run_json("history")["publications"]

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 
 from app.adapters.registry_topic import (
     MESSAGE_LENGTH_MAX,
+    POINTER_DELETED,
     POINTER_KEY,
     PUBLICATION_HEADER,
     PUBLICATIONS_KEPT,
@@ -37,6 +38,9 @@ from tests.support.registry_documents import changed, revision, sound
 from tests.support.stack import ServiceStack
 
 BOUND_S = 20.0
+
+
+ID_A, ID_B = (f"sha256:{letter * 64}" for letter in "ab")
 
 
 @pytest.fixture
@@ -151,11 +155,10 @@ async def test_old_revisions_are_kept_up_to_a_bound(settings: Settings) -> None:
     for number, identity in enumerate(identities[:3]):
         await asyncio.to_thread(publish, settings, number, previous)
         previous = identity
-    records = [
-        (each.id.encode(), zstandard.compress(canonical(each.documents)))
-        for each in (numbered(number) for number in range(3, REVISIONS_KEPT + 2))
-    ]
-    await asyncio.to_thread(write, settings, *records)
+    for each in (numbered(number) for number in range(3, REVISIONS_KEPT + 2)):
+        record = (each.id.encode(), zstandard.compress(canonical(each.documents)))
+        headers = [(PUBLICATION_HEADER, pointer_to(each.id))]
+        await asyncio.to_thread(write, settings, record, headers=headers)
     async with following(settings) as follower:
         # The oldest two gave way; the current one is held though newer records came after it.
         assert follower.get(identities[0]) is None
@@ -224,8 +227,8 @@ STATUS = {"state": "progressing", "step": 0, "since": 1, "of": "0" * 16}
         ([(POINTER_KEY, b'{"revision": "x", "previous": null, "published_at": "now", "documents": 1}')], "pointer"),
         ([(POINTER_KEY, None)], "pointer"),
         ([(POINTER_KEY, pointer_to("sha256:unheard-of"))], "revision"),
-        ([(b"sha256:a", b"not zstd"), (POINTER_KEY, pointer_to("sha256:a"))], "revision"),
-        ([(b"sha256:b", zstandard.compress(b"[]")), (POINTER_KEY, pointer_to("sha256:b"))], "revision"),
+        ([(ID_A.encode(), b"not zstd"), (POINTER_KEY, pointer_to(ID_A))], "revision"),
+        ([(ID_B.encode(), zstandard.compress(b"[]")), (POINTER_KEY, pointer_to(ID_B))], "revision"),
         (unsound(), "revision"),
         # An empty registry would reject every request.
         (unsound(b"[]"), "revision"),
@@ -291,6 +294,36 @@ async def test_who_starts_where_only_a_bad_pointer_is_left_goes_by_the_newest_so
         assert head.last_good.id == last.id
         third = await asyncio.to_thread(publish, settings, 3, head.id)
         await until(lambda: follower.current is not None and follower.current.id == third.id, "the next good one")
+
+
+async def test_commands_and_workers_agree_on_what_was_last_in_force(settings: Settings) -> None:
+    """A pointer back that somebody wrote by hand counts as any other, also once a bad one stands after it."""
+    first = await asyncio.to_thread(publish, settings, 1, None)
+    await asyncio.to_thread(publish, settings, 2, first.id)
+    await asyncio.to_thread(write, settings, (POINTER_KEY, pointer_to(first.id)), (POINTER_KEY, b"not json"))
+    head = await asyncio.to_thread(read_head, settings)
+    assert head.last_good is not None
+    assert head.last_good.id == first.id
+    async with following(settings) as follower:
+        assert follower.current is not None
+        assert follower.current.id == first.id
+
+
+async def test_stray_records_push_no_revision_out(settings: Settings) -> None:
+    """Neither those of a misdirected producer, which are told, nor revisions that nothing points at."""
+    first = await asyncio.to_thread(publish, settings, 1, None)
+    others = [numbered(number) for number in range(2, REVISIONS_KEPT + 3)]
+    stray = [(f"stray-{number}".encode(), b"x") for number in range(REVISIONS_KEPT + 1)]
+    unpublished = [(each.id.encode(), zstandard.compress(canonical(each.documents))) for each in others]
+    await asyncio.to_thread(write, settings, *stray, *unpublished)
+    before = refusals("stray")
+    async with following(settings) as follower:
+        assert follower.current is not None
+        assert follower.current.id == first.id
+    assert refusals("stray") == before + len(stray)
+    head = await asyncio.to_thread(read_head, settings)
+    assert head.published is not None
+    assert head.published.revision.id == first.id
 
 
 async def test_a_topic_without_a_sound_revision_is_not_blank(settings: Settings) -> None:
@@ -366,11 +399,11 @@ def test_records_that_tell_nothing_are_told_by_their_time(settings: Settings) ->
     first = publish(settings, 1, None)
     before_ms = time.time_ns() // 1_000_000
     headers = [(PUBLICATION_HEADER, b"{"), (PUBLICATION_HEADER, pointer_to(first.id)), ("other", b"1")]
-    write(settings, (b"sha256:a", b"not zstd"), headers=headers)
+    write(settings, (ID_A.encode(), b"not zstd"), headers=headers)
     newest, oldest = read_history(settings).publications
     assert newest.refused is not None
     assert "zstd" in newest.refused
-    assert newest == Publication("sha256:a", newest.published_at, None, None, None, refused=newest.refused)
+    assert newest == Publication(ID_A, newest.published_at, None, None, None, refused=newest.refused)
     assert newest.published_at >= before_ms - 1_000
     assert (oldest.revision, oldest.current, oldest.refused) == (first.id, True, None)
 
@@ -397,7 +430,7 @@ def test_any_revision_is_found_by_the_beginning_of_its_id(settings: Settings) ->
         found = find_revision(settings, beginning)
         assert found.revision.id == first.id
         assert found.head.id == first.id
-    write(settings, (f"{first.id[:20]}beef".encode(), b"not zstd"))
+    write(settings, (f"{first.id[:20]}beef".ljust(len(first.id), "0").encode(), b"not zstd"))
     with pytest.raises(ConfigurationError, match="2 revisions begin so"):
         find_revision(settings, first.id[:19])
     with pytest.raises(ConfigurationError, match="model-broker history"):
@@ -454,6 +487,16 @@ def test_over_a_refused_end_only_what_cannot_wait_is_published(
     third = numbered(3)
     publish_next(settings, third, before=second.id, now_ms=1, message="a step", over_refused=False)
     assert read_head(settings).id == third.id
+
+
+def test_the_history_says_that_the_pointer_was_deleted(settings: Settings) -> None:
+    """And marks the one by which workers go."""
+    first = publish(settings, 1, None)
+    write(settings, (POINTER_KEY, None))
+    told = read_history(settings)
+    assert [(each.revision, each.current) for each in told.publications] == [(first.id, True)]
+    (fault,) = told.faults
+    assert fault.message == POINTER_DELETED
 
 
 def test_a_deleted_pointer_is_said_to_be(settings: Settings) -> None:
