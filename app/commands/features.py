@@ -40,6 +40,7 @@ from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_news import Outlook, Standing
 from app.domain.feature_rows import (
+    Occurrences,
     RowReader,
     RowRefused,
     Update,
@@ -176,6 +177,7 @@ def load(
             "stored": not dry_run and not refused.count,
             "dry_run": dry_run,
             "ignored_columns": ignored,
+            "stored_before": outlook.stored_before,
             "outdated_rows": outlook.outdated_rows,
             "outdated": {str(each): outlook.outdated[each] for each in Standing if each is not Standing.NEWS},
             "late_rows": outlook.late_rows,
@@ -294,6 +296,12 @@ def _tell_outlook(outlook: Outlook, total: int, view: str, spec: FeatureViewSpec
             f"earlier row has of their entity: aggregates do not count them{before}",
             err=True,
         )
+    elif outlook.stored_before and outlook.lateness_ms is not None:
+        typer.echo(
+            f"note: the store has at least {outlook.stored_before:,} of {total:,} rows as they are: aggregates do not "
+            "count again those that a load brought, whatever its order and format; those that a producer sent they do",
+            err=True,
+        )
     if outlook.crowded:
         typer.echo(
             f"warning: {outlook.crowded:,} entities of the file have more than {IDS_MAX:,} rows each: of more than "
@@ -347,9 +355,12 @@ def _refused_rows(rows: FeatureFile, reader: RowReader, now_ms: int, reasons: Ma
 
 
 def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[tuple[FileRow, Update]]:
+    """Each row's update; rows that say the same have ids of their own where there are aggregates, which count by them."""
+    same = None if reader.spec.plan is None else Occurrences()
     for row in rows.rows():
         try:
-            yield row, _update(row, reader, now_ms)[0]
+            update = _update(row, reader, now_ms)[0]
+            yield row, update if same is None else same.numbered(update)
         except RowRefused as error:
             raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
 

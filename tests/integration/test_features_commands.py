@@ -284,6 +284,33 @@ def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: 
         }
 
 
+def test_aggregates_count_rows_once_in_whatever_arrangement(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Another format, columns and rows in another order, a row less: no event is new."""
+    now_ms = time.time_ns() // 1_000_000
+    rows = [(801, 1.5, now_ms - 30_000), *[(801, 2.0, now_ms - 20_000)] * 2, (801, 0.5, now_ms - 10_000)]
+    load = ("--view", "payments", "--event-time", "at")
+    counted = {"amount_sum_24h": ("PRESENT", 6.0), "amount_sum_30d": ("PRESENT", 6.0), "count_24h": ("PRESENT", 4)}
+    csv = tmp_path / "first.csv"
+    csv.write_text("applicant_id,amount,at\n" + "".join(f"{who},{amount},{at}\n" for who, amount, at in rows))
+    assert world.run_json("features", "load", csv, *load)["stored_before"] == 0
+    turned, lines = tmp_path / "turned.csv", tmp_path / "lines.jsonl"
+    turned.write_text("at,amount,applicant_id\n" + "".join(f"{at},{amount},{who}\n" for who, amount, at in rows[::-1]))
+    lines.write_bytes(
+        b"\n".join(orjson.dumps({"at": at, "amount": amount, "applicant_id": who}) for who, amount, at in rows)
+    )
+    less = tmp_path / "less.csv"
+    less.write_text("applicant_id,amount,at\n" + "".join(f"{who},{amount},{at}\n" for who, amount, at in rows[1:]))
+    for file in (turned, lines, less):
+        told = world.run("features", "load", file, *load).stderr
+        assert "note: the store has at least 1 of" in told
+        found = world.features("payments", "applicant_id=801")
+        assert {name: found[name] for name in counted} == counted, file.name
+    more = tmp_path / "more.csv"
+    more.write_text(f"{turned.read_text()}{rows[-1][2]},0.25,801\n")
+    world.run("features", "load", more, *load)
+    assert world.features("payments", "applicant_id=801")["count_24h"] == ("PRESENT", 5)
+
+
 def test_rows_that_change_nothing_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
     """Before and beside the load: what is there, what is older, and what corrects nothing for want of a later time."""
     file = tmp_path / "news.csv"
