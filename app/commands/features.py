@@ -27,6 +27,7 @@ from app.adapters.feature_load import (
     UPDATES_TOPIC,
     Journal,
     await_stored,
+    begin_anew,
     publish,
     refuse_oversized,
     refused_updates,
@@ -144,7 +145,7 @@ def load(
         spec = _stored_view(_current(settings), view)
         mapped = _mapping(mapping or [])
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
-        journal = Journal.open(settings, file, **options)
+        journal = _journal(settings, file, options)
         with FeatureFile(file, format_of(file, format_)) as rows:
             _tell_unnamed(rows)
             reader, ignored = row_reader(
@@ -206,6 +207,14 @@ def load(
                 f"they lie in {letters}. Mend what is said and load the file again, or redrive them:{refused.listed()}"
             )
         )
+
+
+def _journal(settings: Settings, file: Path, options: Mapping[str, Any]) -> Journal:
+    journal = Journal.open(settings, file, **options)
+    why = begin_anew(settings, journal)
+    if why is not None:
+        typer.echo(f"note: this load begins anew, from the first row: {why}", err=True)
+    return journal
 
 
 def _tell_unnamed(file: FeatureFile) -> None:
@@ -355,7 +364,7 @@ def _refused_rows(rows: FeatureFile, reader: RowReader, now_ms: int, reasons: Ma
 
 
 def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[tuple[FileRow, Update]]:
-    """Each row's update; rows that say the same have ids of their own where there are aggregates, which count by them."""
+    """Each row's update. Aggregates count by ids, so where there are some, rows that say the same have their own."""
     same = None if reader.spec.plan is None else Occurrences()
     for row in rows.rows():
         try:

@@ -17,11 +17,15 @@ import orjson
 import pyarrow
 import pytest
 import yaml
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from pyarrow import parquet
 from redis.asyncio import Redis
 
 from app.adapters.feast_codec import row_key
 from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.topic_reader import ends_of
+from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
 from app.commands.stored_rows import StoredRows
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
@@ -473,6 +477,53 @@ def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) ->
         world.worker.start()
     assert world.run_json("features", "load", file, "--view", "applicant", *TODAY)["published"] == 0
     assert world.features("applicant", "applicant_id=950")["age_years"] == ("PRESENT", 41)
+
+
+def test_a_journal_of_records_that_are_gone_is_void(stack: ServiceStack, tmp_path: Path) -> None:
+    """A topic that was made anew, or of which Kafka has deleted records: what was left is published again, and told."""
+    with features_world(stack, tmp_path, f"t{uuid.uuid4().hex[:10]}.") as world:
+        world.publish([feature_view("applicant", world.project, {"age_years": "INT64"})])
+        topic = world.settings.topic("features.updates")
+        admin = AdminClient({"bootstrap.servers": world.settings.kafka_bootstrap})
+
+        def written(name: str, first: int, rows: int) -> Path:
+            file = tmp_path / name
+            file.write_text("applicant_id,age_years\n" + "".join(f"{first + n},41\n" for n in range(rows)))
+            return file
+
+        def load(file: Path, *more: str) -> Any:
+            return world.run_json("features", "load", file, "--view", "applicant", *TODAY, *more)
+
+        def leave(file: Path) -> None:
+            more = ("--view", "applicant", "--timeout", "300ms", *TODAY)
+            assert (
+                "does `model-broker worker features` run?" in world.run("features", "load", file, *more, code=1).stderr
+            )
+
+        first, other, second = written("a.csv", 1, 50), written("b.csv", 1_000, 200), written("c.csv", 2_000, 50)
+        leave(first)
+        admin.delete_topics([topic], operation_timeout=30)[topic].result()
+        while topic in TopicAdmin(world.settings).partition_counts():
+            time.sleep(0.05)
+        TopicAdmin(world.settings).apply(wanted_topics(read_documents(), world.settings, []))
+        told = world.run("features", "load", first, "--view", "applicant", "--dry-run", *TODAY).stderr
+        assert f"note: this load begins anew, from the first row: topic {topic} was created anew" in told
+        world.worker.start()
+        assert load(other)["published"] == 200
+        found = load(first)
+        assert (found["published"], found["resumed_after"], found["stored"]) == (50, 0, True)
+        assert world.features("applicant", "applicant_id=7")["age_years"] == ("PRESENT", 41)
+
+        world.worker.stop()
+        leave(second)
+        ends = ends_of(world.settings, topic)
+        for future in admin.delete_records([TopicPartition(topic, *each) for each in ends.items()]).values():
+            future.result()
+        world.worker.start()
+        assert load(other)["published"] == 200
+        found = load(second)
+        assert (found["published"], found["resumed_after"], found["stored"]) == (50, 0, True)
+        assert world.features("applicant", "applicant_id=2007")["age_years"] == ("PRESENT", 41)
 
 
 def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) -> None:
