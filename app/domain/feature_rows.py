@@ -64,7 +64,7 @@ class Update:
 class Occurrences:
     """Numbers the rows of one file that say the same, from its first row on: each is an event of its own.
 
-    Holds a digest of each different row: about 105 MB for a million.
+    Holds a digest of each different row: about 100 MB for a million.
     """
 
     def __init__(self) -> None:
