@@ -1,7 +1,8 @@
 """A load of feature updates: published in parts that are acknowledged as a whole, and waited for until stored.
 
 A journal beside the local state says how far a load came, so that one that was killed goes on where it was. Updates of
-the part that was under way are sent again; their ids and event times make that the same as sending them once.
+the part that was under way are sent again; their ids and event times make that the same as sending them once. A journal
+of records that Kafka has no more is void, for nobody can tell whether they were stored: all rows are published again.
 
 What a worker has committed is stored, or lies in the dead-letter topic. So that topic is read from where it ended
 before the load, and letters that carry an id of the load's tell which rows were refused.
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -22,8 +23,8 @@ from app.adapters.dead_letter_topics import DeadLetter
 from app.adapters.dead_letters import ORIGINAL_TOPIC, SUFFIX
 from app.adapters.feast_codec import encode_values
 from app.adapters.redis_feast import too_long
-from app.adapters.topic_reader import ends_of, read_topic
-from app.adapters.topics import CONNECT_WITHIN_S, refused_by_kafka
+from app.adapters.topic_reader import ends_of, marks_of, read_topic
+from app.adapters.topics import CONNECT_WITHIN_S, TopicAdmin, refused_by_kafka
 from app.domain.errors import ConfigurationError, PublishFailed, StoreUnavailable
 from app.domain.feature_rows import RowRefused, Update
 from app.domain.feature_updates import FeatureRow
@@ -41,15 +42,17 @@ _POLL_S: Final = 0.2
 
 @dataclass(slots=True)
 class Journal:
-    """How far a load came: rows that are published, and where in each partition they end.
+    """How far a load came: rows that are published, and where in each partition they start and end.
 
-    ``letters``: where each partition of the dead-letter topic ended when it began.
+    ``letters``: where each partition of the dead-letter topic ended when it began. ``topics``: the ids of both topics.
     """
 
     path: Path
     rows: int = 0
+    starts: dict[int, int] = field(default_factory=dict)
     ends: dict[int, int] = field(default_factory=dict)
     letters: dict[int, int] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: Settings, file: Path, **options: Any) -> "Journal":
@@ -61,8 +64,11 @@ class Journal:
         path = settings.data_dir / "loads" / f"{digest[:32]}.json"
         try:
             held = orjson.loads(path.read_bytes())
-            ends, letters = ({int(p): end for p, end in held[name].items()} for name in ("ends", "letters"))
-            return cls(path, held["rows"], ends, letters)
+            starts, ends, letters = (
+                {int(partition): offset for partition, offset in held[name].items()}
+                for name in ("starts", "ends", "letters")
+            )
+            return cls(path, held["rows"], starts, ends, letters, dict(held["topics"]))
         except FileNotFoundError:
             return cls(path)
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -75,7 +81,13 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             beside = self.path.with_suffix(".new")
-            held = {"rows": self.rows, "ends": self.ends, "letters": self.letters}
+            held = {
+                "rows": self.rows,
+                "starts": self.starts,
+                "ends": self.ends,
+                "letters": self.letters,
+                "topics": self.topics,
+            }
             beside.write_bytes(orjson.dumps(held, option=orjson.OPT_NON_STR_KEYS))
             os.replace(beside, self.path)
         except OSError as error:
@@ -83,9 +95,64 @@ class Journal:
                 f"{self.path}: the journal cannot be written ({error}): set BROKER_DATA_DIR to a place that can"
             ) from error
 
+    def void(self, updates: "TopicNow", letters: "TopicNow") -> str | None:
+        """Why it says nothing of these topics; None where it holds."""
+        for topic in (updates, letters):
+            if self.topics.get(topic.name) != topic.id:
+                return f"topic {topic.name} was created anew since an earlier run published"
+        held = [(updates, self.starts, self.ends), (letters, self.letters, self.letters)]
+        for topic, starts, ends in held:
+            for partition, end in ends.items():
+                first, last = topic.marks.get(partition, (0, 0))
+                if end > last:
+                    return f"partition {partition} of {topic.name} ends at {last}, and an earlier run saw it at {end}"
+                if starts[partition] < first:
+                    return (
+                        f"Kafka has deleted records of partition {partition} of {topic.name} since an earlier run "
+                        "published, so what was stored of it is not known"
+                    )
+        return None
+
+    def clear(self) -> None:
+        """It says nothing any more, as that of a load that is new."""
+        self.rows = 0
+        for each in (self.starts, self.ends, self.letters, self.topics):
+            each.clear()
+
     def remove(self) -> None:
         """The load is through: the next one of this file begins anew."""
         self.path.unlink(missing_ok=True)
+
+
+class TopicNow(NamedTuple):
+    """A topic as it is: its full name, its id, and where each partition begins and ends."""
+
+    name: str
+    id: str
+    marks: Mapping[int, tuple[int, int]]
+
+
+def begin_anew(settings: Settings, journal: Journal) -> str | None:
+    """Clear a journal that holds no longer, and say why; None where it goes on, or is new.
+
+    Raises:
+        ConfigurationError, StoreUnavailable: Kafka does not answer, or has no such topics.
+    """
+    if not journal.rows:
+        return None
+    names = _topics_of(settings)
+    marks = [marks_of(settings, name) for name in names]
+    ids = TopicAdmin(settings).ids(names)
+    updates, letters = (TopicNow(name, ids[name], each) for name, each in zip(names, marks, strict=True))
+    why = journal.void(updates, letters)
+    if why is not None:
+        journal.clear()
+    return why
+
+
+def _topics_of(settings: Settings) -> tuple[str, str]:
+    topic = settings.topic(UPDATES_TOPIC)
+    return topic, topic + SUFFIX
 
 
 def refuse_oversized(update: Update, row: FeatureRow, settings: Settings) -> None:
@@ -129,14 +196,18 @@ def publish(settings: Settings, updates: Iterator[Update], journal: Journal, pro
         raise refused_by_kafka(settings.kafka_bootstrap, f"publishing to {topic}", error) from error
     if known.error is not None:
         raise ConfigurationError(f"no topic {topic}: create it with `model-broker topics apply`")
+    if not journal.topics:
+        journal.topics = TopicAdmin(settings).ids(_topics_of(settings))
     failures: list[str] = []
-    ends = journal.ends
+    starts, ends = journal.starts, journal.ends
 
     def delivered(error: Any, message: Any) -> None:
         if error is not None:
             failures.append(error.str())
         else:
-            ends[message.partition()] = max(ends.get(message.partition(), 0), message.offset() + 1)
+            partition, offset = message.partition(), message.offset()
+            starts[partition] = min(starts.get(partition, offset), offset)
+            ends[partition] = max(ends.get(partition, 0), offset + 1)
 
     sent = 0
     for update in updates:

@@ -46,8 +46,13 @@ def read_topic(
 
 def ends_of(settings: Settings, topic: str, *, timeout_s: float = 30.0) -> dict[int, int]:
     """Where each partition of ``topic`` (full name) ends now. Raises as ``read_topic`` does."""
+    return {partition: end for partition, (_, end) in marks_of(settings, topic, timeout_s=timeout_s).items()}
+
+
+def marks_of(settings: Settings, topic: str, *, timeout_s: float = 30.0) -> dict[int, tuple[int, int]]:
+    """Where each partition of ``topic`` (full name) begins and ends now. Raises as ``read_topic`` does."""
     with _consumer(settings, topic) as consumer:
-        return _starts(consumer, topic, _partitions(consumer, settings, topic), None, None, timeout_s)[1]
+        return _marks(consumer, topic, _partitions(consumer, settings, topic), timeout_s)
 
 
 @contextmanager
@@ -145,10 +150,7 @@ def _starts(
     timeout_s: float,
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Where to begin and where to end, by partition."""
-    marks = {
-        partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
-        for partition in partitions
-    }
+    marks = _marks(consumer, topic, partitions, timeout_s)
     ends = {partition: high for partition, (_, high) in marks.items()}
     starts = {partition: low for partition, (low, _) in marks.items()}
     if since_ms is not None:
@@ -159,3 +161,10 @@ def _starts(
     if since is not None:
         starts = {at: min(max(low, since.get(at, low)), ends[at]) for at, low in starts.items()}
     return starts, ends
+
+
+def _marks(consumer: Consumer, topic: str, partitions: list[int], timeout_s: float) -> dict[int, tuple[int, int]]:
+    return {
+        partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+        for partition in partitions
+    }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
     AdminClient,
     AlterConfigOpType,
@@ -202,6 +202,11 @@ class TopicAdmin:
             for name, topic in topics.items()
             if topic.error is None and all(partition.leader >= 0 for partition in topic.partitions.values())
         }
+
+    def ids(self, names: Sequence[str]) -> dict[str, str]:
+        """What tells each topic from one of its name that was there before, or comes later."""
+        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
+        return {name: str(self._result(future, f"looking up {name}").topic_id) for name, future in asked.items()}
 
     def differences(self, topics: Sequence[Topic]) -> tuple[Difference, ...]:
         """In what Kafka's topics differ from ``topics``."""

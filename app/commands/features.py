@@ -27,6 +27,7 @@ from app.adapters.feature_load import (
     UPDATES_TOPIC,
     Journal,
     await_stored,
+    begin_anew,
     publish,
     refuse_oversized,
     refused_updates,
@@ -40,6 +41,7 @@ from app.domain.errors import BrokerError, ConfigurationError
 from app.domain.feature_check import STORED_STATUSES, Finding, findings_of, judge_all, need_of
 from app.domain.feature_news import Outlook, Standing
 from app.domain.feature_rows import (
+    Occurrences,
     RowReader,
     RowRefused,
     Update,
@@ -143,7 +145,7 @@ def load(
         spec = _stored_view(_current(settings), view)
         mapped = _mapping(mapping or [])
         options = {"view": view, "map": mapped, "time": event_time, "value": event_time_value}
-        journal = Journal.open(settings, file, **options)
+        journal = _journal(settings, file, options)
         with FeatureFile(file, format_of(file, format_)) as rows:
             _tell_unnamed(rows)
             reader, ignored = row_reader(
@@ -176,6 +178,7 @@ def load(
             "stored": not dry_run and not refused.count,
             "dry_run": dry_run,
             "ignored_columns": ignored,
+            "stored_before": outlook.stored_before,
             "outdated_rows": outlook.outdated_rows,
             "outdated": {str(each): outlook.outdated[each] for each in Standing if each is not Standing.NEWS},
             "late_rows": outlook.late_rows,
@@ -204,6 +207,14 @@ def load(
                 f"they lie in {letters}. Mend what is said and load the file again, or redrive them:{refused.listed()}"
             )
         )
+
+
+def _journal(settings: Settings, file: Path, options: Mapping[str, Any]) -> Journal:
+    journal = Journal.open(settings, file, **options)
+    why = begin_anew(settings, journal)
+    if why is not None:
+        typer.echo(f"note: this load begins anew, from the first row: {why}", err=True)
+    return journal
 
 
 def _tell_unnamed(file: FeatureFile) -> None:
@@ -294,6 +305,12 @@ def _tell_outlook(outlook: Outlook, total: int, view: str, spec: FeatureViewSpec
             f"earlier row has of their entity: aggregates do not count them{before}",
             err=True,
         )
+    elif outlook.stored_before and outlook.lateness_ms is not None:
+        typer.echo(
+            f"note: the store has at least {outlook.stored_before:,} of {total:,} rows as they are: aggregates do not "
+            "count again those that a load brought, whatever its order and format; those that a producer sent they do",
+            err=True,
+        )
     if outlook.crowded:
         typer.echo(
             f"warning: {outlook.crowded:,} entities of the file have more than {IDS_MAX:,} rows each: of more than "
@@ -347,9 +364,12 @@ def _refused_rows(rows: FeatureFile, reader: RowReader, now_ms: int, reasons: Ma
 
 
 def _updates(rows: FeatureFile, reader: RowReader, now_ms: int) -> Iterator[tuple[FileRow, Update]]:
+    """Each row's update. Aggregates count by ids, so where there are some, rows that say the same have their own."""
+    same = None if reader.spec.plan is None else Occurrences()
     for row in rows.rows():
         try:
-            yield row, _update(row, reader, now_ms)[0]
+            update = _update(row, reader, now_ms)[0]
+            yield row, update if same is None else same.numbered(update)
         except RowRefused as error:
             raise ConfigurationError(f"{rows.path} has changed while it was loaded: {row.place}: {error}") from error
 

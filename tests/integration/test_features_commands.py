@@ -17,11 +17,15 @@ import orjson
 import pyarrow
 import pytest
 import yaml
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from pyarrow import parquet
 from redis.asyncio import Redis
 
 from app.adapters.feast_codec import row_key
 from app.adapters.redis_feast import RedisFeatureStore
+from app.adapters.topic_reader import ends_of
+from app.adapters.topics import TopicAdmin, read_documents, wanted_topics
 from app.commands.stored_rows import StoredRows
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey
@@ -284,6 +288,33 @@ def test_aggregates_of_a_load_that_is_run_twice(world: FeaturesWorld, tmp_path: 
         }
 
 
+def test_aggregates_count_rows_once_in_whatever_arrangement(world: FeaturesWorld, tmp_path: Path) -> None:
+    """Another format, columns and rows in another order, a row less: no event is new."""
+    now_ms = time.time_ns() // 1_000_000
+    rows = [(801, 1.5, now_ms - 30_000), *[(801, 2.0, now_ms - 20_000)] * 2, (801, 0.5, now_ms - 10_000)]
+    load = ("--view", "payments", "--event-time", "at")
+    counted = {"amount_sum_24h": ("PRESENT", 6.0), "amount_sum_30d": ("PRESENT", 6.0), "count_24h": ("PRESENT", 4)}
+    csv = tmp_path / "first.csv"
+    csv.write_text("applicant_id,amount,at\n" + "".join(f"{who},{amount},{at}\n" for who, amount, at in rows))
+    assert world.run_json("features", "load", csv, *load)["stored_before"] == 0
+    turned, lines = tmp_path / "turned.csv", tmp_path / "lines.jsonl"
+    turned.write_text("at,amount,applicant_id\n" + "".join(f"{at},{amount},{who}\n" for who, amount, at in rows[::-1]))
+    lines.write_bytes(
+        b"\n".join(orjson.dumps({"at": at, "amount": amount, "applicant_id": who}) for who, amount, at in rows)
+    )
+    less = tmp_path / "less.csv"
+    less.write_text("applicant_id,amount,at\n" + "".join(f"{who},{amount},{at}\n" for who, amount, at in rows[1:]))
+    for file in (turned, lines, less):
+        told = world.run("features", "load", file, *load).stderr
+        assert "note: the store has at least 1 of" in told
+        found = world.features("payments", "applicant_id=801")
+        assert {name: found[name] for name in counted} == counted, file.name
+    more = tmp_path / "more.csv"
+    more.write_text(f"{turned.read_text()}{rows[-1][2]},0.25,801\n")
+    world.run("features", "load", more, *load)
+    assert world.features("payments", "applicant_id=801")["count_24h"] == ("PRESENT", 5)
+
+
 def test_rows_that_change_nothing_are_told(world: FeaturesWorld, tmp_path: Path) -> None:
     """Before and beside the load: what is there, what is older, and what corrects nothing for want of a later time."""
     file = tmp_path / "news.csv"
@@ -446,6 +477,53 @@ def test_without_a_worker_the_wait_ends(world: FeaturesWorld, tmp_path: Path) ->
         world.worker.start()
     assert world.run_json("features", "load", file, "--view", "applicant", *TODAY)["published"] == 0
     assert world.features("applicant", "applicant_id=950")["age_years"] == ("PRESENT", 41)
+
+
+def test_a_journal_of_records_that_are_gone_is_void(stack: ServiceStack, tmp_path: Path) -> None:
+    """A topic that was made anew, or of which Kafka has deleted records: what was left is published again, and told."""
+    with features_world(stack, tmp_path, f"t{uuid.uuid4().hex[:10]}.") as world:
+        world.publish([feature_view("applicant", world.project, {"age_years": "INT64"})])
+        topic = world.settings.topic("features.updates")
+        admin = AdminClient({"bootstrap.servers": world.settings.kafka_bootstrap})
+
+        def written(name: str, first: int, rows: int) -> Path:
+            file = tmp_path / name
+            file.write_text("applicant_id,age_years\n" + "".join(f"{first + n},41\n" for n in range(rows)))
+            return file
+
+        def load(file: Path, *more: str) -> Any:
+            return world.run_json("features", "load", file, "--view", "applicant", *TODAY, *more)
+
+        def leave(file: Path) -> None:
+            more = ("--view", "applicant", "--timeout", "300ms", *TODAY)
+            assert (
+                "does `model-broker worker features` run?" in world.run("features", "load", file, *more, code=1).stderr
+            )
+
+        first, other, second = written("a.csv", 1, 50), written("b.csv", 1_000, 200), written("c.csv", 2_000, 50)
+        leave(first)
+        admin.delete_topics([topic], operation_timeout=30)[topic].result()
+        while topic in TopicAdmin(world.settings).partition_counts():
+            time.sleep(0.05)
+        TopicAdmin(world.settings).apply(wanted_topics(read_documents(), world.settings, []))
+        told = world.run("features", "load", first, "--view", "applicant", "--dry-run", *TODAY).stderr
+        assert f"note: this load begins anew, from the first row: topic {topic} was created anew" in told
+        world.worker.start()
+        assert load(other)["published"] == 200
+        found = load(first)
+        assert (found["published"], found["resumed_after"], found["stored"]) == (50, 0, True)
+        assert world.features("applicant", "applicant_id=7")["age_years"] == ("PRESENT", 41)
+
+        world.worker.stop()
+        leave(second)
+        ends = ends_of(world.settings, topic)
+        for future in admin.delete_records([TopicPartition(topic, *each) for each in ends.items()]).values():
+            future.result()
+        world.worker.start()
+        assert load(other)["published"] == 200
+        found = load(second)
+        assert (found["published"], found["resumed_after"], found["stored"]) == (50, 0, True)
+        assert world.features("applicant", "applicant_id=2007")["age_years"] == ("PRESENT", 41)
 
 
 def test_needs_are_held_against_the_store(world: FeaturesWorld, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from app.adapters.documents_yaml import read_directory
 from app.domain.aggregates import Event, State
 from app.domain.expressions import Activation, compile_expression
-from app.domain.feature_rows import Update, row_reader
+from app.domain.feature_rows import Occurrences, Update, row_reader
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import FeatureStatus, Fetched
 from app.domain.on_demand import closure, compute
@@ -185,8 +185,10 @@ def _rows(revision: Revision, view: str) -> Iterator[tuple[Update, FeatureRow]]:
             time_ms=NOW_MS,
             text=True,
         )
-        for number, row in enumerate(cells, start=1):
-            yield reader.read(number, row, NOW_MS)
+        same = Occurrences()
+        for number, cell in enumerate(cells, start=1):
+            update, row = reader.read(number, cell, NOW_MS)
+            yield same.numbered(update), row
 
 
 @pytest.fixture(scope="module")

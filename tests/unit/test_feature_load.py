@@ -1,12 +1,13 @@
-"""A load's wait for the features workers, by what they have committed."""
+"""A load's journal, held against the topics as they are; its wait for the features workers, by what they committed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from app.adapters import feature_load
-from app.adapters.feature_load import await_stored
+from app.adapters.feature_load import Journal, TopicNow, await_stored
 from app.domain.errors import StoreUnavailable
 from app.settings import Settings
 
@@ -66,3 +67,51 @@ def test_a_load_does_not_wait_for_workers_that_stand_still(
         await_stored(Settings(), {0: 100}, TIMEOUT_S, ahead.append)
     assert set(ahead) == {100 - max(0, stuck_at)}
     assert clock.now_s == 1_000 + TIMEOUT_S + 10
+
+
+def begun(tmp_path: Path) -> tuple[Path, Path]:
+    """A file, and the directory of a journal that says its 50 rows are offsets 10 to 60 of partition 1."""
+    file, directory = tmp_path / "rows.csv", tmp_path / "data"
+    file.write_text("a\n")
+    journal = Journal.open(Settings(data_dir=directory), file, view="v")
+    journal.rows, journal.starts, journal.ends, journal.letters = 50, {1: 10}, {1: 60}, {0: 3, 1: 4}
+    journal.topics = {"updates": "u1", "letters": "l1"}
+    journal.save()
+    return file, directory
+
+
+@pytest.mark.parametrize(
+    ("updates", "letters", "said"),
+    [
+        (("u1", {0: (0, 9), 1: (0, 60)}), ("l1", {0: (0, 3), 1: (4, 4)}), None),
+        # What others sent before and after is of no account.
+        (("u1", {0: (9, 9), 1: (10, 99)}), ("l1", {0: (1, 8), 1: (2, 4)}), None),
+        (("u2", {0: (0, 9), 1: (0, 60)}), ("l1", {0: (0, 3), 1: (4, 4)}), "topic updates was created anew"),
+        (("u1", {0: (0, 9), 1: (0, 60)}), ("l2", {0: (0, 3), 1: (4, 4)}), "topic letters was created anew"),
+        (("u1", {0: (0, 9), 1: (0, 59)}), ("l1", {0: (0, 3), 1: (4, 4)}), "partition 1 of updates ends at 59"),
+        (("u1", {0: (0, 9)}), ("l1", {0: (0, 3), 1: (4, 4)}), "partition 1 of updates ends at 0"),
+        (("u1", {0: (0, 9), 1: (11, 60)}), ("l1", {0: (0, 3), 1: (4, 4)}), "deleted records of partition 1 of updates"),
+        (("u1", {0: (0, 9), 1: (0, 60)}), ("l1", {0: (4, 4), 1: (4, 4)}), "deleted records of partition 0 of letters"),
+        (("u1", {0: (0, 9), 1: (0, 60)}), ("l1", {0: (0, 3), 1: (0, 3)}), "partition 1 of letters ends at 3"),
+    ],
+)
+def test_a_journal_holds_only_for_the_records_it_is_of(
+    tmp_path: Path,
+    updates: tuple[str, dict[int, tuple[int, int]]],
+    letters: tuple[str, dict[int, tuple[int, int]]],
+    said: str | None,
+) -> None:
+    """Not where a topic is another of its name, or has lost some: what was stored of them cannot be known."""
+    file, directory = begun(tmp_path)
+    journal = Journal.open(Settings(data_dir=directory), file, view="v")
+    assert (journal.rows, journal.starts, journal.ends) == (50, {1: 10}, {1: 60})
+    why = journal.void(TopicNow("updates", *updates), TopicNow("letters", *letters))
+    assert (why is None) if said is None else (why is not None and said in why)
+
+
+def test_a_journal_that_is_void_begins_anew(tmp_path: Path) -> None:
+    """As that of a load that never ran, in the same place."""
+    file, directory = begun(tmp_path)
+    journal = Journal.open(Settings(data_dir=directory), file, view="v")
+    journal.clear()
+    assert journal == Journal(journal.path)

@@ -1,6 +1,6 @@
 """Rows of files: columns to features, cells to types, faults with their column, ids that stay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +16,7 @@ from app.adapters.feast_keys import read_row_key
 from app.adapters.feature_files import FeatureFile, format_of
 from app.domain.errors import ConfigurationError
 from app.domain.feature_check import findings_of, judge_all, need_of
-from app.domain.feature_rows import RowReader, RowRefused, read_entity, row_reader
+from app.domain.feature_rows import Occurrences, RowReader, RowRefused, read_entity, row_reader
 from app.domain.feature_updates import read_update
 from app.domain.features import EntityKey, FeatureStatus, Fetched, resolve
 from app.domain.on_demand import compile_views
@@ -94,14 +94,84 @@ def test_lists_of_typed_cells_are_taken_element_by_element(tmp_path: Path) -> No
 
 
 def test_an_update_is_keyed_by_its_entity_and_has_an_id_of_its_own() -> None:
-    """The same row of the same place has the same id; another place or content has another."""
+    """The same row has the same id wherever it stands; another content or occurrence has another."""
     one = reader("iban", "branch", "age")
     cells = {"iban": "DE1", "branch": "3", "age": "41"}
     update = one.read(1, cells, NOW_MS)[0]
     assert update.key == b"branch=3,iban=DE1"
     assert orjson.loads(update.value)["event_time"] == NOW_MS
-    assert one.read(1, cells, NOW_MS + 1)[0].id == update.id
-    assert len({update.id, one.read(2, cells, NOW_MS)[0].id, one.read(1, {**cells, "age": "42"}, NOW_MS)[0].id}) == 3
+    assert one.read(2, cells, NOW_MS + 1)[0].id == update.id
+    rows = Occurrences()
+    same, again = rows.numbered(update), rows.numbered(one.read(2, cells, NOW_MS)[0])
+    mended = rows.numbered(one.read(1, {**cells, "age": "42"}, NOW_MS)[0])
+    assert same.id == update.id
+    assert len({same.id, again.id, mended.id}) == 3
+    assert {len(same.id), len(again.id)} == {32}
+
+
+ARRANGED = [
+    {"iban": "DE1", "branch": 3, "age": 41, "share": 0.1, "since": NOW_MS // 1_000, "owner": True, "at": NOW_MS},
+    {"iban": "DE1", "branch": 3, "age": None, "share": 5.0, "since": None, "owner": False, "at": NOW_MS},
+    {"iban": "DE2", "branch": 3, "age": 7, "share": 2.5, "since": 0, "owner": None, "at": NOW_MS + 1},
+    {"iban": "DE1", "branch": 3, "age": 41, "share": 0.1, "since": NOW_MS // 1_000, "owner": True, "at": NOW_MS},
+]
+
+
+def ids_of(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """The ids of these rows, written as the file's name says and read from there."""
+    names = list(rows[0])
+    if path.suffix == ".csv":
+        lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
+        path.write_text("\n".join([",".join(names), *lines]))
+    elif path.suffix == ".jsonl":
+        path.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    else:
+        columns = {name: [row[name] for row in rows] for name in names}
+        columns["since"] = pyarrow.array(columns["since"], SECONDS)
+        columns["at"] = pyarrow.array(columns["at"], pyarrow.timestamp("ms", "UTC"))
+        parquet.write_table(pyarrow.table(columns), path)
+    numbers, found = Occurrences(), []
+    with FeatureFile(path, format_of(path, None)) as file:
+        made = reader(*file.header, text=file.text, time_column="at")
+        for row in file.rows():
+            found.append(numbers.numbered(made.read(row.number, row.cells, NOW_MS)[0]).id)
+    return found
+
+
+def test_rows_keep_their_ids_in_every_format_and_order(tmp_path: Path) -> None:
+    """What a file says makes the ids, not its format, the order of columns and rows, or which other rows there are."""
+    ids = ids_of(tmp_path / "a.csv", ARRANGED)
+    assert len(set(ids)) == len(ARRANGED)
+    assert ids_of(tmp_path / "a.jsonl", ARRANGED) == ids
+    assert ids_of(tmp_path / "a.parquet", ARRANGED) == ids
+    turned = [dict(reversed(row.items())) for row in ARRANGED]
+    assert ids_of(tmp_path / "turned.csv", turned) == ids
+    assert ids_of(tmp_path / "turned.jsonl", turned) == ids
+    assert set(ids_of(tmp_path / "sorted.csv", sorted(ARRANGED, key=str))) == set(ids)
+    assert ids_of(tmp_path / "without_the_second.csv", [ARRANGED[0], *ARRANGED[2:]]) == [ids[0], *ids[2:]]
+    assert set(ids_of(tmp_path / "without_the_first.csv", ARRANGED[1:])) == {ids[0], ids[1], ids[2]}
+    assert ids_of(tmp_path / "resumed.csv", ARRANGED)[2:] == ids[2:]
+
+
+def test_a_null_that_is_not_written_is_the_same_event(tmp_path: Path) -> None:
+    """Writers of JSON lines differ in that, and aggregates count neither."""
+    (tmp_path / "short.jsonl").write_bytes(
+        b"\n".join(orjson.dumps({name: cell for name, cell in row.items() if cell is not None}) for row in ARRANGED)
+    )
+    numbers = Occurrences()
+    with FeatureFile(tmp_path / "short.jsonl", "jsonl") as file:
+        made = reader(*file.header, text=False, time_column="at")
+        short = [numbers.numbered(made.read(row.number, row.cells, NOW_MS)[0]).id for row in file.rows()]
+    assert short == ids_of(tmp_path / "a.csv", ARRANGED)
+
+
+@pytest.mark.parametrize("cell", ["iban", "branch", "age", "share", "since", "owner", "at"])
+def test_a_mended_cell_makes_another_row(tmp_path: Path, cell: str) -> None:
+    """An event that says something else is another event."""
+    mended = {**ARRANGED[2], cell: {"iban": "DE9", "owner": True, "at": NOW_MS + 2}.get(cell, 9)}
+    before, after = ids_of(tmp_path / "a.csv", ARRANGED), ids_of(tmp_path / "b.csv", [*ARRANGED[:2], mended])
+    assert after[:2] == before[:2]
+    assert after[2] not in before
 
 
 @pytest.mark.parametrize(
