@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from app.domain.expression_patterns import patterns_fault, walked_patterns_fault
+from app.domain.expression_patterns import Match, patterns_fault, walked_patterns_fault
 from app.domain.expression_sizes import LIST_LENGTH_MAX, LOOKUPS_MAX, SHORT_TEXT_MAX
 from app.domain.expression_syntax import MACROS, Node
 
@@ -110,7 +110,8 @@ def costs_too_much(node: Node) -> str | None:
     walks = tuple(_walks_of(node))
     found = (
         _uses_fault(node, walks)
-        or patterns_fault(_of_kinds(node, _MATCHES))
+        or _grown_fault(node, walks)
+        or patterns_fault(_matches_of(node))
         or _made_of_fault(node)
         or _walked_uses_fault([(walk, body) for walk in walks if not walk.outer for body in walk.bodies])
         or _collected_fault(body for walk in walks if walk.macro == "map" for body in walk.bodies)
@@ -176,7 +177,7 @@ def _walked_uses_fault(bodies: list[tuple[Walk, Node]]) -> str | None:
     if tables > _TABLES_MAX:
         said = f"lists and tables from outside are gone through {tables} times in walks; at most {_TABLES_MAX}"
         return f"{said} in one expression: look at them outside the walk"
-    return walked_patterns_fault([each for each in within if each.kind in _MATCHES])
+    return walked_patterns_fault([match for _, body in bodies for match in _matches_of(body)])
 
 
 def _collected_fault(bodies: Iterable[Node]) -> str | None:
@@ -186,6 +187,27 @@ def _collected_fault(bodies: Iterable[Node]) -> str | None:
         return None
     said = f"+ could join lists or texts in map {joins} times; at most {_JOINS_COLLECTED_MAX} in one expression"
     return f"{said}: write double(…) around numbers"
+
+
+def _grown_fault(node: Node, walks: tuple[Walk, ...]) -> str | None:
+    """Why ``matches`` could meet a text that ``map`` or a list has joined, which is longer than those that are seen."""
+    matched = [each.parts[0] for each in _of_kinds(node, _MATCHES) if each.parts]
+    mapped = [body for each in matched for walk in _walks_of(each) if walk.macro == "map" for body in walk.bodies[-1:]]
+    walked = [walk.walked for walk in walks if any(_of_kinds(body, _MATCHES) for body in walk.bodies)]
+    if any(_joins(each) for each in [*mapped, *walked]):
+        return "matches would be held against texts that + joins for a list: match each text before it is joined"
+    return None
+
+
+def _matches_of(node: Node) -> list[Match]:
+    return [Match(each.parts[-1], 1 + _joins(each.parts[0])) for each in _of_kinds(node, _MATCHES) if each.parts]
+
+
+def _joins(node: Node) -> int:
+    """How often what it gives may be joined of lists or texts: not what only decides, as the body of ``filter``."""
+    if _is_walk(node):
+        return sum(map(_joins, node.parts[:1] + (node.parts[-1:] if node.kind == ".map" else ())))
+    return _may_join(node) + sum(map(_joins, node.parts))
 
 
 def _is_table(walk: Walk, way: str, node: Node) -> bool:

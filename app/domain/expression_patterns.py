@@ -2,11 +2,13 @@
 
 The engine matches in linear time, but by an automaton that it makes anew at each evaluation, of a size that the
 pattern need not show: counted repetitions are unrolled, and a class such as ``\\w`` is hundreds of ranges. So what is
-bounded is the size of the pattern as it is unrolled. That can be told only of patterns that are written out.
+bounded is the size of the pattern as it is unrolled. That can be told only of patterns that are written out. Each is
+given as a ``Match``, with how many texts it is held against at once, joined by ``+``.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from app.domain.expression_syntax import Node
@@ -41,39 +43,50 @@ _PART: Final = re.compile(
 _WIDE_CLASS: Final = re.compile(r"\[\^|\\[A-Za-z]|[^\x00-\x7f]|\[:\^")
 
 
-def patterns_fault(matches: Sequence[Node]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A pattern, as it is written, and of how many texts what it is held against is joined."""
+
+    pattern: Node
+    texts: int
+
+
+def patterns_fault(matches: Sequence[Match]) -> str | None:
     """Why the patterns of an expression, those of all its ``matches``, could cost more than they show."""
     size = 0
     for each in matches:
-        pattern = each.parts[-1]
+        pattern = each.pattern
         if pattern.kind != "literal":
             return "matches has a pattern that is not written out as one text: who sends a pattern says what it costs"
         unrolled = None if _BY_NUMBER.search(pattern.names[0]) else unrolled_size(_written(pattern))
         if unrolled is None:
             return (
-                "a pattern has characters by number, as \\x7b, flags other than (?i) at its beginning, a class within "
-                "a class, or braces that are no {n}: write characters as they are, at most by one backslash, and {n} "
-                "without spaces"
+                "a pattern has characters by number, as \\x7b, flags other than (?i) at its beginning, a named group "
+                "(?P<name>…), a class within a class, or braces that are no {n}: write characters as they are, at most "
+                "by one backslash, groups as (…), and {n} without spaces"
             )
-        size += unrolled
+        size += unrolled * each.texts
     if size > _SIZE_MAX:
         return (
             f"patterns are {size} parts long, their repetitions {{n}} unrolled, of which ., [^…] and \\w and the like "
-            f"count {_WIDE} each, and (…) {_CAPTURE}, but (?:…) one; at most {_SIZE_MAX} in one expression: match less "
-            "closely"
+            f"count {_WIDE} each, and (…) {_CAPTURE}, but (?:…) one, all as often as texts are joined by + to be "
+            f"matched; at most {_SIZE_MAX} in one expression: match less closely, or each text by itself"
         )
-    if _length_of(matches) > _LENGTH_MAX:
-        return f"patterns have {_length_of(matches)} characters; at most {_LENGTH_MAX} in one expression"
+    length = sum(len(each.pattern.names[0]) for each in matches)
+    if length > _LENGTH_MAX:
+        return f"patterns have {length} characters; at most {_LENGTH_MAX} in one expression"
     return None
 
 
-def walked_patterns_fault(matches: Sequence[Node]) -> str | None:
+def walked_patterns_fault(matches: Sequence[Match]) -> str | None:
     """Why the patterns of all ``matches`` in walks cost too much to be made in every step."""
-    if _length_of(matches) <= _WALKED_LENGTH_MAX and all(map(_is_cheap, matches)):
+    length = sum(len(each.pattern.names[0]) * each.texts for each in matches if each.pattern.kind == "literal")
+    if length <= _WALKED_LENGTH_MAX and all(map(_is_cheap, matches)):
         return None
     return (
         "matches makes its pattern anew in every step of a walk: write patterns there, of at most "
-        f"{_WALKED_LENGTH_MAX} characters in one expression, without {{n}}, (?…) and classes such as \\d ([0-9])"
+        f"{_WALKED_LENGTH_MAX} characters in one expression, as often as texts are joined by + to be matched, without "
+        "{n}, (?…) and classes such as \\d ([0-9])"
     )
 
 
@@ -131,10 +144,5 @@ def _written(literal: Node) -> str:
     return _ESCAPED.sub(lambda found: _CONTROLS.get(found[1], found[1]), text)
 
 
-def _length_of(matches: Iterable[Node]) -> int:
-    return sum(len(each.parts[-1].names[0]) for each in matches)
-
-
-def _is_cheap(matched: Node) -> bool:
-    pattern = matched.parts[-1]
-    return pattern.kind == "literal" and _COSTLY_IN_WALKS.search(_written(pattern)) is None
+def _is_cheap(match: Match) -> bool:
+    return match.pattern.kind == "literal" and _COSTLY_IN_WALKS.search(_written(match.pattern)) is None

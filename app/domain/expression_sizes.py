@@ -6,7 +6,6 @@ sees is bounded by ``LIST_LENGTH_MAX``; what it does with it is ``expression_bou
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 LIST_LENGTH_MAX: Final = 500
@@ -33,20 +32,23 @@ TABLE_VALUES_MAX: Final = 100
 """Values in a list or an object from outside that each step of a walk goes through."""
 
 
-def too_large(root: str, value: object) -> "Sizes | None":
-    """What is too large at or below a root; None where nothing is, as nearly always."""
+def too_large(path: tuple[str, ...], value: object) -> str | None:
+    """What is too large at or below ``path``, which ``value`` is at; None where nothing is, as nearly always.
+
+    >>> too_large(("inputs", "a"), {"b": [1] * 501})
+    'inputs.a.b has 501 elements; an expression sees at most 500'
+    """
     if _weight(value) is not None:
         return None
-    sizes = Sizes(root)
-    sizes.weigh(value)
-    return sizes
+    found, said = _too_large(path, value, 0)
+    return f"{'.'.join(found)} {said}"
 
 
 _SCALARS: Final = frozenset({float, int, bool, type(None)})
 
 
 def _weight(value: object, depth: int = 0) -> int | None:
-    """What ``Sizes.weigh`` says, without telling of where: None where anything is too large."""
+    """How many values there are in ``value``, all that is within it included; None where anything is too large."""
     if isinstance(value, str | bytes):
         return 1 + len(value) // SHORT_TEXT_MAX if _bytes_of(value) <= TEXT_LENGTH_MAX else None
     if not isinstance(value, Mapping | list | tuple):
@@ -76,63 +78,31 @@ def _bytes_of(text: str | bytes) -> int:
     return len(text.encode(errors="surrogatepass"))
 
 
-@dataclass(slots=True)
-class Sizes:
-    """The values below one root that are too large, by the members that lead to them."""
-
-    root: str
-    too_large: dict[tuple[str, ...], str] = field(default_factory=dict)
-    lists: set[tuple[str, ...]] = field(default_factory=set)
-    """Of those the ones that nothing looks through by name, and that need not be converted."""
-
-    def weigh(self, value: object, path: tuple[str, ...] = (), depth: int = 0) -> int:
-        """How many values there are at ``path``, with all that is within them; ``depth`` is how deep that is."""
-        match value:
-            case list() | tuple() | Mapping() if depth == NESTING_MAX:
-                self._found(path, f"is nested deeper than {NESTING_MAX} lists and objects, which no expression sees")
-                self.lists.add(path)
-            case str() | bytes():
-                if (length := _bytes_of(value)) > TEXT_LENGTH_MAX:
-                    self._found(path, f"has {length} bytes; an expression sees at most {TEXT_LENGTH_MAX}")
-                    self.lists.add(path)
-                    return 1
-                return 1 + len(value) // SHORT_TEXT_MAX
-            case Mapping():
-                if len(value) > LIST_LENGTH_MAX:
-                    self._found(path, f"has {len(value)} members; an expression sees at most {LIST_LENGTH_MAX}")
-                total = sum([self.weigh(each, (*path, str(name)), depth + 1) for name, each in value.items()])
-                if total > OBJECT_VALUES_MAX:
-                    self._found(path, f"has {total} values in it; an expression sees at most {OBJECT_VALUES_MAX}")
-                return _OBJECT_WEIGHT + total
-            case list() | tuple():
-                count = len(value)
-                if count > LIST_LENGTH_MAX:
-                    self._found(path, f"has {count} elements; an expression sees at most {LIST_LENGTH_MAX}")
-                    self.lists.add(path)
-                    return 1
-                # What is too large within an element is told of the list, which is what can be named.
-                within = Sizes(self.root)
-                weight = sum([within.weigh(each, (), depth + 1) for each in value])
-                most = _WORK_MAX // max(count, _LENGTH_FLOOR)
-                if within.too_large:
-                    self._found(path, f"holds what {next(iter(within.too_large.values())).removeprefix('holds what ')}")
-                elif weight > most:
-                    said = f"has {count} elements with {weight} values in them; of so many elements an expression sees"
-                    self._found(path, f"{said} at most {most} values")
-                else:
-                    return 1 + weight
-                self.lists.add(path)
-        return 1
-
-    def _found(self, path: tuple[str, ...], said: str) -> None:
-        self.too_large[path] = said
-
-    def without(self, value: object, path: tuple[str, ...] = ()) -> object:
-        """``value`` without its too long lists and texts."""
-        if not isinstance(value, Mapping):
-            return None if path in self.lists else value
-        below = {name: (*path, str(name)) for name in value}
-        return {name: self.without(each, below[name]) for name, each in value.items() if below[name] not in self.lists}
+def _too_large(path: tuple[str, ...], value: object, depth: int) -> tuple[tuple[str, ...], str]:
+    """Where what is too large is at or below ``path``, and what it has; ``_weight`` says that something is."""
+    if isinstance(value, str | bytes):
+        return path, f"has {_bytes_of(value)} bytes; an expression sees at most {TEXT_LENGTH_MAX}"
+    assert isinstance(value, Mapping | list | tuple)  # noqa: S101 - nothing else is ever too large
+    if depth == NESTING_MAX:
+        return path, f"is nested deeper than {NESTING_MAX} lists and objects, which no expression sees"
+    count = len(value)
+    if count > LIST_LENGTH_MAX:
+        called = "members" if isinstance(value, Mapping) else "elements"
+        return path, f"has {count} {called}; an expression sees at most {LIST_LENGTH_MAX}"
+    total = 0
+    for name, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+        weight = _weight(each, depth + 1)
+        if weight is None and isinstance(value, Mapping):
+            return _too_large((*path, str(name)), each, depth + 1)
+        if weight is None:
+            # Of what is in an element the list is told, which is what can be named.
+            _, said = _too_large((), each, depth + 1)
+            return path, f"holds what {said.removeprefix('holds what ')}"
+        total += weight
+    if isinstance(value, Mapping):
+        return path, f"has {total} values in it; an expression sees at most {OBJECT_VALUES_MAX}"
+    said = f"has {count} elements with {total} values in them; of so many elements an expression sees"
+    return path, f"{said} at most {_WORK_MAX // max(count, _LENGTH_FLOOR)} values"
 
 
 def lookup_fault(value: object) -> str | None:

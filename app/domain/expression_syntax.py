@@ -6,7 +6,7 @@ that it has compiled before; what cannot be read here proves nothing.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -43,12 +43,13 @@ _PARSED_KEPT: Final = 1_024
 class Node:
     """A part of an expression. ``kind``: or, and, not, if, has, path, literal, or the operator or call that it is.
 
-    A path's ``names`` are its root and the members that follow by name; its ``parts`` are what else is looked at there.
+    A path's ``names`` are its root and the members that follow by name, and its ``span`` where it stands in the text.
     """
 
     kind: str
     parts: tuple["Node", ...] = ()
     names: tuple[str, ...] = ()
+    span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
 
 
 class _Unreadable(Exception):
@@ -90,7 +91,9 @@ class _Reader:
     """Recursive descent over CEL's grammar, keeping what bears on guards."""
 
     def __init__(self, text: str) -> None:
-        lexemes = [(str(each.lastgroup), each[0]) for each in _LEXEME.finditer(text) if each.lastgroup]
+        found = [each for each in _LEXEME.finditer(text) if each.lastgroup]
+        lexemes = [(str(each.lastgroup), each[0]) for each in found]
+        self._spans = [each.span() for each in found]
         self._end = len(lexemes)
         # What is looked at behind the end is nothing; nobody looks further.
         self._lexemes = [*lexemes, ("", "")]
@@ -145,7 +148,8 @@ class _Reader:
         for mark, kind in (("!", "not"), ("-", "negative")):
             if self._take(mark):
                 return Node(kind, (self._within(self._unary),))
-        return self._member(self._primary())
+        start = self._at
+        return self._member(self._primary(), start)
 
     def _within(self, read: Callable[[], Node]) -> Node:
         """What ``read`` reads a level below."""
@@ -156,19 +160,24 @@ class _Reader:
         self._open -= 1
         return node
 
-    def _member(self, node: Node) -> Node:
+    def _span(self, start: int) -> tuple[int, int]:
+        """From the word at ``start`` to the last that is read."""
+        return self._spans[start][0], self._spans[self._at - 1][1]
+
+    def _member(self, node: Node, start: int) -> Node:
+        """``node``, which begins with the word at ``start``, and what follows it by ``.``, ``[`` or ``{``."""
         while True:
             if self._take("."):
                 kind, name = self._peek()
                 if kind != "name":
                     raise _Unreadable
                 self._at += 1
-                node = Node(f".{name}", (node, *self._list(")"))) if self._take("(") else _below(node, name)
+                node = Node(f".{name}", (node, *self._list(")"))) if self._take("(") else self._below(node, name, start)
             elif self._take("["):
                 index = self._within(self.expression)
                 self._expect("]")
                 keyed = SIMPLE_TEXT.fullmatch(index.names[0]) if index.kind == "literal" else None
-                node = _below(node, keyed[2]) if keyed else Node("index", (node, index))
+                node = self._below(node, keyed[2], start) if keyed else Node("index", (node, index))
             elif node.kind == "path" and self._take("{"):
                 node = Node("message", (node, *self._list("}")))
             else:
@@ -183,7 +192,7 @@ class _Reader:
             return Node("literal", (), (word,))
         if kind == "name":
             if not self._take("("):
-                return Node("path", (), (word,))
+                return Node("path", (), (word,), self._span(self._at - 1))
             arguments = self._list(")")
             return Node("has", arguments) if word == "has" and len(arguments) == 1 else Node(f"{word}()", arguments)
         if word == "(":
@@ -205,6 +214,8 @@ class _Reader:
                 raise _Unreadable
         return tuple(parts)
 
-
-def _below(node: Node, name: str) -> Node:
-    return Node("path", (), (*node.names, name)) if node.kind == "path" else Node("member", (node,), (name,))
+    def _below(self, node: Node, name: str, start: int) -> Node:
+        if node.kind != "path":
+            return Node("member", (node,), (name,))
+        # From its first word, as in `(a.b).c` its brackets are.
+        return Node("path", (), (*node.names, name), self._span(start))

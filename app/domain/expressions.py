@@ -1,8 +1,8 @@
 """CEL expressions: compiled once a revision, evaluated on values that are converted once a request.
 
 Converting a request's values costs the engine (common-expression-language, in Rust) forty times what evaluating an
-expression on them does, so a request has one ``Activation`` for all rules, conditions and results, and of its values
-only those that an expression can look at: ``reach`` and ``within_reach``. Numbers do not mix in CEL (``5000 * 1.5``
+expression on them does, so a request has one ``Activation`` for all rules, conditions and results, which converts only
+what they look at, and each once (``expression_looks``). Numbers do not mix in CEL (``5000 * 1.5``
 fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. An evaluation cannot be interrupted, so
 what it may cost is bounded: by what is written (``expression_bounds``) and by how much is seen (``expression_sizes``).
 
@@ -22,6 +22,7 @@ import cel
 
 from app.domain.errors import ExpressionFailed, raised
 from app.domain.expression_bounds import NOTHING_BESIDE, Beside, beside_walks, costs_too_much
+from app.domain.expression_looks import ABSENT, OWN_PREFIX, Look, hoisted, value_at
 from app.domain.expression_sizes import lookup_fault, single_fault, table_fault, too_large
 from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax
 
@@ -82,6 +83,14 @@ _ARGUMENTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("contains", "endsWith", "matches", "startsWith", "weightedMean"), 2),
 }
 """How many values each takes, what stands before its dot among them."""
+_CONVERTED: Final = {
+    "double": "numbers are written as double('1.5')",
+    "duration": "durations have h, m, s, ms, us and ns, as duration('720h') for 30 days",
+    "int": "whole numbers are written as int('15'), of 64 bits",
+    "timestamp": "timestamps are as RFC 3339 has them, as timestamp('2024-01-01T00:00:00Z')",
+    "uint": "whole numbers from 0 on are written as uint('15'), of 64 bits",
+}
+"""What text each conversion takes."""
 _MACRO_VARIABLE: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
 _TOKEN: Final = re.compile(
     rf"""(?: \s+ | //[^\n]* )
@@ -118,19 +127,24 @@ _FAILED: Final = object()
 
 
 class Activation:
-    """Values by root, converted once for every expression that is evaluated on them.
+    """Values by root, for every expression that is evaluated on them; what one looks at is converted once for all.
 
     What is too large is not converted, and fails only the expressions that look at it.
     """
 
-    __slots__ = ("_context", "_refused", "_too_large", "_values")
+    __slots__ = ("_context", "_helpers", "_refused", "_said", "_values")
 
     def __init__(self, values: Mapping[str, object], helpers: Iterable[str] = HELPERS) -> None:
-        self._too_large: dict[str, Mapping[tuple[str, ...], str]] = {}
-        self._context = cel.Context({root: self._bounded(root, value) for root, value in values.items()})
         self._values = dict(values)
+        self._helpers = tuple(helpers)
         self._refused: str | None = None
-        for name in helpers:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Anew, with nothing converted."""
+        self._said: dict[Look, str | None] = {}
+        self._context = cel.Context({})
+        for name in self._helpers:
             self._context.add_function(name, self._guarded(name))
 
     def _guarded(self, name: str) -> Callable[..., object]:
@@ -147,51 +161,55 @@ class Activation:
 
     def add(self, root: str, value: object) -> None:
         """Set one more root, or another value of one."""
-        self._context.add_variable(root, self._bounded(root, value))
+        before = [look for look in self._said if look.path[0] == root]
         self._values[root] = value
+        if any(look.at(self._values) is ABSENT for look in before):
+            # The engine forgets no variable.
+            self._begin()
+        for look in before:
+            self._said.pop(look, None)
 
-    def _bounded(self, root: str, value: object) -> object:
-        self._too_large.pop(root, None)
-        sizes = too_large(root, value)
-        if sizes is None:
-            return value
-        self._too_large[root] = sizes.too_large
-        return sizes.without(value)
+    def _convert(self, look: Look) -> str | None:
+        """Have the engine see what ``look`` finds; gives what is too large there, of which it sees nothing."""
+        value = look.at(self._values)
+        said = None
+        if value is not ABSENT:
+            said = too_large(look.path[:-1] if look.asked else look.path, value)
+            if said is None:
+                self._context.add_variable(look.variable, value)
+        self._said[look] = said
+        return said
 
     def oversize(self, expression: "Expression") -> str | None:
         """What is too large of what ``expression`` looks at; None where nothing is."""
-        for root in expression.roots:
-            if root in self._too_large:
-                reach = expression.reach(root)
-                for path, said in self._too_large[root].items():
-                    if _covers(reach, path):
-                        return f"{'.'.join((root, *path))} {said}"
+        for look in expression.looks:
+            said = self._said[look] if look in self._said else self._convert(look)
+            if said is not None:
+                return said
         beside = expression.beside
         if beside is NOTHING_BESIDE:
             return None
         faults = ((single_fault, beside.singles), (table_fault, beside.tables), (lookup_fault, beside.looked_up))
         for fault, paths in faults:
             for path in paths:
-                said_of = fault(self._value_at(path))
-                if said_of is not None:
-                    return f"{'.'.join(path)} {said_of}"
+                said = fault(value_at(path, self._values))
+                if said is not None:
+                    return f"{'.'.join(path)} {said}"
         return None
 
-    def _value_at(self, path: Sequence[str]) -> object:
-        value: object = self._values
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
-
-    def run(self, program: Any, roots: Iterable[str]) -> object:
-        """The value of a program that names ``roots``."""
-        for root in roots:
+    def run(self, expression: "Expression", program: Any) -> object:
+        """The value of ``expression``, which is compiled as ``program``."""
+        for root in expression.roots:
             if root not in self._values:
                 raise KeyError(root)
         self._refused = None
         try:
             return program.execute(self._context)
         except RuntimeError as error:
+            absent = _NO_OVERLOAD.match(str(error))
+            for look in expression.looks:
+                if absent is not None and absent[1] == look.variable:
+                    raise look.failure(self._values) from error
             # A helper's failure is what the engine cannot take as a value. Its own words may be lines, with drawings.
             said = " ".join(str(error).split()) if self._refused is None else self._refused
             raise RuntimeError(said) from error
@@ -205,6 +223,7 @@ class Expression:
     roots: tuple[str, ...]
     helpers: tuple[str, ...]
     beside: Beside
+    looks: tuple[Look, ...]
     _program: Any = field(repr=False, compare=False)
 
     def members(self, root: str) -> tuple[tuple[tuple[str, ...], bool], ...]:
@@ -285,7 +304,7 @@ class Expression:
         if said is not None:
             raise ExpressionFailed(f"{said} in: {self.text}")
         try:
-            return activation.run(self._program, self.roots)
+            return activation.run(self, self._program)
         except KeyError as error:
             raise ExpressionFailed(f"unknown name {error} in: {self.text}") from error
         except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
@@ -340,28 +359,6 @@ def joined(one: Reach, other: Reach) -> Reach:
     return {name: joined(one[name], other[name]) if name in one and name in other else both[name] for name in both}
 
 
-def within_reach(value: object, reach: Reach) -> object:
-    """The part of ``value`` that ``reach`` can look at.
-
-    >>> within_reach({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": None}, "e": None})
-    {'a': {'b': 1}}
-    """
-    if reach is None or not isinstance(value, Mapping):
-        return value
-    return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
-
-
-def _covers(reach: Reach, path: Sequence[str]) -> bool:
-    """Whether the value at ``path`` is looked at as a whole, not only through it at a member."""
-    for name in path:
-        if reach is None:
-            return True
-        if name not in reach:
-            return False
-        reach = reach[name]
-    return reach is None
-
-
 def _first_error(said: str) -> str:
     """The engine's first error, with line and column, without the text that it draws below."""
     found = _PARSE_ERROR.search(said)
@@ -408,13 +405,18 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     costly = costs_too_much(node)
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
+    own = sorted(name for name in _MACRO_VARIABLE.findall(text) if name.startswith(OWN_PREFIX))
+    if own:
+        raise ExpressionFailed(f"{own[0]}: names that begin with {OWN_PREFIX} are taken; call it otherwise in: {text}")
     helpers = tuple(sorted(HELPERS.keys() & set(program.functions())))
-    return Expression(text, tuple(root for root in roots if root in named), helpers, beside_walks(node), program)
+    read = tuple(root for root in roots if root in named)
+    without_paths, looks = hoisted(text, node, read)
+    return Expression(text, read, helpers, beside_walks(node), looks, cel.compile(without_paths))
 
 
 def _calls_that_fail(node: Node | None) -> Iterator[str]:
-    """Calls that fail whatever is looked at: too many or too few values, patterns that are none, weights that are not
-    as many as what they weigh."""
+    """Calls that fail whatever is looked at: too many or too few values, patterns that are none, texts that cannot be
+    converted, weights that are not as many as what they weigh."""
     for part in node.parts if node is not None else ():
         yield from _calls_that_fail(part)
     if node is None or not (node.kind.startswith(".") or node.kind.endswith("()")):
@@ -425,16 +427,30 @@ def _calls_that_fail(node: Node | None) -> Iterator[str]:
         in_list = f": a list, as {name}([a, b])" if name in HELPERS and wanted == 1 else ""
         yield f"{name} takes {wanted} value{'s' * (wanted > 1)}, not {given}{in_list}"
     elif name == "matches" and node.parts[1].kind == "literal":
-        try:
-            cel.compile(f'"".matches({node.parts[1].names[0]})').execute(cel.Context({}))
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
+        failure = _failure(f'"".matches({node.parts[1].names[0]})')
+        if failure is not None:
+            lines = [line.strip() for line in str(failure).splitlines()]
             why = next((line for line in lines if line.startswith("error:")), lines[0])
             yield f"matches: {node.parts[1].names[0]} is no regular expression ({why.split('. ')[0]})"
+    elif name in _CONVERTED and node.parts[0].kind == "literal":
+        call = f"{name}({node.parts[0].names[0]})"
+        if _failure(call) is not None:
+            yield f"{call[:_SHOWN_LENGTH_MAX]} always fails: {_CONVERTED[name]}"
     elif name == "weightedMean" and all(part.kind == "list" for part in node.parts):
         values, weights = (len(part.parts) for part in node.parts)
         if values != weights:
             yield f"weightedMean weighs {values} values by {weights} weights; write as many"
+
+
+def _failure(text: str) -> BaseException | None:
+    """How a text that looks at nothing fails; None where it does not."""
+    try:
+        cel.compile(text).execute(cel.Context({}))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of the engine is no Exception in Python
+        return error
+    return None
 
 
 def unfit(value: object) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from app.domain.document_parts import ValueType
 from app.domain.errors import ExpressionFailed, raised
-from app.domain.expressions import Activation, Expression, Reach, compile_expression, within_reach
+from app.domain.expressions import Activation, Expression, Reach, compile_expression
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
     FROM_REQUEST,
@@ -409,13 +409,12 @@ def _activation(
     made: Computation, usable: Mapping[FeatureRef, Fetched], path: str, sections: Mapping[str, Mapping[str, Any]]
 ) -> Activation:
     values: dict[str, Any] = {}
-    for root, reach in made.reach.items():
+    for root in made.reach:
         if root == "path":
             values[root] = path
         elif root in REQUEST_SOURCES:
             # As absent as one that was not sent: has() is what tells.
-            given = {name: value for name, value in sections[root].items() if value is not None}
-            values[root] = within_reach(given, reach)
+            values[root] = {name: value for name, value in sections[root].items() if value is not None}
         else:
             values[root] = {}
     for (source, name), found in usable.items():

@@ -12,7 +12,7 @@ from typing import Any
 from app.domain.assignment import assign, fraction, subject_text
 from app.domain.document_parts import Scalar
 from app.domain.errors import Code, ExpressionFailed, Problem
-from app.domain.expressions import Activation, Expression, within_reach
+from app.domain.expressions import Activation, Expression
 from app.domain.registry import CompiledRoute, CompiledTask, Revision, Rule
 from app.domain.requests import Request
 from app.domain.route_documents import Selection, TaskSpec
@@ -145,12 +145,10 @@ def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -
             case "path":
                 seen[root] = request.path
             case "entities" | "inputs":
-                seen[root] = within_reach(getattr(request, root), reach)
+                seen[root] = getattr(request, root)
             case "metadata":
-                whole: dict[str, object] = metadata
-                if reach is None or "headers" in reach:
-                    whole = {**metadata, "headers": _texts(request.headers)}
-                seen[root] = within_reach(whole, reach)
+                asked = reach is None or "headers" in reach
+                seen[root] = {**metadata, "headers": _texts(request.headers)} if asked else metadata
     return metadata, Activation(seen, matched.helpers)
 
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import cel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.errors import ExpressionFailed
-from app.domain.expressions import Activation, Expression, compile_expression, joined, within_reach
+from app.domain.expressions import Activation, Expression, Reach, compile_expression, joined
 
 ROOTS = ("inputs", "metadata")
 names = st.sampled_from(["a", "b", "ab", "inputs", "x-y", "metadata", ""])
@@ -63,12 +64,16 @@ def plain(value: object) -> object:
     return repr(value)
 
 
-def said(expression: Expression, roots: dict[str, Any]) -> object:
+def said_by(expression: Expression, activation: Activation) -> object:
     """The value; or that there is none."""
     try:
-        return plain(expression.evaluate(Activation(roots)))
+        return plain(expression.evaluate(activation))
     except ExpressionFailed:
         return "failed"
+
+
+def said(expression: Expression, roots: dict[str, Any]) -> object:
+    return said_by(expression, Activation(roots))
 
 
 def compiled(text: str) -> Expression | None:
@@ -76,6 +81,32 @@ def compiled(text: str) -> Expression | None:
         return compile_expression(text, ROOTS)
     except ExpressionFailed:
         return None
+
+
+def within_reach(value: object, reach: Reach) -> object:
+    """The part of ``value`` that ``reach`` can look at."""
+    if reach is None or not isinstance(value, dict):
+        return value
+    return {name: within_reach(value[name], below) for name, below in reach.items() if name in value}
+
+
+@given(texts, texts, sections, sections)
+@settings(max_examples=300, deadline=None)
+def test_a_path_is_a_variable_and_says_what_it_says_as_a_path(
+    text: str, other: str, inputs: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    """The engine says of the text itself, on the whole values, what the expression says; also beside another one, and
+    where the values become others."""
+    activation = Activation({"inputs": metadata, "metadata": metadata})
+    for expression in filter(None, map(compiled, (other, text))):
+        said_by(expression, activation)
+        activation.add("inputs", inputs)
+        try:
+            native = plain(cel.compile(expression.text).execute(cel.Context({"inputs": inputs, "metadata": metadata})))
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError, KeyError):
+            native = "failed"
+        # A list that is looked at beside a walk is refused, whatever the engine would say.
+        assert said_by(expression, activation) == native or activation.oversize(expression), expression.text
 
 
 @given(texts, texts, sections, sections)

@@ -377,7 +377,7 @@ def test_a_rollout_guarded_by_flips_is_sound_with_its_shadow() -> None:
         ("outputs . pd // the first\n . prob", "task pd has no output prob"),
         ("nofn(outputs.pd.probability)", "unknown function nofn (there is: bytes, contains"),
         ("outputs.pd.probability * 100", "float * int"),
-        ("outputs.pd.probability.score", "No such overload"),
+        ("outputs.pd.probability.score", "outputs.pd.probability is no object, and has no score"),
     ],
 )
 def test_a_result_that_can_never_evaluate(text: str, said: str) -> None:
