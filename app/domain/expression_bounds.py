@@ -2,8 +2,9 @@
 
 An evaluation cannot be interrupted: it would hold up every other request of the worker. The engine copies what a step
 looks at, and at each step what a ``map`` or ``filter`` has collected, so what is quadratic is refused: a walk's body
-looks at its own element, at single values from outside and, a few times, at small lists and tables. How large what is
-looked at may be is ``expression_sizes``' part, and what patterns may cost that of ``expression_patterns``.
+looks at its own element, at single values from outside and, a few times, at small lists and tables. What those are
+members of is not copied: ``expression_looks``. How large what is looked at may be is ``expression_sizes``' part, and
+what patterns may cost that of ``expression_patterns``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ _COLLECTING_MAX: Final = 2
 """Walks of one expression that collect: ``map`` and ``filter``."""
 _WHOLES_MAX: Final = 50
 """Uses of ``+``, ``==`` and ``!=`` in one expression that may join or compare whole lists, which each copies."""
+_KEYS_MAX: Final = 100
+"""Uses of ``in`` in one expression that may ask an object for a list, which is copied to say that it is no key."""
 _LITERAL_LENGTH_MAX: Final = 10
 """Elements of a list that is written, looks at something, and is walked."""
 _WRITTEN_MAX: Final = 100
@@ -31,6 +34,8 @@ _JOINS_COLLECTED_MAX: Final = 2
 """Those of them in ``map``: by two, what is collected can grow to four times what is walked."""
 _TABLES_MAX: Final = 4
 """Uses in walks of lists and tables from outside, each of which is copied at each step."""
+_LEVELS_MAX: Final = 500
+"""Members of elements that walks look through, as the ``a`` of ``i.a.b``, each of which is copied."""
 _INNER_WALKS_MAX: Final = 2
 """Walks within walks."""
 _INNER_HELPERS_MAX: Final = 2
@@ -142,6 +147,9 @@ def _uses_fault(node: Node, walks: tuple[Walk, ...]) -> str | None:
     if wholes > _WHOLES_MAX:
         said = f"+, == and != are used {wholes} times on what may be lists or texts; at most {_WHOLES_MAX}"
         return f"{said} in one expression: write double(…) around numbers"
+    keys = sum(not _is_little(each.parts[0]) and each.parts[1].kind != "list" for each in _of_kinds(node, {"in"}))
+    if keys > _KEYS_MAX:
+        return f"in is used {keys} times on what may be lists; at most {_KEYS_MAX} in one expression"
     helpers = sum(1 for each in _all_of(node) if _called(each) in ENSEMBLES)
     if helpers > _HELPERS_MAX:
         return f"{', '.join(sorted(ENSEMBLES))} are called {helpers} times; at most {_HELPERS_MAX} in one expression"
@@ -173,6 +181,10 @@ def _walked_uses_fault(bodies: list[tuple[Walk, Node]]) -> str | None:
     if joins > _JOINS_MAX:
         said = f"+ could join lists or texts in walks {joins} times; at most {_JOINS_MAX} in one expression"
         return f"{said}: write double(…) around numbers"
+    variables = {walk.variable for outermost, body in bodies for walk in (outermost, *_walks_of(body))}
+    levels = sum(_levels(each, variables) for each in within)
+    if levels > _LEVELS_MAX:
+        return f"walks look through {levels} members of their elements, as a of i.a.b; at most {_LEVELS_MAX} in all"
     tables = sum(1 for walk, body in bodies for way, each in _looked_at(walk, body) if _is_table(walk, way, each))
     if tables > _TABLES_MAX:
         said = f"lists and tables from outside are gone through {tables} times in walks; at most {_TABLES_MAX}"
@@ -208,6 +220,13 @@ def _joins(node: Node) -> int:
     if _is_walk(node):
         return sum(map(_joins, node.parts[:1] + (node.parts[-1:] if node.kind == ".map" else ())))
     return _may_join(node) + sum(map(_joins, node.parts))
+
+
+def _levels(node: Node, variables: set[str]) -> int:
+    """Through how many members of an element it looks."""
+    if node.kind == "path":
+        return max(0, len(node.names) - 2) if node.names[0] in variables else 0
+    return node.kind in ("index", "member")
 
 
 def _is_table(walk: Walk, way: str, node: Node) -> bool:

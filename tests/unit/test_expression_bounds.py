@@ -135,11 +135,22 @@ def test_an_object_with_many_members_is_looked_into_by_name() -> None:
         "inputs.l.map(i, dyn([i, i]))",
         " + ".join(["inputs.l"] * 60),
         " && ".join(["inputs.l == inputs.l"] * 60),
+        " || ".join(["inputs.l in inputs.a"] * 101),
+        "inputs.l.all(i, " + " && ".join(["i.a.b.c.d.e > 1"] * 126) + ")",
+        "inputs.l.all(i, i.m.all(j, j.a.b > 1) && " + " && ".join(["i.a[0].b > 1"] * 250) + ")",
+        f"({' + '.join(['inputs.t'] * 50)}).matches('[ab]*a[ab]{{0,240}}')",
+        "matches(inputs.t + inputs.u + inputs.v, '[ab]{170}')",
+        "[inputs.t + inputs.t].map(x, x + x).map(y, y + y)[0].matches('a')",
+        "inputs.l.map(i, i + i).exists(i, i.matches('a'))",
+        "[inputs.t + inputs.t].exists(i, i.matches('a'))",
+        "vote(inputs.l.map(i, i + i)).matches('a')",
+        "inputs.l.exists(i, (i.a + i.b).matches('^[a-z]{2,}$'))",
+        "inputs.l.exists(i, (i.a + i.b + i.c).matches('^[a-z]+[0-9]+'))",
     ],
 )
 def test_what_is_quadratic_is_refused(text: str) -> None:
     """What would go through, join or collect whole lists in each step is no expression."""
-    with pytest.raises(ExpressionFailed, match=r"walk|at most|map to one value|joined or made|written out"):
+    with pytest.raises(ExpressionFailed, match=r"walk|at most|map to one value|joined|written out"):
         compiled(text)
 
 
@@ -165,6 +176,13 @@ def test_what_is_quadratic_is_refused(text: str) -> None:
         ("inputs.loans.all(a, a.rates.all(r, r < inputs.limit))", True),
         ("inputs.loans.filter(a, a.rates.exists(r, r > 0.3)).map(a, a.name)", ["b"]),
         ("inputs.loans.map(a, a.rates.map(r, r * 2.0))", [[0.2], [0.4, 0.8]]),
+        ("(inputs.loans[0].name + ' ' + inputs.loans[1].name).matches('^[a-z]+ [a-z]+$')", True),
+        ("inputs.items.exists(i, (i.kind + inputs.loans[0].name).matches('^xa$'))", True),
+        ("inputs.items.filter(i, i.kind + i.kind == 'xx').exists(i, i.kind.matches('x'))", True),
+        ("inputs.items.map(i, i.paid + 1.0).exists(p, string(p).matches('^2'))", True),
+        ("timestamp('2024-01-01T00:00:00Z') + duration('720h') > timestamp('2024-01-30T00:00:00+02:00')", True),
+        ("int('15') + int(double('1.5')) == 16 && uint('7') == 7u", True),
+        ("has(inputs.loans) && inputs.items.all(i, i.paid < inputs.limit + 5.0)", True),
         ("'Meier (GmbH)'.matches('(?i)^meier [(]gmbh[)]$')", True),
         (r"'a{b'.matches('^a[{]b$') && 'a{b'.matches(r'^a\{b$')", True),
         ("'DE02120300000000202051'.matches('^[A-Z]{2}[0-9]{2}(?:[A-Z0-9]{4}){3,7}[A-Z0-9]{0,4}$')", True),
@@ -194,6 +212,75 @@ def test_a_walk_looks_at_single_values_beside_its_list(text: str, said: str) -> 
     inputs = {"l": [1], "other": [1], "long": [1] * 105, "text": "x" * 251, "wide": {str(n): n for n in range(400)}}
     with pytest.raises(ExpressionFailed, match=said):
         evaluated(text, inputs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "has(inputs.bureau) && inputs.l.all(i, i < inputs.bureau.limit)",
+        "inputs.l.all(i, " + " && ".join(["i < inputs.bureau.limit"] * 100) + ")",
+        "inputs.bureau.files.all(i, size(i) > 0) && inputs.l.all(i, "
+        + " && ".join(["i < inputs.bureau.limit"] * 100)
+        + ")",
+        "inputs.l.all(i, " + " && ".join(["!(i in inputs.bureau.table)"] * 4) + ")",
+        "inputs.l.all(i, i < inputs.bureau" + ".next" * 20 + ".limit)",
+        " || ".join(["inputs.bureau.limit < 0.0"] * 140),
+        " || ".join(["has(inputs.bureau.next.next.none)"] * 100),
+    ],
+)
+def test_what_is_looked_through_costs_nothing(text: str) -> None:
+    """Whatever else is in there, also where another expression on the same values looks at all of it."""
+    bureau: dict[str, Any] = {}
+    for _ in range(21):
+        bureau = {"next": bureau, "limit": 9.0, **{f"k{n}": {str(m): m for m in range(10)} for n in range(40)}}
+    bureau |= {"files": [[1.0] * 98] * 50, "table": [1] * 100, "more": {f"k{n}": [1] * 9 for n in range(400)}}
+    activation = Activation({"inputs": {"l": [0.5] * 500, "bureau": bureau}})
+    assert compiled("has(inputs.bureau) && size(inputs.bureau.more) > 1").evaluate(activation) is True
+    expression = compiled(text)
+    began = time.process_time()
+    assert isinstance(expression.evaluate(activation), bool)
+    assert time.process_time() - began < 0.1
+
+
+def test_whether_it_is_there_is_told_of_what_is_too_large_to_be_seen() -> None:
+    """``has()`` and ``"name" in`` look at no value."""
+    inputs = {"l": [1] * 501, "o": {str(n): n for n in range(501)}}
+    for text in ("has(inputs.l) && has(inputs.o)", "has(inputs.o.x) || '7' in inputs.o", "'l' in inputs"):
+        assert evaluated(text, inputs) is True
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("inputs.a.nope > 1", "unknown name 'nope' in"),
+        ("has(inputs.nope.b)", "unknown name 'nope' in"),
+        ("inputs.l.all(i, i < inputs.a.nope)", "unknown name 'nope' in"),
+        ("inputs.a.b.c > 1", r"inputs\.a\.b is no object, and has no c in"),
+        ("inputs.l.all(__i, __i > 0)", "__i: names that begin with __ are taken; call it otherwise"),
+    ],
+)
+def test_what_is_not_there_is_named(text: str, said: str) -> None:
+    """As the expression has it."""
+    with pytest.raises(ExpressionFailed, match=said):
+        evaluated(text, {"a": {"b": 1}, "l": [1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("timestamp(inputs.a) - timestamp(inputs.b) > duration('30d')", r"duration\('30d'\) always fails: .*'720h'"),
+        ("duration('18y') < duration(inputs.a)", "durations have h, m, s, ms, us and ns"),
+        ("timestamp(inputs.a) > timestamp('2024-01-01')", r"timestamp\('2024-01-01T00:00:00Z'\)"),
+        ("inputs.l.all(i, i > int('x'))", r"int\('x'\) always fails: whole numbers are written as"),
+        ("uint('-1') < inputs.a", r"uint\('-1'\) always fails"),
+        ("double('1,5') < inputs.a", r"double\('1,5'\) always fails: numbers are written as double\('1\.5'\)"),
+        ("inputs.a.matches('(?P<year>[0-9]+)')", r"a named group \(\?P<name>…\).*groups as \(…\)"),
+    ],
+)
+def test_what_can_never_be_evaluated_says_how_it_is_written(text: str, said: str) -> None:
+    """At once, not when a request comes."""
+    with pytest.raises(ExpressionFailed, match=said):
+        compiled(text)
 
 
 @pytest.mark.parametrize(
