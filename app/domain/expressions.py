@@ -2,9 +2,9 @@
 
 Converting a request's values costs the engine (common-expression-language, in Rust) forty times what evaluating an
 expression on them does, so a request has one ``Activation`` for all rules, conditions and results, which converts only
-what they look at, and each once (``expression_looks``). Numbers do not mix in CEL (``5000 * 1.5``
-fails where ``5000.0 * 1.5`` works), so callers coerce by declared types first. An evaluation cannot be interrupted, so
-what it may cost is bounded: by what is written (``expression_bounds``) and by how much is seen (``expression_sizes``).
+what they look at, and each once (``expression_looks``). Numbers do not mix in CEL (``5000 * 1.5`` fails where
+``5000.0 * 1.5`` works), so callers coerce by declared types first. An evaluation cannot be interrupted, so what it may
+cost is bounded: by what is written (``expression_bounds``) and by how much is seen (``expression_sizes``).
 
 Beside CEL's own there are functions for ensembles: ``mean``, ``weightedMean``, ``max``, ``min`` and ``vote``.
 """
@@ -170,18 +170,22 @@ class Activation:
             self._said.pop(look, None)
 
     def _convert(self, look: Look) -> str | None:
-        """Have the engine see what ``look`` finds; gives what is too large there, of which it sees nothing."""
+        """Have the engine see what ``look`` finds; gives why it may not, as where it is too large."""
         value = look.at(self._values)
-        said = None
-        if value is not ABSENT:
-            said = too_large(look.path[:-1] if look.asked else look.path, value)
-            if said is None:
+        if value is ABSENT:
+            return None
+        path = look.path[:-1] if look.asked else look.path
+        said = too_large(path, value)
+        if said is None:
+            try:
                 self._context.add_variable(look.variable, value)
+            except (ValueError, TypeError, OverflowError):
+                said = f"{'.'.join(path)} has what is no JSON, which no expression sees"
         self._said[look] = said
         return said
 
     def oversize(self, expression: "Expression") -> str | None:
-        """What is too large of what ``expression`` looks at; None where nothing is."""
+        """What is too large of what ``expression`` looks at, or cannot be seen; None where nothing is."""
         for look in expression.looks:
             said = self._said[look] if look in self._said else self._convert(look)
             if said is not None:
@@ -206,9 +210,9 @@ class Activation:
         try:
             return program.execute(self._context)
         except RuntimeError as error:
-            absent = _NO_OVERLOAD.match(str(error))
+            undefined = _NO_OVERLOAD.match(str(error))
             for look in expression.looks:
-                if absent is not None and absent[1] == look.variable:
+                if undefined is not None and undefined[1] == look.variable:
                     raise look.failure(self._values) from error
             # A helper's failure is what the engine cannot take as a value. Its own words may be lines, with drawings.
             said = " ".join(str(error).split()) if self._refused is None else self._refused

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from app.domain.document_parts import ValueType
 from app.domain.errors import ExpressionFailed, raised
-from app.domain.expressions import Activation, Expression, Reach, compile_expression
+from app.domain.expressions import Activation, Expression, compile_expression
 from app.domain.features import (
     EVENT_TIME_AHEAD_MS_MAX,
     FROM_REQUEST,
@@ -86,7 +86,6 @@ class Computation:
     expression: Expression | None
     function: str | None
     ingredients: tuple[Ingredient, ...]
-    reach: Mapping[str, Reach]
 
     @property
     def ref(self) -> FeatureRef:
@@ -171,13 +170,11 @@ def _compiled(
     if isinstance(written, ComputedBy):
         parts = (ref.partition(".") for ref in written.inputs)
         ingredients = tuple(Ingredient(source, name) for source, _, name in parts)
-        return Computation(view, feature, type_, None, written.function, ingredients, {})
+        return Computation(view, feature, type_, None, written.function, ingredients)
     expression = compile_expression(written, (*_REQUEST_ROOTS, *roots))
     found: dict[FeatureRef, Ingredient] = {}
-    reach: dict[str, Reach] = {}
     for root in expression.roots:
         own = expression.reach(root)
-        reach[root] = own
         if root == "path":
             continue
         source = root if root in REQUEST_SOURCES else roots[root]
@@ -193,7 +190,7 @@ def _compiled(
             # Asked for by has(), or by "name" in root, it may be absent; the expression says what then.
             optional = name in asked or name not in read
             found[source, name] = Ingredient(source, name, optional)
-    return Computation(view, feature, type_, expression, None, tuple(found.values()), reach)
+    return Computation(view, feature, type_, expression, None, tuple(found.values()))
 
 
 def _ingredient_faults(made: Computation, views: Mapping[str, FeatureViewSpec]) -> Iterator[str]:
@@ -239,7 +236,7 @@ def _type_faults(computations: Computations, views: Mapping[str, FeatureViewSpec
             for ingredient in each.ingredients
         }
         field = f"onDemand.{each.feature}"
-        activation = _activation(each, sample, "/", {})
+        activation = _activation(each.expression, sample, "/", {})
         said = each.expression.mistyped(activation)
         if said is not None:
             yield ViewFault(each.view, field, said)
@@ -389,8 +386,10 @@ def _evaluated(
     functions: Mapping[str, FeatureFunction],
 ) -> object:
     if made.expression is not None:
-        sections = {name: getattr(request, name) for name in REQUEST_SOURCES if name in made.reach}
-        return made.expression.evaluate(_activation(made, usable, request.path, sections))
+        sections: dict[str, Any] = {
+            name: getattr(request, name) for name in REQUEST_SOURCES if name in made.expression.roots
+        }
+        return made.expression.evaluate(_activation(made.expression, usable, request.path, sections))
     function = functions.get(str(made.function))
     if function is None:
         raise ValueError(f"function {made.function} is not registered in this worker: install the package that has it")
@@ -406,10 +405,10 @@ def _evaluated(
 
 
 def _activation(
-    made: Computation, usable: Mapping[FeatureRef, Fetched], path: str, sections: Mapping[str, Mapping[str, Any]]
+    expression: Expression, usable: Mapping[FeatureRef, Fetched], path: str, sections: Mapping[str, Mapping[str, Any]]
 ) -> Activation:
     values: dict[str, Any] = {}
-    for root in made.reach:
+    for root in expression.roots:
         if root == "path":
             values[root] = path
         elif root in REQUEST_SOURCES:
@@ -421,8 +420,7 @@ def _activation(
         root = _root(source)
         if root in values and source not in REQUEST_SOURCES:
             values[root][name] = list(found.value) if isinstance(found.value, tuple) else found.value
-    assert made.expression is not None  # noqa: S101 - only expressions are evaluated on values by root
-    return Activation(values, made.expression.helpers)
+    return Activation(values, expression.helpers)
 
 
 def _given(value: Value) -> Value:

@@ -249,6 +249,31 @@ def test_whether_it_is_there_is_told_of_what_is_too_large_to_be_seen() -> None:
         assert evaluated(text, inputs) is True
 
 
+def test_what_cannot_be_seen_fails_only_who_looks_at_it() -> None:
+    """As text that is no UTF-8."""
+    inputs = {"a": "\ud800", "b": 1}
+    assert evaluated("has(inputs.a) && inputs.b == 1", inputs) is True
+    with pytest.raises(ExpressionFailed, match=r"inputs\.a has what is no JSON"):
+        evaluated("inputs.a == 'x'", inputs)
+
+
+def test_what_is_no_more_is_not_seen() -> None:
+    """Where a root becomes another one, no expression sees what the former had; the other roots stay."""
+    activation = Activation({"inputs": {"b": 1}, "outputs": {"a": 1}})
+    expression = compile_expression("has(outputs.a) && inputs.b == 1", (*ROOTS, "outputs"))
+    read = compile_expression("outputs.a + inputs.b", (*ROOTS, "outputs"))
+    assert expression.evaluate(activation) is True
+    assert read.evaluate(activation) == 2
+    activation.add("outputs", {"a": 4})
+    assert read.evaluate(activation) == 5
+    activation.add("outputs", {})
+    assert expression.evaluate(activation) is False
+    with pytest.raises(ExpressionFailed, match="unknown name 'a'"):
+        read.evaluate(activation)
+    activation.add("outputs", {"a": 5})
+    assert read.evaluate(activation) == 6
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
