@@ -30,24 +30,23 @@ LOOKUPS_MAX: Final = 4
 """Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
 TABLE_VALUES_MAX: Final = 100
 """Values in a list or an object from outside that each step of a walk goes through."""
+SEEN_MAX: Final = 100_000
+"""Values that all expressions of a request see together, between two answers: to convert so many takes a quarter of a
+second. More than a body holds, but what is looked at both by itself and as a part of something counts twice."""
+_SCALARS: Final = frozenset({float, int, bool, type(None)})
 
 
-def too_large(path: tuple[str, ...], value: object) -> str | None:
-    """What is too large at or below ``path``, which ``value`` is at; None where nothing is, as nearly always.
+def too_large(path: tuple[str, ...], value: object) -> str:
+    """What is too large at or below ``path``, which ``value`` is at, and of which ``weight`` says None.
 
     >>> too_large(("inputs", "a"), {"b": [1] * 501})
     'inputs.a.b has 501 elements; an expression sees at most 500'
     """
-    if _weight(value) is not None:
-        return None
     found, said = _too_large(path, value, 0)
     return f"{'.'.join(found)} {said}"
 
 
-_SCALARS: Final = frozenset({float, int, bool, type(None)})
-
-
-def _weight(value: object, depth: int = 0) -> int | None:
+def weight(value: object, depth: int = 0) -> int | None:
     """How many values there are in ``value``, all that is within it included; None where anything is too large."""
     if isinstance(value, str | bytes):
         return 1 + len(value) // SHORT_TEXT_MAX if _bytes_of(value) <= TEXT_LENGTH_MAX else None
@@ -62,10 +61,10 @@ def _weight(value: object, depth: int = 0) -> int | None:
         if type(each) in _SCALARS:
             total += 1
             continue
-        weight = _weight(each, depth + 1)
-        if weight is None:
+        within = weight(each, depth + 1)
+        if within is None:
             return None
-        total += weight
+        total += within
     if in_object:
         return _OBJECT_WEIGHT + total if total <= OBJECT_VALUES_MAX else None
     return 1 + total if total <= _WORK_MAX // max(count, _LENGTH_FLOOR) else None
@@ -79,7 +78,7 @@ def _bytes_of(text: str | bytes) -> int:
 
 
 def _too_large(path: tuple[str, ...], value: object, depth: int) -> tuple[tuple[str, ...], str]:
-    """Where what is too large is at or below ``path``, and what it has; ``_weight`` says that something is."""
+    """Where what is too large is at or below ``path``, and what it has; ``weight`` says that something is."""
     if isinstance(value, str | bytes):
         return path, f"has {_bytes_of(value)} bytes; an expression sees at most {TEXT_LENGTH_MAX}"
     assert isinstance(value, Mapping | list | tuple)  # noqa: S101 - nothing else is ever too large
@@ -91,14 +90,14 @@ def _too_large(path: tuple[str, ...], value: object, depth: int) -> tuple[tuple[
         return path, f"has {count} {called}; an expression sees at most {LIST_LENGTH_MAX}"
     total = 0
     for name, each in value.items() if isinstance(value, Mapping) else enumerate(value):
-        weight = _weight(each, depth + 1)
-        if weight is None and isinstance(value, Mapping):
+        within = weight(each, depth + 1)
+        if within is None and isinstance(value, Mapping):
             return _too_large((*path, str(name)), each, depth + 1)
-        if weight is None:
+        if within is None:
             # Of what is in an element the list is told, which is what can be named.
             _, said = _too_large((), each, depth + 1)
             return path, f"holds what {said.removeprefix('holds what ')}"
-        total += weight
+        total += within
     if isinstance(value, Mapping):
         return path, f"has {total} values in it; an expression sees at most {OBJECT_VALUES_MAX}"
     said = f"has {count} elements with {total} values in them; of so many elements an expression sees"
@@ -107,16 +106,16 @@ def _too_large(path: tuple[str, ...], value: object, depth: int) -> tuple[tuple[
 
 def lookup_fault(value: object) -> str | None:
     """Why the object that a walk goes over may not be looked up by key at each step; None where it may."""
-    weight = _weight(value)
-    if not isinstance(value, Mapping) or (weight is not None and len(value) * weight * LOOKUPS_MAX <= _WORK_MAX):
+    count = weight(value)
+    if not isinstance(value, Mapping) or (count is not None and len(value) * count * LOOKUPS_MAX <= _WORK_MAX):
         return None
     return f"has {len(value)} members, with too many values to be looked up by key in every step of a walk"
 
 
 def table_fault(value: object) -> str | None:
     """Why ``value`` may not be gone through once a step of a walk; None where it may."""
-    weight = _weight(value)
-    count = None if weight is None else weight - (_OBJECT_WEIGHT if isinstance(value, Mapping) else 1)
+    whole = weight(value)
+    count = None if whole is None else whole - (_OBJECT_WEIGHT if isinstance(value, Mapping) else 1)
     if count is not None and count <= TABLE_VALUES_MAX:
         return None
     most = f"at most {TABLE_VALUES_MAX} values may be"

@@ -23,7 +23,7 @@ import cel
 from app.domain.errors import ExpressionFailed, raised
 from app.domain.expression_bounds import NOTHING_BESIDE, Beside, beside_walks, costs_too_much
 from app.domain.expression_looks import ABSENT, OWN_PREFIX, Look, hoisted, value_at
-from app.domain.expression_sizes import lookup_fault, single_fault, table_fault, too_large
+from app.domain.expression_sizes import SEEN_MAX, lookup_fault, single_fault, table_fault, too_large, weight
 from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
@@ -132,7 +132,7 @@ class Activation:
     What is too large is not converted, and fails only the expressions that look at it.
     """
 
-    __slots__ = ("_context", "_helpers", "_refused", "_said", "_values")
+    __slots__ = ("_context", "_helpers", "_refused", "_said", "_seen", "_values")
 
     def __init__(self, values: Mapping[str, object], helpers: Iterable[str] = HELPERS) -> None:
         self._values = dict(values)
@@ -143,6 +143,7 @@ class Activation:
     def _begin(self) -> None:
         """Anew, with nothing converted."""
         self._said: dict[Look, str | None] = {}
+        self._seen = 0
         self._context = cel.Context({})
         for name in self._helpers:
             self._context.add_function(name, self._guarded(name))
@@ -161,6 +162,7 @@ class Activation:
 
     def add(self, root: str, value: object) -> None:
         """Set one more root, or another value of one."""
+        self._seen = 0
         before = [look for look in self._said if look.path[0] == root]
         self._values[root] = value
         if any(look.at(self._values) is ABSENT for look in before):
@@ -175,8 +177,13 @@ class Activation:
         if value is ABSENT:
             return None
         path = look.path[:-1] if look.asked else look.path
-        said = too_large(path, value)
-        if said is None:
+        said, count = None, weight(value)
+        if count is None:
+            said = too_large(path, value)
+        elif self._seen + count > SEEN_MAX:
+            said = f"{'.'.join(path)} and what else is looked at have more than {SEEN_MAX} values in all: look at less"
+        else:
+            self._seen += count
             try:
                 self._context.add_variable(look.variable, value)
             except (ValueError, TypeError, OverflowError):

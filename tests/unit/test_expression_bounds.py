@@ -249,6 +249,20 @@ def test_whether_it_is_there_is_told_of_what_is_too_large_to_be_seen() -> None:
         assert evaluated(text, inputs) is True
 
 
+def test_what_is_looked_at_over_and_over_as_a_part_is_bounded() -> None:
+    """Each look converts its value; those of one request together are not more than a quarter of a second."""
+    deep: Any = {str(n): [1] * 9 for n in range(450)}
+    for _ in range(46):
+        deep = {"a": deep}
+    activation = Activation({"inputs": {"d": deep, "b": 1}})
+    paths = ["inputs.d" + ".a" * depth for depth in range(46)]
+    began = time.process_time()
+    with pytest.raises(ExpressionFailed, match="what else is looked at have more than 100000 values in all: look at"):
+        compiled(" || ".join(f"{path} == 1" for path in paths)).evaluate(activation)
+    assert time.process_time() - began < 1.0
+    assert compiled("inputs.b == 1 && size(inputs.d) == 1").evaluate(activation) is True
+
+
 def test_what_cannot_be_seen_fails_only_who_looks_at_it() -> None:
     """As text that is no UTF-8."""
     inputs = {"a": "\ud800", "b": 1}
