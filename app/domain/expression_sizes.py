@@ -30,7 +30,7 @@ LOOKUPS_MAX: Final = 4
 """Uses, in walks over an object's keys, of ``object[key]``, each of which copies the object."""
 TABLE_VALUES_MAX: Final = 100
 """Values in a list or an object from outside that each step of a walk goes through."""
-SEEN_MAX: Final = 100_000
+SEEN_MAX: Final = 150_000
 """Values that all expressions of a request see together, between two answers: to convert so many takes a quarter of a
 second. More than a body holds, but what is looked at both by itself and as a part of something counts twice."""
 _SCALARS: Final = frozenset({float, int, bool, type(None)})
