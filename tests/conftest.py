@@ -4,6 +4,7 @@ The services start once a session, when the first test asks. Tests share them an
 prefix, bucket and table; a test that stops a service starts it again.
 """
 
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ from tests.support.stack import CHOICE_VARIABLE, ServiceStack, chosen_stack, set
 # How fast a machine makes up examples says nothing about the code that is given them.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+# What a shell runs in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

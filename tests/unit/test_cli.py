@@ -196,5 +196,5 @@ def test_without_kafka(command: str) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "BROKER_KAFKA_BOOTSTRAP" in line
-    # Loading the command is not in the bound that counts, and a busy machine takes its time for it.
-    assert time.monotonic() - began < 15
+    # The command waits for 5 s; loading it is not in that, and a busy machine takes its time for it.
+    assert time.monotonic() - began < 30

@@ -1,8 +1,9 @@
 """The skew guard in the decide engine: what goes out to models and pools is counted, and nothing else."""
 
 import asyncio
+import bisect
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -182,7 +183,7 @@ def test_a_process_tells_what_its_guard_counts(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_counting_a_row_is_cheap() -> None:
-    """A few microseconds a feature at the very most, on a machine that is busy with other things."""
+    """A feature costs a few times what it takes to find its bin and count it by itself."""
     names = [f"x{n}" for n in range(20)]
     baseline = baseline_of([{name: float(n) for name in names} for n in range(1_000)], model="credit-pd", version="1")
     features = [{"ref": f"inputs.{name}", "type": "DOUBLE", "required": True} for name in names]
@@ -190,10 +191,21 @@ def test_counting_a_row_is_cheap() -> None:
     current = revision(changed(whole, "credit-pd-1", "spec.baseline", orjson.loads(written(baseline))))
     guard, spec = guard_of(current), current.versions["credit-pd", "1"]
     given = row(spec, dict.fromkeys(names, 512.5))
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        for _ in range(200):
-            guard.observe(spec, given)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) / 200 / len(names) < 10e-6
+    bounds, counts = [float(100 * n) for n in range(10)], dict.fromkeys(names, 0)
+
+    def counted() -> None:
+        guard.observe(spec, given)
+
+    def floor() -> None:
+        for name in names:
+            counts[name] += bisect.bisect(bounds, 512.5)
+
+    taken: dict[Callable[[], None], list[float]] = {counted: [], floor: []}
+    for _ in range(10):
+        for each, seconds in taken.items():
+            began = time.process_time()
+            for _ in range(200):
+                each()
+            seconds.append(time.process_time() - began)
+    # Coverage, which looks at the code alone and not at the floor, makes 8 of 2.5.
+    assert min(taken[counted]) / min(taken[floor]) < 15
