@@ -4,7 +4,7 @@ Kafka was away."""
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from prometheus_client import REGISTRY
 
-from app.adapters import update_follower
+from app.adapters import update_announcer, update_follower
 from app.adapters.avro import AvroCodec
 from app.adapters.clock import SystemClock
 from app.adapters.near_cache import CachedFeatureStore
@@ -76,6 +76,7 @@ class Heard:
         self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
         self.positions: list[Position] = []
         self.before: list[Mapping[int, int]] = []
+        self.concerned: list[Collection[str] | None] = []
         self.awaited: int | None = None
         self.materialized_offsets: list[tuple[int, Mapping[int, int]]] = []
 
@@ -94,9 +95,10 @@ class Heard:
         if position is not None:
             self.positions.append(position)
 
-    def unheard(self, offsets: Mapping[int, int]) -> None:
+    def unheard(self, offsets: Mapping[int, int], views: Collection[str] | None = None) -> None:
         """See Follows."""
         self.before.append(offsets)
+        self.concerned.append(views)
 
     def awaits(self) -> int | None:
         """See Follows."""
@@ -125,7 +127,9 @@ async def producer(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
     await made.stop()
 
 
-def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> UpdateFollower:
+def follower(
+    cache: Heard | CachedFeatureStore, bootstrap: str, topic: str, views: Mapping[str, FeatureViewSpec] = VIEWS
+) -> UpdateFollower:
     """A follower of ``topic`` under the views above."""
     return UpdateFollower(
         cache,
@@ -133,7 +137,7 @@ def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> U
         topic=topic,
         group=topic.removesuffix(".updates"),
         client_id="test",
-        views=lambda: VIEWS,
+        views=lambda: dict(views),
         clock=SystemClock(),
     )
 
@@ -322,6 +326,38 @@ async def test_what_is_materialized_is_asked_for_while_it_is_waited_for(
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
         await group.stop()
+
+
+async def test_what_was_read_before_a_view_changed_is_waited_for(
+    kafka_bootstrap: str,
+    topic_prefix: str,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within a second of the revision, and once more when no worker can be behind it any more; also without a new
+    update. A partition that nothing has come to is not waited for."""
+    monkeypatch.setattr(update_announcer, "SETTLED_MS", 1_000)
+    topic, heard, views = f"{topic_prefix}features.updates", Heard(), dict(VIEWS)
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    run = asyncio.create_task(follower(heard, kafka_bootstrap, topic, views).run())
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await until(following)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000, "plain")), partition=1)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000)), partition=1)
+            await until(lambda: heard.updates)
+            assert heard.concerned == [None]
+            views["plain"] = VIEWS["applicant"]
+            async with asyncio.timeout(SEEN_WITHIN_S):
+                await until(lambda: len(heard.before) == 2)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 8, 1_000, "plain")), partition=1)
+            await until(lambda: len(heard.before) == 3)
+            assert heard.before[1:] == [{1: 2}, {1: 3}]
+            assert heard.concerned[1:] == [{"plain"}, {"plain"}]
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 async def test_what_concerns_no_cached_row_is_passed_over(
