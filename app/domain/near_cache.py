@@ -1,8 +1,9 @@
 """The near cache: rows of the feature store that a worker has read before, while they may still be used.
 
 A row is what one ``ViewNeed`` asks for: the same view, entity and features. It is fresh for its view's ``ttl``, or
-``negativeTtl`` where the store had none of it; past that it is kept, as room allows, for the case that the store does
-not answer (``stale-if-error`` of RFC 5861), and then each contract's ``maxAge`` judges it.
+``negativeTtl`` where the store had none of it, or what its feature server calls too old. Past that it is kept, as room
+allows, for the case that the store does not answer (``stale-if-error`` of RFC 5861), and then each contract's
+``maxAge`` judges it.
 
 Two bounds hold, of entries and of bytes. What goes first is decided by SIEVE (Zhang et al., *SIEVE is Simpler than
 LRU*, NSDI 2024): entries stand in the order in which they came, a hit only marks its entry, and a hand that walks from
@@ -130,7 +131,7 @@ class _Floor(NamedTuple):
 class Entry:
     """A row as it was read at ``fetched_ms``; ``oldest_ms`` is the earliest of its event times.
 
-    ``negative``: the store had none of the features, or one that cannot be read. ``outdated_ms``: since when an update
+    ``negative``: the store had none of the features, or one that cannot be used. ``outdated_ms``: since when an update
     is known that the row does not have; it is never fresh again.
     """
 
@@ -191,10 +192,11 @@ _KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureSta
 
 
 def is_negative(values: Sequence[Fetched]) -> bool:
-    """Whether nothing is there, or something is that cannot be used."""
+    """Whether nothing is there, or something is that cannot be used: unreadable, or by its own source's word too old,
+    which may have it anew at any time."""
     known = 0
     for value in values:
-        if value.status is FeatureStatus.ERROR:
+        if value.status is FeatureStatus.ERROR or value.status is FeatureStatus.STALE:
             return True
         known += value.status in _KNOWN
     return not known
@@ -277,7 +279,7 @@ class NearCache:
 
     def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
         """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
-        view, key, features, types, _, _, _ = need
+        view, key, features, types, *_ = need
         for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
             if (entry.features is features or entry.features == features) and (
                 entry.types is types or entry.types == types

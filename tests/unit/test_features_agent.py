@@ -301,7 +301,8 @@ def test_a_name_that_comes_to_be_known_leaves_others_their_grace() -> None:
 
 
 def test_who_does_not_wait_spends_no_grace_and_keeps_what_is_known() -> None:
-    """Neither the time that all share nor a name's place; but a name that goes on being asked for gets no second one."""
+    """Neither the time that all share nor a name's place; but a name that goes on being asked for gets no second
+    grace."""
     graces = Graces(5_000, forgotten_ms=60_000, names_max=1)
     assert not any(graces.ask(f"v{at}", at, waits=False) for at in range(0, 10_000, 100))
     assert [graces.ask("a", at) for at in range(10_000, 15_200, 100)] == [
