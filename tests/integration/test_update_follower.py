@@ -34,6 +34,11 @@ PLAIN = FeatureViewSpec.model_validate_json(
     """{"entities": [{"name": "applicant_id", "type": "INT64"}], "features": [{"name": "age", "type": "INT64"}],
         "source": {"type": "redis", "project": "worker"}}"""
 )
+WIDER = FeatureViewSpec.model_validate_json(
+    """{"entities": [{"name": "applicant_id", "type": "INT64"}],
+        "features": [{"name": "age", "type": "INT64"}, {"name": "height", "type": "INT64"}],
+        "source": {"type": "redis", "project": "worker"}, "cache": {"ttl": "1h"}}"""
+)
 VIEWS = {
     "applicant": PLAIN.model_copy(update={"cache": CacheSpec.model_validate({"ttl": "1h"})}),
     "plain": PLAIN,
@@ -142,11 +147,11 @@ def follower(
     )
 
 
-def cached_store(redis_url: str, clock: Clock) -> CachedFeatureStore:
+def cached_store(redis_url: str, clock: Clock, views: Mapping[str, FeatureViewSpec] = VIEWS) -> CachedFeatureStore:
     """The near cache before a Redis."""
     return CachedFeatureStore(
         RedisFeatureStore(redis_url),
-        views=lambda: VIEWS,
+        views=lambda: views,
         clock=clock,
         entries_max=100,
         bytes_max=1_000_000,
@@ -200,6 +205,56 @@ async def test_a_materialized_value_is_seen_within_a_second(
                 await watching
                 assert time.monotonic() - stored < SEEN_WITHIN_S
                 assert (await cached.fetch([asked], 5_000))["applicant", "age"].source == "cache"
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await cached.close()
+        await store.close()
+
+
+async def test_an_update_that_overtakes_its_revision_is_seen_within_a_second(
+    stack: ServiceStack,
+    kafka_bootstrap: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+) -> None:
+    """It has a feature that a later revision declares: the decide worker cannot read it when it comes, and the features
+    worker waits for the revision and stores it. A row that was cached before is read anew, and kept again."""
+    settings = Settings(
+        kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
+    )
+    topic, views = settings.topic("features.updates"), {"applicant": VIEWS["applicant"]}
+    await admin.create_topics([NewTopic(name, 1, 1) for name in (topic, f"{topic}-dlt")])
+    store, cached = RedisFeatureStore(redis_url), cached_store(redis_url, SystemClock(), views)
+    asked = need(uuid.uuid4().int >> 66)
+    applicant = int(asked.key.values[0])
+    run = asyncio.create_task(follower(cached, kafka_bootstrap, topic, views).run())
+
+    async def until_read(by: CachedFeatureStore | RedisFeatureStore, value: int, source: str) -> None:
+        while True:
+            found = (await by.fetch([asked], 5_000))["applicant", "age"]
+            if (found.value, found.source) == (value, source):
+                return
+            await asyncio.sleep(0.005)
+
+    try:
+        async with running_worker(settings, store, views), asyncio.timeout(WITHIN_S):
+            await until(following)
+            await producer.send_and_wait(topic, orjson.dumps(update(applicant, 1, time.time_ns() // 1_000_000)))
+            await until_read(cached, 1, "cache")
+            early = update(applicant, 2, time.time_ns() // 1_000_000) | {"values": {"age": 2, "height": 180}}
+            await producer.send_and_wait(topic, orjson.dumps(early))
+            await asyncio.sleep(0.5)
+            await until_read(cached, 1, "cache")
+            views["applicant"] = WIDER
+            await until_read(store, 2, "redis")
+            stored = time.monotonic()
+            await until_read(cached, 2, "redis")
+            assert time.monotonic() - stored < SEEN_WITHIN_S
+            await until_read(cached, 2, "cache")
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
