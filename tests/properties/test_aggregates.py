@@ -182,13 +182,19 @@ def test_a_state_that_is_over_has_nothing_to_say(sents: Sequence[Sent], later_ms
 
 @settings(max_examples=200, deadline=None)
 @given(
-    sents=st.lists(SENT | TOMBSTONE, max_size=40),
+    # Few times, so that events are sent again.
+    sents=st.lists(
+        SENT
+        | TOMBSTONE
+        | st.builds(Sent, st.integers(0, 9).map(lambda n: BASE_MS + n * HOUR_MS), st.just(1), st.sampled_from("ab")),
+        max_size=40,
+    ),
     latenesses=st.lists(st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 9 * 24 * HOUR_MS]), min_size=1, max_size=41),
     as_of_ms=AS_OF,
 )
 def test_no_id_counts_twice_under_any_lateness(sents: Sequence[Sent], latenesses: Sequence[int], as_of_ms: int) -> None:
-    """Whatever a view's lateness becomes, and however soon ids are dropped, an id is counted once. Where the lateness
-    stays, what is dropped changes no outcome."""
+    """Whatever a view's lateness becomes, and however soon ids are dropped, an event that is sent again with its time
+    is counted once. Where the lateness stays, what is dropped changes no outcome."""
     dropping, keeping = State(), State()
     counted: set[str] = set()
     for offset, sent in enumerate(sents):
@@ -198,11 +204,12 @@ def test_no_id_counts_twice_under_any_lateness(sents: Sequence[Sent], latenesses
             plan.delete(dropping, offset, sent.time_ms)
             plan.delete(keeping, offset, sent.time_ms)
             continue
-        event = Event(offset, sent.time_ms, {"x": sent.value}, sent.id)
+        id_ = None if sent.id is None else f"{sent.id} {sent.time_ms}"
+        event = Event(offset, sent.time_ms, {"x": sent.value}, id_)
         outcome, kept = plan.feed(dropping, event), plan.feed(keeping, event)
-        if outcome is Outcome.COUNTED and sent.id is not None:
-            assert sent.id not in counted
-            counted.add(sent.id)
+        if outcome is Outcome.COUNTED and id_ is not None:
+            assert id_ not in counted
+            counted.add(id_)
         if len(set(latenesses)) == 1:
             # Of what is late, an id that is not known any more says nothing.
             late = (Outcome.LATE, Outcome.DUPLICATE)
