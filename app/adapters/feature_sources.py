@@ -30,12 +30,15 @@ from app.domain.features import (
     ViewNeed,
     unavailable,
 )
-from app.domain.view_documents import HttpSource
+from app.domain.view_documents import HttpSource, WriteBack
 from app.ports.clock import Clock
 from app.ports.feature_store import FeatureStore, FeatureWriter
 
 log = structlog.get_logger()
 
+KEPT_PAST_MAX_AGE_MS: Final = 7 * 86_400_000
+"""How long Redis has a row past its ``writeBack.maxAge`` where the view has no ttl: for contracts that allow more,
+while the server is away."""
 ROWS_WAITING_MAX: Final = 1_000
 """Rows that wait to be written back; Redis takes as many in some tens of milliseconds."""
 _ROWS_AT_ONCE: Final = 100
@@ -129,13 +132,13 @@ class FeatureSources:
             old = {ref: found for ref, found in (kept or {}).items() if ref[0] == need.view and found.status in aged}
             return {ref: old.get(ref, found) for ref, found in unavailable([need], error.why).items()}
         if source.write_back is not None:
-            self._write_back(need, answer)
+            self._write_back(need, source.write_back, answer)
         return answer
 
     # --- writing back -------------------------------------------------------------------------------------------------
 
-    def _write_back(self, need: ViewNeed, answer: FetchedFeatures) -> None:
-        for row in rows_of(need, answer, self._clock.now_ms()):
+    def _write_back(self, need: ViewNeed, write_back: WriteBack, answer: FetchedFeatures) -> None:
+        for row in rows_of(need, write_back, answer, self._clock.now_ms()):
             if self._rows.full():
                 _WRITE_BACKS.labels("shed").inc()
                 continue
@@ -191,8 +194,11 @@ def _part(need: ViewNeed, features: Sequence[str]) -> ViewNeed:
     return need._replace(features=wanted, types=tuple(types[each] for each in wanted), others=(*need.others, *left))
 
 
-def rows_of(need: ViewNeed, answer: FetchedFeatures, now_ms: int) -> list[FeatureRow]:
+def rows_of(need: ViewNeed, write_back: WriteBack, answer: FetchedFeatures, now_ms: int) -> list[FeatureRow]:
     """The rows that keep an answer: one for each event time in it, the oldest first, for a row has one time.
+
+    They expire, for whoever sends requests can name any entity: by the view's ttl, or after ``write_back``'s maxAge and
+    ``KEPT_PAST_MAX_AGE_MS`` from now on.
 
     What has no event time, or one that has not come yet, cannot be kept: nobody could tell its age. What the server
     calls too old is not kept either: the layout has no place for that, and it would be sound when it is read again.
@@ -214,6 +220,7 @@ def rows_of(need: ViewNeed, answer: FetchedFeatures, now_ms: int) -> list[Featur
             tuple(types[name] for name in names),
             at_ms,
             tuple(name for name in (*need.features, *need.others) if name not in names),
+            ttl_ms=need.ttl_ms or now_ms - at_ms + write_back.max_age + KEPT_PAST_MAX_AGE_MS,
         )
         for at_ms, names in sorted(by_time.items())
     ]

@@ -11,7 +11,7 @@ and fetches are not waited for together any more: the store's breaker answers ea
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge
@@ -140,22 +140,22 @@ class CachedFeatureStore:
         *,
         position: Position | None,
     ) -> None:
-        """See Follows of the update follower."""
+        """See Follows of the update announcer."""
         now_ms = self._clock.now_ms()
         if taken := self._cache.invalidate(view, key, features, event_time_ms, now_ms, position=position):
             _INVALIDATED.inc(taken)
             self._measure()
 
-    def unheard(self, offsets: Mapping[int, int]) -> None:
-        """See Follows of the update follower."""
-        self._cache.unheard(offsets, self._clock.now_ms())
+    def unheard(self, offsets: Mapping[int, int], views: Collection[str] | None = None) -> None:
+        """See Follows of the update announcer."""
+        self._cache.unheard(offsets, self._clock.now_ms(), views)
 
     def awaits(self) -> int | None:
-        """See Follows of the update follower."""
+        """See Follows of the update announcer."""
         return self._cache.awaits(self._clock.now_ms())
 
     def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
-        """See Follows of the update follower."""
+        """See Follows of the update announcer."""
         self._cache.materialized(announced, offsets)
 
     async def _await(

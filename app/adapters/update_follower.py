@@ -1,9 +1,8 @@
 """Following ``features.updates`` for the near cache: what changes in the store is forgotten here.
 
 Every decide worker reads all partitions from their ends on, without a group: each has a cache of its own. What lies
-before may still be on its way to the store, and the cache is told where it ends. An update is read as the materializer
-reads it, so what that refuses takes nothing away. Should Kafka be away, reading goes on where it was, and until then
-cached rows end by their ttl; a worker is no less ready for it.
+before may still be on its way to the store, and the cache is told where it ends. Should Kafka be away, reading goes on
+where it was, and until then cached rows end by their ttl; a worker is no less ready for it.
 
 While the cache waits for those, or for updates that aggregates follow, the materializer's group is asked for its
 offsets: it commits an update when Redis has acknowledged the rows, and what is computed of them. Where Kafka does not
@@ -11,22 +10,17 @@ say, nothing is told.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Final
 
-import orjson
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from prometheus_client import Counter, Gauge
 
-from app.adapters.avro import feature_updates
 from app.adapters.kafka_clients import REQUEST_TIMEOUT_MS, close_clients
-from app.domain.feature_updates import UpdateRefused, read_update
-from app.domain.features import EntityKey
-from app.domain.near_cache import Position
-from app.domain.view_documents import FeatureViewSpec
+from app.adapters.update_announcer import Follows, UpdateAnnouncer, Views
 from app.ports.clock import Clock
 
 log = structlog.get_logger()
@@ -38,11 +32,8 @@ _PARTITIONS_EVERY_MS: Final = 60_000
 """How soon a new partition is noticed; it is read from its beginning."""
 _START_WITHIN_S: Final = 30.0
 _RETRY_S: Final = 1.0
-_AT_ONCE: Final = 50
-"""Updates that are read before others have their turn on the event loop."""
 _OFFSETS_EVERY_S: Final = 0.2
 """A materializer commits every half a second or so (``BROKER_COMMIT_INTERVAL``); together less than one second."""
-_AVRO_MAGIC: Final = b"\xc3\x01"
 
 _FOLLOWING = Gauge(
     "broker_feature_cache_following", "Whether the near cache hears of updates: 1; 0 while Kafka does not answer"
@@ -52,39 +43,6 @@ _UNREAD = Counter(
     "broker_feature_cache_offsets_unread",
     "Attempts to learn what the features workers have committed that brought nothing",
 )
-
-Views = Callable[[], Mapping[str, FeatureViewSpec] | None]
-
-
-class Follows(Protocol):
-    """What wants to hear of updates."""
-
-    def invalidate(
-        self,
-        view: str,
-        key: EntityKey,
-        features: Sequence[str] | None,
-        event_time_ms: int,
-        *,
-        position: Position | None,
-    ) -> None:
-        """Features of a row get values that are true since then, or all that is not later is deleted (None).
-
-        ``position``: what is computed of the view's updates follows, when the materializer is past this one.
-        """
-        ...
-
-    def unheard(self, offsets: Mapping[int, int]) -> None:
-        """What lies before these offsets, by partition, is not told, and may not be materialized yet."""
-        ...
-
-    def awaits(self) -> int | None:
-        """How often something was told that waits to be materialized, where something of it is not known to be."""
-        ...
-
-    def materialized(self, announced: int, offsets: Mapping[int, int]) -> None:
-        """By partition, the offsets before which all is materialized, asked for after ``awaits`` said ``announced``."""
-        ...
 
 
 class UpdateFollower:
@@ -99,10 +57,8 @@ class UpdateFollower:
         self._topic = topic
         self._group = group
         self._client_id = client_id
-        self._views = views
+        self._announcer = UpdateAnnouncer(cache, views=views, clock=clock)
         self._clock = clock
-        self._codec = feature_updates()
-        self._positions: dict[TopicPartition, int] = {}
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -149,20 +105,13 @@ class UpdateFollower:
         return sorted(TopicPartition(self._topic, each["partition"]) for each in found["partitions"])
 
     async def _assign(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
-        """Take all partitions: known ones from where they were, later ones from their beginning, all at first from
-        their ends."""
         consumer.assign(partitions)
         async with asyncio.timeout(_START_WITHIN_S):
             ends = await consumer.end_offsets(partitions)
             firsts = await consumer.beginning_offsets(partitions)
-        later = bool(self._positions)
+        self._announcer.assign(_by_partition(firsts), _by_partition(ends))
         for tp in partitions:
-            start = self._positions.get(tp, firsts[tp] if later else ends[tp])
-            # A topic that was made anew has neither more nor less than it has.
-            self._positions[tp] = min(max(start, firsts[tp]), ends[tp])
-            consumer.seek(tp, self._positions[tp])
-        if not later:
-            self._cache.unheard({tp.partition: end for tp, end in ends.items() if firsts[tp] < end})
+            consumer.seek(tp, self._announcer.positions[tp.partition])
         _FOLLOWING.set(1)
 
     async def _follow(
@@ -173,18 +122,21 @@ class UpdateFollower:
         while True:
             if learning.done():
                 await learning
-            for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
-                await self._tell(tp, records)
+            read = await consumer.getmany(timeout_ms=_POLL_MS)
+            self._announcer.notice()
+            for tp, records in read.items():
+                await self._announcer.tell(tp.partition, records)
             now_ms = self._clock.steady_ms()
             if now_ms - checked_ms >= _CHECK_EVERY_MS:
                 checked_ms = now_ms
                 # Kafka's absence does not show in what it sends.
                 async with asyncio.timeout(_CHECK_WITHIN_S):
-                    ends = await consumer.end_offsets(list(self._positions))
-                _BEHIND.set(sum(max(0, end - self._positions[tp]) for tp, end in ends.items()))
+                    ends = await consumer.end_offsets(consumer.assignment())
+                positions = self._announcer.positions
+                _BEHIND.set(sum(max(0, end - positions[tp.partition]) for tp, end in ends.items()))
             if now_ms - counted_ms >= _PARTITIONS_EVERY_MS:
                 counted_ms = now_ms
-                if len(await self._partitions(admin)) > len(self._positions):
+                if len(await self._partitions(admin)) > len(self._announcer.positions):
                     return
 
     async def _learn(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> None:
@@ -220,35 +172,11 @@ class UpdateFollower:
                 log.warning("materialized_offsets_unknown", group=self._group, topic=self._topic, reason=reason)
             await asyncio.sleep(_RETRY_S)
 
-    async def _tell(self, tp: TopicPartition, records: Sequence[Any]) -> None:
-        views = self._views() or {}
-        if any(view.cache for view in views.values()):
-            for number, record in enumerate(records, 1):
-                self._tell_one(record.value, (tp.partition, record.offset), views)
-                # What was told is not told again after an interruption: its positions would go back.
-                self._positions[tp] = record.offset + 1
-                if number % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
-        self._positions[tp] = records[-1].offset + 1
-
-    def _tell_one(self, value: bytes | None, position: Position, views: Mapping[str, FeatureViewSpec]) -> None:
-        if not value:
-            return
-        try:
-            body: Any = self._codec.decode(value) if value.startswith(_AVRO_MAGIC) else orjson.loads(value)
-            view = views.get(body["view"])
-            if view is None or view.cache is None:
-                return
-            row = read_update(body, views, self._clock.now_ms())
-        except (ValueError, TypeError, KeyError, UpdateRefused):
-            # The materializer says what is wrong with it.
-            return
-        features = None if row.tombstone else row.names
-        self._cache.invalidate(
-            row.view, row.key, features, row.event_time_ms, position=position if view.aggregate else None
-        )
-
 
 def _ends(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
     """Where the partitions end from which a fetch has returned."""
     return {tp: end for tp in consumer.assignment() if (end := consumer.highwater(tp)) is not None}
+
+
+def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {tp.partition: offset for tp, offset in offsets.items()}

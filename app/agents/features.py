@@ -8,7 +8,7 @@ dead-letter topic, acknowledged there first, and does not hold up the others.
 
 An update may overtake the revision that declares its view. So one that names something unknown waits until it has been
 in Kafka for ``REGISTRY_GRACE_MS``, but not past as much from when that name was first asked for: an old backlog never
-waits, and a producer with a wrong name holds up the others of its partition once.
+waits, nor does it spend what others wait, and a producer with a wrong name holds up the others of its partition once.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from app.agents.aggregates import Aggregates
 from app.agents.delivery import Intake
 from app.domain.errors import PublishFailed, RowsRefused, StoreUnavailable
 from app.domain.feature_updates import FeatureRow, UpdateRefused, read_update
+from app.domain.features import EVENT_TIME_AHEAD_MS_MAX
 from app.domain.graces import Graces
 from app.domain.requests import InboundRecord
 from app.domain.view_documents import FeatureViewSpec
@@ -164,11 +165,12 @@ class FeatureUpdates:
         worth: list[int] = []
         for place in places:
             refused = read[place]
-            # The reason says what is unknown, so it stands for the name; each counts as asked for, old ones too.
+            # The reason says what is unknown, so it stands for the name.
             if not isinstance(refused, UpdateRefused) or not refused.unknown:
                 continue
-            young = 0 <= now_ms - records[place].timestamp_ms < REGISTRY_GRACE_MS
-            if self._graces.ask(str(refused), steady_ms) and young:
+            # A producer's clock may be ahead; the name's grace bounds the wait all the same.
+            young = -EVENT_TIME_AHEAD_MS_MAX <= now_ms - records[place].timestamp_ms < REGISTRY_GRACE_MS
+            if self._graces.ask(str(refused), steady_ms, waits=young):
                 worth.append(place)
         return worth
 

@@ -13,7 +13,7 @@ is leaving counts until it has left as a whole. So a window of length W and tile
 An event is late when it lies more than ``lateness`` before the latest that was seen of its entity, and is not counted.
 Within that bound ids of events are remembered, by hashes of 64 bits, so that one that is sent twice counts once. What
 bounds the memory of ids never counts twice: past ``IDS_MAX`` the oldest are forgotten, and unknown ids of their time
-are refused as late.
+are refused as late. So are those of a time that was late before ``lateness`` was raised.
 """
 
 import base64
@@ -231,6 +231,9 @@ class Plan:
         """Drop ids of events that would be late anyway, if there are more than ``kept``."""
         if len(state.ids) > kept:
             oldest_ms = state.watermark_ms - self.lateness_ms
+            dropped_ms = max((time_ms for time_ms in state.ids.values() if time_ms < oldest_ms), default=-1)
+            # The view may declare a longer lateness some day.
+            state.forgotten_ms = max(state.forgotten_ms, dropped_ms)
             state.ids = {hashed: time_ms for hashed, time_ms in state.ids.items() if time_ms >= oldest_ms}
 
     def delete(self, state: State, offset: int, time_ms: int) -> Outcome:

@@ -70,7 +70,7 @@ class ViewNeed(NamedTuple):
     """What to fetch of one view for one entity; ``types`` are the declared types, in the features' order.
 
     ``http``: the feature server to ask, where the view has one; ``others`` are then the view's features that are not
-    asked for. ``max_age_ms``: the strictest age that whoever wants them allows.
+    asked for, and ``ttl_ms`` is the view's ttl. ``max_age_ms``: the strictest age that whoever wants them allows.
     """
 
     view: str
@@ -80,6 +80,7 @@ class ViewNeed(NamedTuple):
     http: HttpSource | None = None
     others: tuple[str, ...] = ()
     max_age_ms: int | None = None
+    ttl_ms: int | None = None
 
 
 class Fetched(NamedTuple):
@@ -329,7 +330,9 @@ def needs_of(
             continue
         if isinstance(spec.source, HttpSource):
             others = tuple(feature for feature in spec.types if feature not in want.features)
-            needs.append(ViewNeed(want.view, key, want.features, want.types, spec.source, others, want.max_age_ms))
+            needs.append(
+                ViewNeed(want.view, key, want.features, want.types, spec.source, others, want.max_age_ms, spec.ttl)
+            )
         else:
             needs.append(ViewNeed(want.view, key, want.features, want.types, max_age_ms=want.max_age_ms))
     return tuple(needs), tuple(dict.fromkeys(problems))

@@ -33,8 +33,11 @@ class Graces:
         self._waited_ms: float | None = None
         self._spent_ms = 0.0
 
-    def ask(self, name: str, now_ms: float) -> bool:
+    def ask(self, name: str, now_ms: float, *, waits: bool = True) -> bool:
         """Whether the unknown ``name`` is worth a wait at ``now_ms``.
+
+        Who would not wait says ``waits=False``: that spends nothing, and takes no name's place, but a name that has had
+        its grace stays known by it.
 
         >>> graces = Graces(5_000)
         >>> [graces.ask("v", at) for at in (0, 4_999, 5_000, 64_999, 130_000)]
@@ -42,6 +45,8 @@ class Graces:
         """
         asked = self._asked.pop(name, None)
         if asked is None or now_ms - asked.last_ms >= self._forgotten_ms:
+            if not waits:
+                return False
             self._forget(now_ms)
             if len(self._asked) >= self._names_max:
                 return False
@@ -49,7 +54,7 @@ class Graces:
         asked.last_ms = now_ms
         # At the end: those that were not asked for lately come first.
         self._asked[name] = asked
-        return now_ms - asked.first_ms < self._grace_ms and self._spend(now_ms)
+        return waits and now_ms - asked.first_ms < self._grace_ms and self._spend(now_ms)
 
     def _spend(self, now_ms: float) -> bool:
         """Whether there is time left that all names share; counts what has been waited since the last time."""

@@ -1,8 +1,9 @@
 """The near cache: rows of the feature store that a worker has read before, while they may still be used.
 
 A row is what one ``ViewNeed`` asks for: the same view, entity and features. It is fresh for its view's ``ttl``, or
-``negativeTtl`` where the store had none of it; past that it is kept, as room allows, for the case that the store does
-not answer (``stale-if-error`` of RFC 5861), and then each contract's ``maxAge`` judges it.
+``negativeTtl`` where the store had none of it, or what its feature server calls too old. Past that it is kept, as room
+allows, for the case that the store does not answer (``stale-if-error`` of RFC 5861), and then each contract's
+``maxAge`` judges it.
 
 Two bounds hold, of entries and of bytes. What goes first is decided by SIEVE (Zhang et al., *SIEVE is Simpler than
 LRU*, NSDI 2024): entries stand in the order in which they came, a hit only marks its entry, and a hand that walks from
@@ -14,7 +15,8 @@ handed out and never fresh, for minutes, as a materializer may lag. Aggregates h
 is in them, for the materializer computes them anew for other reasons too. But it commits an update only once the store
 has what is computed of it: nothing of their rows is fresh that was asked for before that was known.
 
-What was announced before updates were heard of sets one floor for all rows, until it is committed.
+What was announced before updates were heard of sets one floor for all rows, until it is committed; what was before a
+view changed may have been heard of otherwise than it is stored, or not at all, and sets one for the view's.
 
 Floors are bounded too. While one that was given up in its first seconds may still count, nothing is kept; and where
 one waits to be committed, its whole view waits in its place.
@@ -23,12 +25,12 @@ A row that an update makes outdated stays for the same case as one past its ttl:
 no update either, and its busiest rows would be the first to be lost. What a tombstone deletes goes at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from app.domain.features import EntityKey, FeatureStatus, Fetched, Value, ViewNeed, is_away, keys_of, unavailable
-from app.domain.view_documents import CacheSpec
+from app.domain.view_documents import CacheSpec, FeatureViewSpec, RedisSource
 
 FLOOR_MS: Final = 5_000
 """How long an announced update takes to reach the store at most, as a rule: a materializer takes some tens of ms."""
@@ -48,6 +50,8 @@ EntityRows = Mapping[str, Sequence["Entry"]]
 """An entity's entries by view; of one view there is one for each set of features that is asked for."""
 _Times = Mapping[str, int]
 """The least event time that each feature may have, those that updates name."""
+Views = Mapping[str, FeatureViewSpec]
+"""A revision's."""
 Position = tuple[int, int]
 """Where an update stands in its topic: a partition, and an offset there."""
 _NO_TIMES: Final[_Times] = MappingProxyType({})
@@ -127,7 +131,7 @@ class _Floor(NamedTuple):
 class Entry:
     """A row as it was read at ``fetched_ms``; ``oldest_ms`` is the earliest of its event times.
 
-    ``negative``: the store had none of the features, or one that cannot be read. ``outdated_ms``: since when an update
+    ``negative``: the store had none of the features, or one that cannot be used. ``outdated_ms``: since when an update
     is known that the row does not have; it is never fresh again.
     """
 
@@ -188,10 +192,11 @@ _KNOWN: Final = frozenset({FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureSta
 
 
 def is_negative(values: Sequence[Fetched]) -> bool:
-    """Whether nothing is there, or something is that cannot be used."""
+    """Whether nothing is there, or something is that cannot be used: unreadable, or by its own source's word too old,
+    which may have it anew at any time."""
     known = 0
     for value in values:
-        if value.status is FeatureStatus.ERROR:
+        if value.status is FeatureStatus.ERROR or value.status is FeatureStatus.STALE:
             return True
         known += value.status in _KNOWN
     return not known
@@ -227,6 +232,17 @@ def _content(value: Value | Sequence[Value]) -> int:
 _NO_ROWS: Final[EntityRows] = MappingProxyType({})
 
 
+def views_read_anew(before: Views, after: Views) -> frozenset[str]:
+    """The views with a cache whose updates may be read otherwise under a revision than under the one before it."""
+    if after is before:
+        return frozenset()
+    return frozenset(
+        name
+        for name, view in after.items()
+        if view.cache is not None and isinstance(view.source, RedisSource) and view != before.get(name)
+    )
+
+
 class NearCache:
     """Entries by row, within ``entries_max`` and ``bytes_max``; times are epoch milliseconds, as arguments."""
 
@@ -240,7 +256,8 @@ class NearCache:
         self._hand: Entry | None = None
         self._floors: dict[_RowKey, _Floor] = {}
         self._forgotten: dict[str, _Floor] = {}
-        """By view, what is left of its floors that were given up and wait to be committed."""
+        """By view, what all of its rows wait for: what is left of its floors that were given up and are not known to be
+        committed, and what was announced before it changed."""
         self._unheard: _Floor | None = None
         """What was announced before anything was heard of: it may be of any row."""
         self._awaited: dict[int, _Floor] = {}
@@ -262,7 +279,7 @@ class NearCache:
 
     def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
         """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
-        view, key, features, types, _, _, _ = need
+        view, key, features, types, *_ = need
         for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
             if (entry.features is features or entry.features == features) and (
                 entry.types is types or entry.types == types
@@ -372,15 +389,22 @@ class NearCache:
         known = self._forgotten.get(view)
         self._forgotten[view] = floor if known is None or not known.stands(now_ms) else floor.joined(known)
 
-    def unheard(self, offsets: Mapping[int, int], now_ms: int) -> None:
-        """Updates before ``offsets`` (by partition) are not announced, and may be on their way to the store."""
+    def unheard(self, offsets: Mapping[int, int], now_ms: int, views: Collection[str] | None = None) -> None:
+        """Updates before ``offsets`` (by partition), of ``views`` or of any, are not announced, and may be on their way
+        to the store."""
+        if not offsets:
+            return
         self._announced += 1
         last = tuple((partition, offset - 1) for partition, offset in offsets.items())
-        self._unheard = floor = _Floor(_NO_TIMES, None, last, self._announced, now_ms)
+        floor = _Floor(_NO_TIMES, None, last, self._announced, now_ms)
+        if views is None:
+            self._unheard = floor
+        for view in views or ():
+            self._forget(view, floor, now_ms)
         self._awaited.update(dict.fromkeys(offsets, floor))
-        entry = self._oldest if offsets else None
+        entry = self._oldest
         while entry is not None:
-            if entry.outdated_ms is None:
+            if entry.outdated_ms is None and (views is None or entry.need.view in views):
                 entry.outdated_ms = now_ms
             entry = entry.newer
 

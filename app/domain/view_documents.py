@@ -37,7 +37,9 @@ class CacheSpec(DocumentPart):
 
     ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] = Field(description="of a row that the store has")
     negative_ttl: Annotated[WrittenDurationMs, within("1ms", "1d")] | None = Field(
-        None, alias="negativeTtl", description="of a row that it lacks, or that cannot be read; absent: asked each time"
+        None,
+        alias="negativeTtl",
+        description="of a row that it lacks, that cannot be read, or is STALE; absent: asked each time",
     )
     stale_if_error: Annotated[WrittenDurationMs, within("1ms", "30d")] | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import orjson
 import pytest
+import redis as redis_client
 from aiohttp import web
 from prometheus_client import REGISTRY
 
 from app.adapters.clock import SystemClock
+from app.adapters.feast_codec import row_key
 from app.adapters.feature_sources import FeatureSources, rows_of
 from app.adapters.http_feast import FeastServers, read_answer, request_body
 from app.adapters.redis_feast import RedisFeatureStore
@@ -34,7 +37,10 @@ from tests.support.memory_feature_store import MemoryFeatureStore
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 TYPES: Mapping[str, ValueType] = EXCHANGES["types"]
-TIME_MS = 1_795_395_723_250
+RECORDED_MS = 1_795_395_723_000
+"""The event time of the recorded answers."""
+TIME_MS = time.time_ns() // 10**9 * 1_000 + 250
+"""Of now, for Redis forgets by its own clock; with milliseconds, which answers have."""
 HOUR_MS = 3_600_000
 TIMEOUT_MS = 20_000
 UNSOUND = "its feature server's answer is not of the format"
@@ -55,6 +61,7 @@ def need_of(
     project: str = "",
     types: Mapping[str, ValueType] = TYPES,
     max_age_ms: int | None = None,
+    ttl_ms: int | None = None,
 ) -> ViewNeed:
     """Features of one applicant."""
     return ViewNeed(
@@ -65,6 +72,7 @@ def need_of(
         where,
         tuple(name for name in types if name not in features) if where is not None else (),
         max_age_ms,
+        ttl_ms,
     )
 
 
@@ -97,7 +105,7 @@ def test_what_feasts_server_answers_is_read(exchange: dict[str, Any]) -> None:
     answer = read_answer(orjson.dumps(exchange["response"]), need, where)
     if key == 17:
         assert told(answer) == expected()
-        assert {found.event_time_ms for found in answer.values()} == {TIME_MS // 1_000 * 1_000}
+        assert {found.event_time_ms for found in answer.values()} == {RECORDED_MS}
     elif key == 18:
         assert told(answer) == {"text": (PRESENT, "ż"), "nothing": (NULL, None)}
         assert answer["applicant", "text"].event_time_ms == 1_735_689_600_000
@@ -424,9 +432,36 @@ async def test_what_cannot_be_kept_is_not(redis: MemoryFeatureStore | RedisFeatu
         ("applicant", "flag"): Fetched(MISSING),
         ("applicant", "small"): Fetched(PRESENT, 1, TIME_MS),
     }
-    (row,) = rows_of(need, answer, TIME_MS)
+    assert where.write_back is not None
+    (row,) = rows_of(need, where.write_back, answer, TIME_MS)
     assert (row.names, row.values, row.event_time_ms) == (("small",), (1,), TIME_MS)
     assert set(row.kept) == TYPES.keys() - {"small"}
+
+
+async def test_what_is_kept_expires(server: FeatureServer, servers: FeastServers, redis_url: str, project: str) -> None:
+    """By its view's ttl, or a week past maxAge from when it is written, however old it is by then; a view that shares
+    the row keeps its own end, or keeps the row for good."""
+    store, week_ms = RedisFeatureStore(redis_url), 7 * 24 * HOUR_MS
+    sources = FeatureSources(store, store, servers, FixedClock(TIME_MS))
+    where = kept(server.url, project)
+    bounded, unbounded, old, shared, for_good = (
+        need_of(where, "text", project=project, key=key, ttl_ms=ttl_ms)
+        for key, ttl_ms in ((1, 24 * HOUR_MS), (2, None), (3, None), (4, None), (5, None))
+    )
+    for key in range(1, 6):
+        server.put("applicant", key, TIME_MS - (1_000 * HOUR_MS if key == 3 else HOUR_MS), text="a")
+    for each, ttl_ms in ((shared, 30 * week_ms), (for_good, None)):
+        await store.write([FeatureRow("bureau", each.key, ("x",), (1,), ("INT64",), TIME_MS, ttl_ms=ttl_ms)])
+    left: list[int] = []
+    with redis_client.Redis.from_url(redis_url) as client:
+        for each in (bounded, unbounded, old, shared, for_good):
+            await sources.fetch([each], TIMEOUT_MS)
+            await until_written(store, each)
+            left.append(int(client.pttl(row_key(each.key))))
+    expected = (23 * HOUR_MS, HOUR_MS + week_ms, HOUR_MS + week_ms, 30 * week_ms)
+    assert [round(given / HOUR_MS) for given in left[:4]] == [each // HOUR_MS for each in expected]
+    assert left[4] == -1
+    await sources.close()
 
 
 async def test_writing_back_survives_failures(server: FeatureServer, servers: FeastServers) -> None:

@@ -4,7 +4,7 @@ Kafka was away."""
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from prometheus_client import REGISTRY
 
-from app.adapters import update_follower
+from app.adapters import update_announcer, update_follower
 from app.adapters.avro import AvroCodec
 from app.adapters.clock import SystemClock
 from app.adapters.near_cache import CachedFeatureStore
@@ -33,6 +33,11 @@ SEEN_WITHIN_S = 1.0
 PLAIN = FeatureViewSpec.model_validate_json(
     """{"entities": [{"name": "applicant_id", "type": "INT64"}], "features": [{"name": "age", "type": "INT64"}],
         "source": {"type": "redis", "project": "worker"}}"""
+)
+WIDER = FeatureViewSpec.model_validate_json(
+    """{"entities": [{"name": "applicant_id", "type": "INT64"}],
+        "features": [{"name": "age", "type": "INT64"}, {"name": "height", "type": "INT64"}],
+        "source": {"type": "redis", "project": "worker"}, "cache": {"ttl": "1h"}}"""
 )
 VIEWS = {
     "applicant": PLAIN.model_copy(update={"cache": CacheSpec.model_validate({"ttl": "1h"})}),
@@ -76,6 +81,7 @@ class Heard:
         self.updates: list[tuple[str, object, Sequence[str] | None, int]] = []
         self.positions: list[Position] = []
         self.before: list[Mapping[int, int]] = []
+        self.concerned: list[Collection[str] | None] = []
         self.awaited: int | None = None
         self.materialized_offsets: list[tuple[int, Mapping[int, int]]] = []
 
@@ -94,9 +100,10 @@ class Heard:
         if position is not None:
             self.positions.append(position)
 
-    def unheard(self, offsets: Mapping[int, int]) -> None:
+    def unheard(self, offsets: Mapping[int, int], views: Collection[str] | None = None) -> None:
         """See Follows."""
         self.before.append(offsets)
+        self.concerned.append(views)
 
     def awaits(self) -> int | None:
         """See Follows."""
@@ -125,7 +132,9 @@ async def producer(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
     await made.stop()
 
 
-def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> UpdateFollower:
+def follower(
+    cache: Heard | CachedFeatureStore, bootstrap: str, topic: str, views: Mapping[str, FeatureViewSpec] = VIEWS
+) -> UpdateFollower:
     """A follower of ``topic`` under the views above."""
     return UpdateFollower(
         cache,
@@ -133,16 +142,16 @@ def follower(cache: Heard | CachedFeatureStore, bootstrap: str, topic: str) -> U
         topic=topic,
         group=topic.removesuffix(".updates"),
         client_id="test",
-        views=lambda: VIEWS,
+        views=lambda: dict(views),
         clock=SystemClock(),
     )
 
 
-def cached_store(redis_url: str, clock: Clock) -> CachedFeatureStore:
+def cached_store(redis_url: str, clock: Clock, views: Mapping[str, FeatureViewSpec] = VIEWS) -> CachedFeatureStore:
     """The near cache before a Redis."""
     return CachedFeatureStore(
         RedisFeatureStore(redis_url),
-        views=lambda: VIEWS,
+        views=lambda: views,
         clock=clock,
         entries_max=100,
         bytes_max=1_000_000,
@@ -196,6 +205,56 @@ async def test_a_materialized_value_is_seen_within_a_second(
                 await watching
                 assert time.monotonic() - stored < SEEN_WITHIN_S
                 assert (await cached.fetch([asked], 5_000))["applicant", "age"].source == "cache"
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await cached.close()
+        await store.close()
+
+
+async def test_an_update_that_overtakes_its_revision_is_seen_within_a_second(
+    stack: ServiceStack,
+    kafka_bootstrap: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+) -> None:
+    """It has a feature that a later revision declares: the decide worker cannot read it when it comes, and the features
+    worker waits for the revision and stores it. A row that was cached before is read anew, and kept again."""
+    settings = Settings(
+        kafka_bootstrap=kafka_bootstrap, redis_url=redis_url, topic_prefix=topic_prefix, data_dir=tmp_path
+    )
+    topic, views = settings.topic("features.updates"), {"applicant": VIEWS["applicant"]}
+    await admin.create_topics([NewTopic(name, 1, 1) for name in (topic, f"{topic}-dlt")])
+    store, cached = RedisFeatureStore(redis_url), cached_store(redis_url, SystemClock(), views)
+    asked = need(uuid.uuid4().int >> 66)
+    applicant = int(asked.key.values[0])
+    run = asyncio.create_task(follower(cached, kafka_bootstrap, topic, views).run())
+
+    async def until_read(by: CachedFeatureStore | RedisFeatureStore, value: int, source: str) -> None:
+        while True:
+            found = (await by.fetch([asked], 5_000))["applicant", "age"]
+            if (found.value, found.source) == (value, source):
+                return
+            await asyncio.sleep(0.005)
+
+    try:
+        async with running_worker(settings, store, views), asyncio.timeout(WITHIN_S):
+            await until(following)
+            await producer.send_and_wait(topic, orjson.dumps(update(applicant, 1, time.time_ns() // 1_000_000)))
+            await until_read(cached, 1, "cache")
+            early = update(applicant, 2, time.time_ns() // 1_000_000) | {"values": {"age": 2, "height": 180}}
+            await producer.send_and_wait(topic, orjson.dumps(early))
+            await asyncio.sleep(0.5)
+            await until_read(cached, 1, "cache")
+            views["applicant"] = WIDER
+            await until_read(store, 2, "redis")
+            stored = time.monotonic()
+            await until_read(cached, 2, "redis")
+            assert time.monotonic() - stored < SEEN_WITHIN_S
+            await until_read(cached, 2, "cache")
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
@@ -322,6 +381,38 @@ async def test_what_is_materialized_is_asked_for_while_it_is_waited_for(
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
         await group.stop()
+
+
+async def test_what_was_read_before_a_view_changed_is_waited_for(
+    kafka_bootstrap: str,
+    topic_prefix: str,
+    admin: AIOKafkaAdminClient,
+    producer: AIOKafkaProducer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within a second of the revision, and once more when no worker can be behind it any more; also without a new
+    update. A partition that nothing has come to is not waited for."""
+    monkeypatch.setattr(update_announcer, "SETTLED_MS", 1_000)
+    topic, heard, views = f"{topic_prefix}features.updates", Heard(), dict(VIEWS)
+    await admin.create_topics([NewTopic(topic, 2, 1)])
+    run = asyncio.create_task(follower(heard, kafka_bootstrap, topic, views).run())
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await until(following)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000, "plain")), partition=1)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000)), partition=1)
+            await until(lambda: heard.updates)
+            assert heard.concerned == [None]
+            views["plain"] = VIEWS["applicant"]
+            async with asyncio.timeout(SEEN_WITHIN_S):
+                await until(lambda: len(heard.before) == 2)
+            await producer.send_and_wait(topic, orjson.dumps(update(1, 8, 1_000, "plain")), partition=1)
+            await until(lambda: len(heard.before) == 3)
+            assert heard.before[1:] == [{1: 2}, {1: 3}]
+            assert heard.concerned[1:] == [{"plain"}, {"plain"}]
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 async def test_what_concerns_no_cached_row_is_passed_over(

@@ -178,3 +178,41 @@ def test_a_state_that_is_over_has_nothing_to_say(sents: Sequence[Sent], later_ms
             assert PLAN.values(fresh, as_of_ms) == values
     if later_ms > 18 * 24 * HOUR_MS:
         assert PLAN.over(state, as_of_ms)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    # Few times, so that events are sent again.
+    sents=st.lists(
+        SENT
+        | TOMBSTONE
+        | st.builds(Sent, st.integers(0, 9).map(lambda n: BASE_MS + n * HOUR_MS), st.just(1), st.sampled_from("ab")),
+        max_size=40,
+    ),
+    latenesses=st.lists(st.sampled_from([0, HOUR_MS, 24 * HOUR_MS, 9 * 24 * HOUR_MS]), min_size=1, max_size=41),
+    as_of_ms=AS_OF,
+)
+def test_no_id_counts_twice_under_any_lateness(sents: Sequence[Sent], latenesses: Sequence[int], as_of_ms: int) -> None:
+    """Whatever a view's lateness becomes, and however soon ids are dropped, an event that is sent again with its time
+    is counted once. Where the lateness stays, what is dropped changes no outcome."""
+    dropping, keeping = State(), State()
+    counted: set[str] = set()
+    for offset, sent in enumerate(sents):
+        plan = Plan(PLAN.aggregations, latenesses[offset % len(latenesses)])
+        plan._forget_late(dropping, 0)
+        if sent.value is ...:
+            plan.delete(dropping, offset, sent.time_ms)
+            plan.delete(keeping, offset, sent.time_ms)
+            continue
+        id_ = None if sent.id is None else f"{sent.id} {sent.time_ms}"
+        event = Event(offset, sent.time_ms, {"x": sent.value}, id_)
+        outcome, kept = plan.feed(dropping, event), plan.feed(keeping, event)
+        if outcome is Outcome.COUNTED and id_ is not None:
+            assert id_ not in counted
+            counted.add(id_)
+        if len(set(latenesses)) == 1:
+            # Of what is late, an id that is not known any more says nothing.
+            late = (Outcome.LATE, Outcome.DUPLICATE)
+            assert outcome is kept or (outcome in late and kept in late)
+    if len(set(latenesses)) == 1:
+        assert PLAN.values(dropping, as_of_ms) == PLAN.values(keeping, as_of_ms)

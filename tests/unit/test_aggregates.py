@@ -230,7 +230,22 @@ def test_ids_past_the_lateness_go_first() -> None:
     for number in range(IDS_MAX + 1):
         one.feed(state, Event(number, NOW_MS + number * 10, {"x": 1.0}, f"id-{number}"))
     assert len(state.ids) <= 102
-    assert state.forgotten_ms == -1
+    assert state.forgotten_ms < state.watermark_ms - one.lateness_ms
+
+
+def test_a_longer_lateness_counts_nothing_twice() -> None:
+    """Ids that were dropped as late are refused as late under a longer lateness too; later ones, and those of a time
+    that has not been forgotten, are counted."""
+    one, longer, state = plan("count", lateness_ms=1_000), plan("count", lateness_ms=DAY_MS), State()
+    events = [(NOW_MS + number * 10, f"id-{number}") for number in range(2_000)]
+    for number, (time_ms, id_) in enumerate(events):
+        assert one.feed(state, Event(number, time_ms, {"x": 1.0}, id_)) is Outcome.COUNTED
+    assert one.values(state, NOW_MS) == (2_000,)
+    state = read_state(write_state(state))
+    again = [longer.feed(state, Event(2_000 + n, at_ms, {"x": 1.0}, id_)) for n, (at_ms, id_) in enumerate(events)]
+    assert set(again) == {Outcome.LATE, Outcome.DUPLICATE}
+    assert longer.feed(state, Event(5_000, state.forgotten_ms + 1, {"x": 1.0}, "new")) is Outcome.COUNTED
+    assert longer.values(state, NOW_MS) == (2_001,)
 
 
 def test_a_tombstone_ends_what_came_before() -> None:

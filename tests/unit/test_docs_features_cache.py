@@ -3,6 +3,7 @@
 import orjson
 import yaml
 
+from app.adapters.update_announcer import SETTLED_MS
 from app.domain.breaker import BreakerPolicy
 from app.domain.documents import FeatureView
 from app.domain.features import EntityKey, FeatureStatus, Fetched, ViewNeed
@@ -37,6 +38,7 @@ def test_its_numbers_are_the_codes() -> None:
     """How long a row is read each time after an update, how long failures must last, how much a row takes."""
     text = PAGE.read_text()
     assert f"past them it is {FLOOR_MS // 1000} s" in text
-    assert text.count(f"for {LAG_MS // 60_000} minutes at most") == 2
+    assert text.count(f"for {LAG_MS // 60_000} minutes at most") == 3
+    assert f"once more {SETTLED_MS // 1000} seconds later" in text
     assert f"over {BreakerPolicy().failing_ms:.0f} ms at least" in text
     assert f"about {size_of([Fetched(FeatureStatus.PRESENT, 1.5)] * 10) / 1000:.1f} kB" in text

@@ -317,6 +317,17 @@ def test_an_input_of_no_declared_type_can_be_violated_too(given: object) -> None
     assert (value.status, problems) == (FeatureStatus.ERROR, ["feature_invalid"])
 
 
+def test_what_is_asked_of_a_server_says_what_its_row_lacks_and_how_long_it_lasts() -> None:
+    """So that what is written back of it expires by its view's ttl."""
+    source = {"type": "http", "endpoints": ("http://server.example:1",)}
+    (asked,), _ = needs(
+        [contract("applicant.age", maxAge="1h")],
+        {"applicant": view(source=source, ttl="1d")},
+        request(entities={"applicant_id": 17}),
+    )
+    assert (asked.others, asked.max_age_ms, asked.ttl_ms) == (("history", "since"), 3_600_000, 86_400_000)
+
+
 def test_a_source_that_calls_a_value_stale_is_believed() -> None:
     """Whatever the contract's maxAge."""
     found = Fetched(FeatureStatus.STALE, 30, NOW_MS, "is older than the feature server allows", "http")

@@ -192,6 +192,38 @@ async def test_an_update_waits_for_the_revision_it_overtook() -> None:
     assert log.records == []
 
 
+async def test_an_update_of_a_clock_ahead_waits_too() -> None:
+    """As far ahead as event times may be, and for no longer than any other; past that it is buried at once."""
+    for ahead_ms, waits in ((1, True), (300_000, True), (300_001, False)):
+        store, log, clock = MemoryFeatureStore(), FailingLog(), StillClock()
+        updates = worker(store, log, {"other": VIEW}, clock)
+        early = record(orjson.dumps(body()), timestamp_ms=NOW_MS + ahead_ms)
+        batch = asyncio.create_task(updates.handle(0, [early]))
+        await asyncio.sleep(0.01)
+        assert batch.done() is not waits
+        clock.ms += 5_000
+        await asyncio.wait_for(batch, 5)
+        assert len(log.records) == 1
+
+
+async def test_an_old_backlog_of_wrong_names_leaves_new_ones_their_grace() -> None:
+    """It waits for nothing, so it spends nothing, and fills no memory of names."""
+    store, log, clock, views = MemoryFeatureStore(), FailingLog(), StillClock(), {"other": VIEW}
+    updates = worker(store, log, views, clock)
+    for at in range(60):
+        clock.ms += 100
+        wrong = [
+            record(orjson.dumps(body(view=f"wrong{at}-{each}")), timestamp_ms=NOW_MS - 600_000) for each in range(20)
+        ]
+        await asyncio.wait_for(updates.handle(0, wrong), 5)
+    batch = asyncio.create_task(updates.handle(0, [record(orjson.dumps(body()), timestamp_ms=clock.ms)]))
+    await asyncio.sleep(0.01)
+    assert not batch.done()
+    views["applicant"] = VIEW
+    await asyncio.wait_for(batch, 5)
+    assert await age_of(store) == 41
+
+
 async def test_the_wait_for_a_revision_ends() -> None:
     """When the registry has not learnt the view by the end of the grace, the update is buried."""
     store, log, clock = MemoryFeatureStore(), FailingLog(), StillClock()
@@ -266,6 +298,20 @@ def test_a_name_that_comes_to_be_known_leaves_others_their_grace() -> None:
     assert all(graces.ask("a", at) for at in range(0, 1_000, 100))
     assert all(graces.ask("b", at) for at in range(30_000, 34_000, 100))
     assert not all(graces.ask("c", at) for at in range(40_000, 41_000, 100))
+
+
+def test_who_does_not_wait_spends_no_grace_and_keeps_what_is_known() -> None:
+    """Neither the time that all share nor a name's place; but a name that goes on being asked for gets no second
+    grace."""
+    graces = Graces(5_000, forgotten_ms=60_000, names_max=1)
+    assert not any(graces.ask(f"v{at}", at, waits=False) for at in range(0, 10_000, 100))
+    assert [graces.ask("a", at) for at in range(10_000, 15_200, 100)] == [
+        at < 15_000 for at in range(10_000, 15_200, 100)
+    ]
+    assert not any(graces.ask("a", at, waits=False) for at in range(20_000, 200_000, 10_000))
+    assert graces.ask("a", 210_000) is False
+    assert not graces.ask("a", 280_000, waits=False)
+    assert graces.ask("a", 280_001) is True
 
 
 def test_graces_are_bounded() -> None:

@@ -16,6 +16,7 @@ from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, Material
 from app.domain.view_documents import CacheSpec, FeatureViewSpec
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
+STALE = FeatureStatus.STALE
 NOW_MS = 1_750_000_000_000
 SPEC = CacheSpec.model_validate({"ttl": "10s", "negativeTtl": "1s", "staleIfError": "20s"})
 
@@ -94,18 +95,20 @@ def test_a_view_on_demand_has_no_cache() -> None:
 
 
 def test_a_row_that_is_not_there_is_fresh_for_its_negative_ttl() -> None:
-    """All MISSING, or an ERROR among others, lasts as negativeTtl says; one value that is there makes a row; a null is
-    a value."""
-    lacking, mixed, broken, null = (
+    """All MISSING, or an ERROR or a STALE among others, lasts as negativeTtl says; one value that is there makes a row;
+    a null is a value."""
+    lacking, mixed, broken, null, stale = (
         Entry(need(), values, NOW_MS)
         for values in (
             (Fetched(MISSING), Fetched(MISSING)),
             (Fetched(MISSING), Fetched(PRESENT, 1)),
             (Fetched(ERROR, reason="damaged"), Fetched(PRESENT, 1)),
             (Fetched(NULL), Fetched(MISSING)),
+            (Fetched(STALE, 1, NOW_MS, source="http"), Fetched(PRESENT, 1)),
         )
     )
-    assert [entry.negative for entry in (lacking, mixed, broken, null)] == [True, False, True, False]
+    assert [entry.negative for entry in (lacking, mixed, broken, null, stale)] == [True, False, True, False, True]
+    assert [stale.fresh(SPEC, NOW_MS + age_ms) for age_ms in (1_000, 1_001)] == [True, False]
     assert [lacking.fresh(SPEC, NOW_MS + age_ms) for age_ms in (1_000, 1_001)] == [True, False]
     assert not lacking.fresh(CacheSpec.model_validate({"ttl": "10s"}), NOW_MS)
 
