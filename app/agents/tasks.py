@@ -26,6 +26,7 @@ from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
 from app.domain.on_demand import Computation, FeatureFunction, compute
+from app.domain.rollout_stats import UNATTENDED
 from app.domain.routing import Standby, TaskPlan
 from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
@@ -420,7 +421,11 @@ class Tasks:
         else:
             return result
         late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
-        attempt = Attempt(place, since_ms, float(max(0, now_ms - since_ms)), "deadline" if late else "cancelled")
+        outcome = "deadline" if late else "cancelled"
+        if late and since_ms < live.patient_ms:
+            # Another worker asked, and who took over may have come too late to hear the answer.
+            outcome = UNATTENDED
+        attempt = Attempt(place, since_ms, float(max(0, now_ms - since_ms)), outcome)
         return replace(result, attempts=(attempt,), latency_ms=attempt.latency_ms)
 
     async def on_answer(self, live: Live, task: TaskPlan, answered: QueuedResult) -> str:
@@ -429,6 +434,8 @@ class Tasks:
         if answered.version != task.version.version:
             # Of the version that failed before this one stood in.
             return "repeated"
+        # It tells its attempts itself, or that it made none.
+        live.asked.pop(task.name, None)
         result = judge(task.name, task.version, _of_its_own(answered.answer), answered.latency_ms)
         if result.problem is None or live.join.decided or task.name in live.join.results:
             effect = self.join(live, result)

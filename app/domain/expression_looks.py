@@ -38,7 +38,7 @@ class Look:
     variable: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        name = "\0".join(self.path).encode().hex()
+        name = "_".join(each.encode(errors="surrogatepass").hex() for each in self.path)
         object.__setattr__(self, "variable", f"{OWN_PREFIX}{'h' if self.asked else 'v'}{name}")
 
     def at(self, values: Mapping[str, object]) -> object:
@@ -71,7 +71,7 @@ def hoisted(text: str, node: Node, roots: Collection[str]) -> tuple[str, tuple[L
     >>> from app.domain.expression_syntax import syntax
     >>> text = "has(a.b) && a.l.all(i, i.x < a.b)"
     >>> hoisted(text, syntax(text), {"a"})
-    ('has(__h610062.b) && __v61006c.all(i, i.x < __v610062)', \
+    ('has(__h61_62.b) && __v61_6c.all(i, i.x < __v61_62)', \
 (Look(path=('a', 'b'), asked=True), Look(path=('a', 'l'), asked=False), Look(path=('a', 'b'), asked=False)))
     """
     found: dict[Look, None] = {}

@@ -22,7 +22,7 @@ _LEXEME: Final = re.compile(
     | (?P<mark> && | \|\| | == | != | <= | >= | . )""",
     re.VERBOSE | re.DOTALL,
 )
-MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
+MACROS: Final = frozenset({"all", "exists", "existsOne", "exists_one", "filter", "map"})
 SIMPLE_TEXT: Final = re.compile(r"""(["'])([^"'\\\n]*)\1""")
 _BINDS: Final = {
     **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "in"), 1),
@@ -50,6 +50,16 @@ class Node:
     parts: tuple["Node", ...] = ()
     names: tuple[str, ...] = ()
     span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
+
+
+def walk_variables(node: Node) -> frozenset[str]:
+    """The names that walks give their elements, anywhere in what is read.
+
+    >>> sorted(walk_variables(syntax("a.all(i, i.exists(j, j > 'b.map(k, 1)'))")))
+    ['i', 'j']
+    """
+    own = node.parts[1].names[:1] if node.kind[:1] == "." and node.kind[1:] in MACROS and len(node.parts) > 2 else ()
+    return frozenset(own).union(*map(walk_variables, node.parts))
 
 
 class _Unreadable(Exception):

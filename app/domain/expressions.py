@@ -24,7 +24,7 @@ from app.domain.errors import ExpressionFailed, raised
 from app.domain.expression_bounds import NOTHING_BESIDE, Beside, beside_walks, costs_too_much
 from app.domain.expression_looks import ABSENT, OWN_PREFIX, Look, hoisted, value_at
 from app.domain.expression_sizes import SEEN_MAX, lookup_fault, single_fault, table_fault, too_large, weight
-from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax
+from app.domain.expression_syntax import BRACKETS_MAX, DEPTH_MAX, TEXT_PATTERN, Node, syntax, walk_variables
 
 EXPRESSION_LENGTH_MAX: Final = 4_096
 _CEL_FUNCTIONS: Final = frozenset(
@@ -91,7 +91,6 @@ _CONVERTED: Final = {
     "uint": "whole numbers from 0 on are written as uint('15'), of 64 bits",
 }
 """What text each conversion takes."""
-_MACRO_VARIABLE: Final = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_][A-Za-z0-9_]*)\s*,")
 _TOKEN: Final = re.compile(
     rf"""(?: \s+ | //[^\n]* )
     | (?P<text> {TEXT_PATTERN} )
@@ -233,6 +232,7 @@ class Expression:
     text: str
     roots: tuple[str, ...]
     helpers: tuple[str, ...]
+    variables: frozenset[str]
     beside: Beside
     looks: tuple[Look, ...]
     _program: Any = field(repr=False, compare=False)
@@ -245,7 +245,7 @@ class Expression:
         >>> compile_expression("has(a.b) && a['c'].d > 1.0", ("a",)).members("a")
         ((('b',), True), (('c', 'd'), False))
         """
-        if root in _MACRO_VARIABLE.findall(self.text):
+        if root in self.variables:
             return ()
         tokens = [match for match in _TOKEN.finditer(self.text) if match.lastgroup]
         words = [match[0] for match in tokens] + [""] * 3
@@ -278,7 +278,7 @@ class Expression:
         >>> compile_expression("size(a) > 1", ("a",)).reach("a") is None
         True
         """
-        if root in _MACRO_VARIABLE.findall(self.text):
+        if root in self.variables:
             return None
         tokens = [match for match in _TOKEN.finditer(self.text) if match.lastgroup]
         # Padded at both ends, so that neighbours can be asked for without looking where the text ends.
@@ -397,8 +397,12 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
             raise ExpressionFailed(f"{_UNREADABLE} in: {text[:_SHOWN_LENGTH_MAX]}") from error
         meant = " (equality is written ==)" if _ASSIGNED.search(_TEXTS.sub("", text)) else ""
         raise ExpressionFailed(f"{_first_error(str(error))}{meant} in: {text[:_SHOWN_LENGTH_MAX]}") from error
+    node = syntax(text)
+    if node is None:
+        raise ExpressionFailed(f"{_UNREADABLE} in: {text}")
     # The engine lists a macro's own variable (the c of `all(c, ...)`) with the names that come from outside.
-    named = set(program.variables()) - (set(_MACRO_VARIABLE.findall(text)) - set(roots))
+    variables = walk_variables(node)
+    named = set(program.variables()) - (variables - set(roots))
     unknown = sorted(named - set(roots))
     if unknown:
         raise ExpressionFailed(f"unknown name {', '.join(unknown)} (known here: {', '.join(roots)}) in: {text}")
@@ -407,30 +411,27 @@ def compile_expression(text: str, roots: tuple[str, ...]) -> Expression:
     if absent:
         known = ", ".join(sorted(FUNCTIONS))
         raise ExpressionFailed(f"unknown function {', '.join(absent)} (there is: {known}) in: {text}")
-    node = syntax(text)
     if FUNCTIONS & set(program.functions()):
         for said in _calls_that_fail(node):
             raise ExpressionFailed(f"{said} in: {text}")
-    if node is None:
-        raise ExpressionFailed(f"{_UNREADABLE} in: {text}")
     costly = costs_too_much(node)
     if costly is not None:
         raise ExpressionFailed(f"{costly} in: {text}")
-    own = sorted(name for name in _MACRO_VARIABLE.findall(text) if name.startswith(OWN_PREFIX))
+    own = sorted(name for name in variables if name.startswith(OWN_PREFIX))
     if own:
         raise ExpressionFailed(f"{own[0]}: names that begin with {OWN_PREFIX} are taken; call it otherwise in: {text}")
     helpers = tuple(sorted(HELPERS.keys() & set(program.functions())))
     read = tuple(root for root in roots if root in named)
     without_paths, looks = hoisted(text, node, read)
-    return Expression(text, read, helpers, beside_walks(node), looks, cel.compile(without_paths))
+    return Expression(text, read, helpers, variables, beside_walks(node), looks, cel.compile(without_paths))
 
 
-def _calls_that_fail(node: Node | None) -> Iterator[str]:
+def _calls_that_fail(node: Node) -> Iterator[str]:
     """Calls that fail whatever is looked at: too many or too few values, patterns that are none, texts that cannot be
     converted, weights that are not as many as what they weigh."""
-    for part in node.parts if node is not None else ():
+    for part in node.parts:
         yield from _calls_that_fail(part)
-    if node is None or not (node.kind.startswith(".") or node.kind.endswith("()")):
+    if not (node.kind.startswith(".") or node.kind.endswith("()")):
         return
     name, given = node.kind.strip(".()"), len(node.parts)
     wanted = _ARGUMENTS.get(name)

@@ -12,16 +12,20 @@ from app.domain.decisions import TaskRecord
 from app.domain.dispatch import TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
 
+UNATTENDED: Final = "unattended"
+"""The outcome of a call to a pool that was given up, and whose answer nobody listened for all the while."""
 _NOT_TO_BE_RUN: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED)
 """Why a task is not run, whatever its version is."""
 _GIVEN_UP: Final = (Code.MODEL_TIMEOUT, Code.DEADLINE_EXCEEDED)
 """What a call ends with that nobody waits for any more."""
-_UNANSWERED: Final = (Code.MODEL_UNAVAILABLE, Code.MODEL_EJECTED)
-"""What a call ends with, or is not made for, that took no time of a model's."""
-_CUT_OFF: Final = ("deadline", "timeout", "cancelled")
+_UNREACHED: Final = (Code.MODEL_UNAVAILABLE, Code.MODEL_EJECTED)
+"""What a call ends with, or is not made for, that no model has answered."""
+_CUT_OFF: Final = ("deadline", "timeout", UNATTENDED)
 """Outcomes of attempts that nobody answered in time."""
 NO_ANSWER_MS: Final = 3_600_000.0
 """The latency of a call that was given up: more than any bound may be."""
+
+_Ended = Literal["ok", "failed", "slow", "unjudged"]
 
 
 @dataclass(slots=True)
@@ -42,8 +46,8 @@ class StepStats:
         """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it counts.
 
         What it lacks to be asked at all, a feature say, is its failure too: its record, or among the decision's
-        ``problems`` where these ended the request. A task that was not to be run, or was cancelled because others were
-        enough, does not count. ``owed_ms``: a call that was given less before it was given up says nothing.
+        ``problems`` where these ended the request. A task that was not to be run does not count. ``owed_ms``: a call
+        that was given less says nothing where it was given up, and does not count where others were enough by then.
         """
         fed = False
         for each in (*task.earlier, task):
@@ -55,10 +59,10 @@ class StepStats:
             match ended:
                 case "unjudged":
                     self.unjudged += 1
-                case "ok" | "failed":
+                case "ok" | "failed" | "slow":
                     self.decisions += 1
                     self.errors += ended == "failed"
-                    latency_ms = _latency_ms(each.result)
+                    latency_ms = NO_ANSWER_MS if ended == "slow" else _latency_ms(each.result, owed_ms)
                     if latency_ms is not None:
                         self.latencies.add(latency_ms)
         return fed
@@ -101,7 +105,7 @@ class StepStats:
             content["compared"],
             content["flips"],
             Latencies.from_json(content["latencies"]),
-            content["unjudged"],
+            content.get("unjudged", 0),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -118,9 +122,7 @@ class StepStats:
         }
 
 
-def _ended(
-    result: TaskResult | None, problems: Sequence[Problem], owed_ms: float
-) -> Literal["ok", "failed", "unjudged"] | None:
+def _ended(result: TaskResult | None, problems: Sequence[Problem], owed_ms: float) -> _Ended | None:
     """How a version ended, by its result, or where there is none by what ended the request; None: it was not to run."""
     if result is None:
         mattering = [problem for problem in problems if problem.code not in _NOT_TO_BE_RUN]
@@ -134,25 +136,29 @@ def _ended(
     if result.status is TaskStatus.PENDING or code in _NOT_TO_BE_RUN:
         return None
     if code is None:
-        return None if result.status is TaskStatus.SKIPPED else "failed"
+        # Others were enough, and it is no failure of what was still asked. But that it had not answered is known.
+        return "slow" if result.attempts and result.latency_ms >= owed_ms else None
     return "unjudged" if code is Code.FEATURES_UNAVAILABLE or _had_no_time(result, code, owed_ms) else "failed"
 
 
 def _had_no_time(result: TaskResult, code: Code, owed_ms: float) -> bool:
-    """Whether the version was given up before it had its time, or could not be asked any more.
+    """Whether the version was given up before it had its time, or could not be asked or heard any more.
 
     A latency that was cut off is known only to be longer ("right-censored", Kaplan and Meier 1958): where the cut came
     early, that is next to nothing.
     """
-    silent = all(attempt.outcome in _CUT_OFF for attempt in result.attempts)
-    return code in _GIVEN_UP and silent and result.latency_ms < owed_ms
+    outcomes = [attempt.outcome for attempt in result.attempts]
+    silent = all(outcome in _CUT_OFF for outcome in outcomes)
+    return code in _GIVEN_UP and silent and (result.latency_ms < owed_ms or UNATTENDED in outcomes)
 
 
-def _latency_ms(result: TaskResult | None) -> float | None:
-    """How long a call took; None where none was made, or nothing was there to answer it."""
-    if result is None or not any(attempt.outcome != "ejected" for attempt in result.attempts):
+def _latency_ms(result: TaskResult | None, owed_ms: float) -> float | None:
+    """How long a call took; None where none was made, or what refused it at once was no model."""
+    if result is None:
         return None
     code = None if result.problem is None else result.problem.code
-    if code in _UNANSWERED:
-        return None
-    return NO_ANSWER_MS if code in _GIVEN_UP else result.latency_ms
+    if code in _GIVEN_UP:
+        return NO_ANSWER_MS
+    if code in _UNREACHED:
+        return NO_ANSWER_MS if result.latency_ms >= owed_ms else None
+    return result.latency_ms if result.attempts else None

@@ -10,6 +10,7 @@ bound holds; anything else waits.
 """
 
 import hashlib
+import math
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,9 +38,10 @@ RESUMED: Final = "resumed"
 _NAMESPACE: Final = uuid.UUID("2d1f9a54-6a51-5c0b-9f61-0c3d8a7be214")
 _ID_BYTES_MAX: Final = 512
 OWED_SHARE: Final = 0.25
-"""Of the time that a version may have at most, what it must have been given for its silence to tell of it."""
-UNJUDGED_SHARE_MAX: Final = 0.1
-"""Of what came to the new version in a step, the part that may say nothing of it for the step to end."""
+"""Of the time that a version may have at most, what it must have been given for its silence to tell of it; or less, as
+much as the p99 that it is held against."""
+_P99_SHARE: Final = 0.01
+"""What may be above a p99."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -115,7 +117,8 @@ def rollouts_in(documents: Iterable[Document]) -> Iterator[Running]:
                     continue
                 name = RolloutName(document.metadata.name, rule.name, task.name)
                 most_ms = min(document.spec.deadline, timeouts[task.model, task.rollout.to])
-                yield Running(name, task, task.rollout, status, most_ms * OWED_SHARE)
+                owed_ms = min(most_ms * OWED_SHARE, task.rollout.abort_on.p99 or math.inf)
+                yield Running(name, task, task.rollout, status, owed_ms)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -167,15 +170,16 @@ def judge(
     if broken is not None:
         return Abort(broken)
     if stats.decisions < rollout.min_decisions:
-        return Stay(f"{stats.decisions} of at least {rollout.min_decisions} decisions by version {rollout.to}")
+        more = f", and {stats.unjudged} that say nothing of it" if stats.unjudged else ""
+        return Stay(f"{stats.decisions} of at least {rollout.min_decisions} decisions by version {rollout.to}{more}")
     left_ms = status.since + rollout.every - now_ms
     if left_ms > 0:
         return Stay(f"{format_duration(left_ms)} of {format_duration(rollout.every)} left")
     if doubtful is not None:
         return Stay(doubtful)
-    known = stats.decisions + stats.unjudged
-    if stats.unjudged > UNJUDGED_SHARE_MAX * known:
-        return Stay(f"{stats.unjudged} of {known} decisions had no feature store or too little time, and say nothing")
+    unsure = _unsure(rollout, stats)
+    if unsure is not None:
+        return Stay(unsure)
     answered = stats.latencies.count
     if rollout.abort_on.p99 is not None and answered < rollout.min_decisions:
         return Stay(f"{answered} of at least {rollout.min_decisions} calls of version {rollout.to} for its p99")
@@ -223,6 +227,17 @@ def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str |
         said = f"{slow} in {stats.decisions} decisions, above {format_duration(bounds.p99)}"
         (broken if stats.decisions >= least else doubtful).append(said)
     return "; ".join(broken) or None, "; ".join(doubtful) or None
+
+
+def _unsure(rollout: Rollout, stats: StepStats) -> str | None:
+    """The bound that might not hold, by what says nothing of the version: no reason to end it, nor to go on."""
+    bounds, known = rollout.abort_on, stats.decisions + stats.unjudged
+    said = f"{stats.unjudged} of {known} decisions had no feature store or too little time"
+    if bounds.error_rate is not None and stats.errors + stats.unjudged > bounds.error_rate * known:
+        return f"{said}, and {stats.errors} failed: all together above {bounds.error_rate:.2%}"
+    if bounds.p99 is not None and stats.unjudged > _P99_SHARE * known:
+        return f"{said}: more than 1 %, so that nothing is known of the p99"
+    return None
 
 
 # --- moving -----------------------------------------------------------------------------------------------------------

@@ -331,11 +331,13 @@ class World:
         problem: Problem | None = None,
         task: str | None = None,
         score: float | None = None,
+        called: bool = True,
     ) -> Stored:
-        """A pool worker's answer to a task: ``score``, or the next number's."""
+        """A pool worker's answer to a task: ``score``, or the next number's; ``called``: whether the model was."""
         given = probability(next(self.numbers)) if score is None else score
         outputs = None if problem is not None else {"probability": given}
-        answer = Answer(outputs, problem, (Attempt(f"pool {queued.version}", self.clock.now_ms(), 1.0, "ok"),), b"")
+        attempt = Attempt(f"pool {queued.version}", self.clock.now_ms(), 1.0, "ok")
+        answer = Answer(outputs, problem, (attempt,) if called else (), b"")
         value = encode_result(
             queued.row.request_id,
             task or queued.row.task,

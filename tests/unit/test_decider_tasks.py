@@ -13,6 +13,7 @@ from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import TaskStatus
 from app.domain.errors import Code, Problem
 from app.domain.registry import Revision
+from app.domain.rollout_stats import UNATTENDED
 from tests.support import registry_documents as rd
 from tests.support.decide_world import AUDIT, TASKS, World, documents, every_route
 from tests.support.memory_log import Fate
@@ -571,6 +572,41 @@ async def test_a_pool_that_the_deadline_cuts_off_is_recorded() -> None:
     (attempt,) = attempts(decision(made))["pd"]
     assert (attempt[0], attempt[2]) == ("inference.tasks.default", "deadline")
     assert 390 <= attempt[1] <= 400
+
+
+@in_virtual_time
+async def test_a_pool_that_did_not_call_its_model_has_made_no_call() -> None:
+    """However long other tasks take after that."""
+    made = await world()
+    made.send("r", "/pair")
+    await asyncio.sleep(0.05)
+    first, second = made.tasks()
+    late = Problem(Code.DEADLINE_EXCEEDED, "the deadline had passed before it was run")
+    made.answer(first, problem=late, called=False)
+    await asyncio.sleep(0.2)
+    made.answer(second)
+    await settled(made)
+    assert attempts(decision(made))[first.row.task] == []
+
+
+@pytest.mark.parametrize("away_s", [0.6, 10.0])
+def test_nobody_listened_for_what_came_while_workers_changed(away_s: float) -> None:
+    """The pool may have answered in time, and the record does not say that it was silent."""
+
+    @in_virtual_time
+    async def run() -> None:
+        made = await world()
+        made.send("r", "/queued")
+        await asyncio.sleep(0.1)
+        made.processes["one"].kill()
+        made.answer(made.tasks()[0])
+        await asyncio.sleep(away_s)
+        await made.start("two")
+        await settled(made)
+        ((_, waited_ms, outcome),) = attempts(decision(made))["pd"]
+        assert (waited_ms, outcome) == (100 + 1_000 * away_s, UNATTENDED)
+
+    run()
 
 
 @in_virtual_time

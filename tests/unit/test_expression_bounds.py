@@ -418,3 +418,23 @@ def test_what_is_nested_too_deep_fails_only_who_looks_at_it(kind: str) -> None:
     inputs["deep"] = deep["a"] if kind == "object" else {"a": deep}
     if kind == "object":
         assert evaluated("has(inputs.deep.a.b)", inputs) is False
+
+
+def test_every_walk_of_the_engine_is_known() -> None:
+    """By each of its names: its element hides a root of that name, and its steps are bounded."""
+    inputs = {"l": [{"x": 1}, {"x": 2}], "x": 5}
+    for name in ("exists_one", "existsOne"):
+        assert evaluated(f"inputs.l.{name}(inputs, inputs.x == 1)", inputs) is True
+        assert evaluated(f"inputs.l.{name}(metadata, metadata.x == 1)", inputs) is True
+        assert evaluated(f"inputs.l.{name}(i, i.x == 1)", inputs) is True
+        nested = f"inputs.b.{name}(i, inputs.b.{name}(j, inputs.b.{name}(k, false))) // .all(j, .all(k, .all(i,"
+        with pytest.raises(ExpressionFailed, match="walk"):
+            compiled(nested)
+
+
+def test_names_with_any_characters_are_told_apart() -> None:
+    """Also where one has what could separate two."""
+    inputs = {"b": {"c": 1}, "b\0c": 2, "b_c": 3}
+    activation = Activation({"inputs": inputs, "metadata": {}})
+    for text in ("inputs.b.c == 1", "inputs['b\0c'] == 2", "inputs.b_c == 3", "inputs.b.c == 1"):
+        assert compiled(text).evaluate(activation) is True

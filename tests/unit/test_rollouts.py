@@ -12,7 +12,7 @@ from app.domain.decisions import TaskRecord
 from app.domain.dispatch import Attempt, TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
-from app.domain.rollout_stats import StepStats
+from app.domain.rollout_stats import UNATTENDED, StepStats
 from app.domain.rollouts import (
     Abort,
     Advance,
@@ -30,7 +30,7 @@ from app.domain.rollouts import (
     step_record,
 )
 from app.domain.route_documents import Rollout, RolloutStatus
-from tests.support.rollouts import EVERY_MS, documents, rollout_documents
+from tests.support.rollouts import EVERY_MS, begun, documents, rollout_documents
 
 NAME = RolloutName("scored", "default", "first")
 BEGAN = 1_000_000
@@ -218,13 +218,16 @@ def given_up(waited_ms: float, *attempts: str, code: Code = Code.DEADLINE_EXCEED
         (given_up(99.0, "deadline", fixed=True), 0, 1, None),
         # It had failed before the deadline came.
         (given_up(99.0, "http 503", "deadline"), 1, 0, 3_600_000.0),
-        # It waited for a free place, and was not called.
-        (given_up(100.0), 1, 0, None),
+        # It waited for a free place.
+        (given_up(100.0), 1, 0, 3_600_000.0),
         (given_up(100.0, "deadline"), 1, 0, 3_600_000.0),
         (given_up(100.0, "deadline", fixed=True), 1, 0, 3_600_000.0),
         (given_up(100.0, "timeout", code=Code.MODEL_TIMEOUT, fixed=True), 1, 0, 3_600_000.0),
         (given_up(0.0, "ejected", code=Code.MODEL_EJECTED), 1, 0, None),
         (given_up(3.0, "connection: refused", code=Code.MODEL_UNAVAILABLE), 1, 0, None),
+        (given_up(950.0, "connection: closed", code=Code.MODEL_UNAVAILABLE), 1, 0, 3_600_000.0),
+        # Nobody listened for its answer.
+        (given_up(10_000.0, UNATTENDED), 0, 1, None),
         (given_up(30.0, "http 500", code=Code.MODEL_ERROR, fixed=True), 1, 0, 30.0),
         (given_up(0.0, code=Code.FEATURES_UNAVAILABLE), 0, 1, None),
     ],
@@ -241,18 +244,38 @@ def test_what_a_version_had_no_time_for_says_nothing_of_it(
 
 
 def test_a_version_is_owed_a_quarter_of_the_time_it_may_have() -> None:
-    """The route's deadline is 60 s, its policy's timeout 10 s."""
+    """The route's deadline is 60 s, its policy's timeout 10 s; or as much as its p99 may be."""
     assert running().owed_ms == 2_500.0
+    contents = rollout_documents("http://127.0.0.1:1", prefix="", abortOn={"p99": "300ms"})
+    (strict,) = rollouts_in(begun(contents))
+    assert strict.owed_ms == 300.0
 
 
-def test_a_step_does_not_end_while_much_of_it_says_nothing() -> None:
-    """Neither forward nor back: a version whose own feature server is away would else be promoted by the rest."""
-    made = stats(900)
-    made.unjudged = 100
+def test_what_others_made_needless_is_slow_once_it_had_its_time() -> None:
+    """It is no failure, but above any p99; before that it says nothing."""
+    for waited_ms, counts in ((99.0, False), (100.0, True)):
+        made = StepStats()
+        attempt = Attempt("http://model", BEGAN, waited_ms, "cancelled")
+        ended = TaskResult("first", TaskStatus.SKIPPED, None, None, waited_ms, (attempt,), b"")
+        assert to_2(made, replace(task(("2", TaskStatus.SKIPPED)), result=ended)) is counts
+        assert (made.decisions, made.errors, made.unjudged, made.latencies.count) == (counts, 0, 0, counts)
+
+
+def test_a_step_does_not_end_by_what_says_nothing() -> None:
+    """It takes nothing back, and counts against every bound where the step would end."""
+    made = stats(900, 10)
+    made.unjudged = 8
+    assert isinstance(judge(rollout(errorRate=0.02, p99="1s"), status(), made, LATER), Advance)
+    made.unjudged = 10
+    said = "10 of 910 decisions had no feature store or too little time"
+    above = judge(rollout(errorRate=0.02, p99="1s"), status(), made, LATER)
+    assert above == Stay(f"{said}, and 10 failed: all together above 2.00%")
+    assert judge(rollout(p99="1s"), status(), made, LATER) == Stay(
+        f"{said}: more than 1 %, so that nothing is known of the p99"
+    )
     assert isinstance(judge(rollout(), status(), made, LATER), Advance)
-    made.unjudged = 101
-    said = "101 of 1001 decisions had no feature store or too little time, and say nothing"
-    assert judge(rollout(errorRate=0.01), status(), made, LATER) == Stay(said)
+    few = judge(rollout(), status(), replace(made, decisions=99), LATER)
+    assert few == Stay("99 of at least 100 decisions by version 2, and 10 that say nothing of it")
 
 
 def test_a_p99_is_of_as_many_calls_as_decisions_are_asked() -> None:
