@@ -101,6 +101,8 @@ class UpdateAnnouncer:
         self._firsts = dict(firsts)
         if not later:
             self._read_by = self._views() or {}
+            # Workers may be about to come to the revision that this one begins with.
+            self._settling = dict.fromkeys(views_read_anew({}, self._read_by), self._clock.steady_ms() + SETTLED_MS)
             self._cache.unheard({partition: end for partition, end in ends.items() if firsts[partition] < end})
 
     def notice(self) -> None:

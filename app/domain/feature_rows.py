@@ -201,9 +201,13 @@ def _content_of(row: FeatureRow) -> bytes:
     """A digest of what a row says: its values as their types, whatever their order and however they were written.
 
     Nulls are left out: to aggregates they are what a feature that is not given is, and writers of JSON lines differ in
-    which of the two they write.
+    which of the two they write. So are empty texts, which CSV does not tell from nulls; and -0 is 0, as in JSON.
     """
-    given = {name: value for name, value in zip(row.names, row.values, strict=True) if value is not None}
+    given = {
+        name: value + 0.0 if isinstance(value, float) else value
+        for name, value in zip(row.names, row.values, strict=True)
+        if value is not None and not (isinstance(value, str | bytes) and not value)
+    }
     said = [row.view, row.key.project, row.key.values, row.event_time_ms, given]
     written = orjson.dumps(said, default=bytes.hex, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(written, digest_size=_DIGEST_BYTES).digest()

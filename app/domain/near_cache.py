@@ -279,10 +279,13 @@ class NearCache:
 
     def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
         """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
-        view, key, features, types, *_ = need
+        view, key, features, types, http, *_ = need
         for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
-            if (entry.features is features or entry.features == features) and (
-                entry.types is types or entry.types == types
+            # By its source too: another server's rows are not this one's.
+            if (
+                (entry.features is features or entry.features == features)
+                and (entry.types is types or entry.types == types)
+                and (entry.need.http is http or entry.need.http == http)
             ):
                 entry.marked = True
                 return entry

@@ -135,13 +135,13 @@ def _ended(result: TaskResult | None, problems: Sequence[Problem], owed_ms: floa
     code = None if result.problem is None else result.problem.code
     if result.status is TaskStatus.PENDING or code in _NOT_TO_BE_RUN:
         return None
-    if code is None:
+    if code is None and result.status is TaskStatus.SKIPPED:
         # Others were enough, and it is no failure of what was still asked. But that it had not answered is known.
         return "slow" if result.attempts and result.latency_ms >= owed_ms else None
     return "unjudged" if code is Code.FEATURES_UNAVAILABLE or _had_no_time(result, code, owed_ms) else "failed"
 
 
-def _had_no_time(result: TaskResult, code: Code, owed_ms: float) -> bool:
+def _had_no_time(result: TaskResult, code: Code | None, owed_ms: float) -> bool:
     """Whether the version was given up before it had its time, or could not be asked or heard any more.
 
     A latency that was cut off is known only to be longer ("right-censored", Kaplan and Meier 1958): where the cut came

@@ -165,6 +165,15 @@ def test_a_null_that_is_not_written_is_the_same_event(tmp_path: Path) -> None:
     assert short == ids_of(tmp_path / "a.csv", ARRANGED)
 
 
+def test_what_formats_do_not_tell_apart_is_the_same_event(tmp_path: Path) -> None:
+    """CSV has no empty text, and JSON writes -0 as 0."""
+    rows = [{**row, "text": text, "share": 0.0} for row, text in zip(ARRANGED[:2], ("", "told"), strict=True)]
+    ids = ids_of(tmp_path / "a.jsonl", rows)
+    assert ids_of(tmp_path / "a.csv", [{**rows[0], "share": -0.0}, rows[1]]) == ids
+    assert ids_of(tmp_path / "null.jsonl", [{**rows[0], "text": None}, rows[1]]) == ids
+    assert ids_of(tmp_path / "other.jsonl", [{**rows[0], "text": "told"}, rows[1]])[0] != ids[0]
+
+
 @pytest.mark.parametrize("cell", ["iban", "branch", "age", "share", "since", "owner", "at"])
 def test_a_mended_cell_makes_another_row(tmp_path: Path, cell: str) -> None:
     """An event that says something else is another event."""

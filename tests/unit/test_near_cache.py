@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from app.domain.document_parts import ValueType
 from app.domain.features import UNAVAILABLE, EntityKey, FeatureStatus, Fetched, ViewNeed, unavailable
 from app.domain.near_cache import ENTRY_BYTES, FLOOR_MS, LAG_MS, Entry, Materialized, NearCache, size_of
-from app.domain.view_documents import CacheSpec, FeatureViewSpec
+from app.domain.view_documents import CacheSpec, FeatureViewSpec, HttpSource
 
 PRESENT, NULL, MISSING, ERROR = FeatureStatus.PRESENT, FeatureStatus.NULL, FeatureStatus.MISSING, FeatureStatus.ERROR
 STALE = FeatureStatus.STALE
@@ -153,6 +153,21 @@ def test_needs_for_other_features_or_types_are_other_rows() -> None:
     assert [outdated(made, each) for each in (need(), other_type, need(2), need(1, view="w"))] == [
         True, True, False, False,
     ]  # fmt: skip
+
+
+def test_rows_of_another_source_are_other_rows() -> None:
+    """A view that moves to a feature server, or to another one, is asked for there; the same said anew is the same."""
+    made = cache()
+    one, other = (
+        HttpSource.model_validate({"type": "http", "endpoints": (f"http://server.example:{port}",)}) for port in (1, 2)
+    )
+    made.store(need(), answer(need()), NOW_MS)
+    assert made.find(need()._replace(http=one)) is None
+    made.store(need()._replace(http=one), answer(need(), 8), NOW_MS)
+    assert made.find(need()._replace(http=other)) is None
+    again = made.find(need()._replace(http=one.model_copy()))
+    assert again is not None
+    assert again.values[0].value == 8
 
 
 def test_a_row_read_again_replaces_itself() -> None:

@@ -234,10 +234,30 @@ async def test_an_update_that_is_too_far_ahead_until_it_is_stored_is_seen() -> N
 
 
 @in_virtual_time
+async def test_a_worker_that_starts_with_a_revision_may_be_ahead_of_others() -> None:
+    """A materializer under the one before stores what this worker refuses; that is seen a little later."""
+    world = World({"v": KEPT})
+    world.there = {"v": WIDER}
+    world.send({"a": 1})
+    await world.announce()
+    await world.materialize()
+    world.commit()
+    await world.read()
+    world.send({"a": 2, "b": 2})
+    await world.announce()
+    await world.materialize()
+    world.there = world.here
+    await asyncio.sleep(SETTLED_MS / 1_000)
+    await world.announce()
+    await world.assert_seen(2)
+
+
+@in_virtual_time
 async def test_other_views_and_wrong_names_cost_no_row() -> None:
     """A revision that changes another view leaves the rows of this one, whatever was sent under names that nobody
     knows, or refused."""
     world = World({"v": KEPT, "w": PLAIN})
+    await asyncio.sleep(SETTLED_MS / 1_000)
     world.send({"a": 1})
     await world.announce()
     await world.materialize()
