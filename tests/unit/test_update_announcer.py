@@ -246,7 +246,7 @@ async def test_a_worker_that_starts_with_a_revision_may_be_ahead_of_others() -> 
     world.send({"a": 2, "b": 2})
     await world.announce()
     await world.materialize()
-    world.there = world.here
+    world.there = {"v": KEPT}
     await asyncio.sleep(SETTLED_MS / 1_000)
     await world.announce()
     await world.assert_seen(2)
