@@ -105,6 +105,11 @@ class Heard:
         self.before.append(offsets)
         self.concerned.append(views)
 
+    def before_of(self, view: str | None) -> list[Mapping[int, int]]:
+        """What was told of rows of this view alone, or of any rows (None)."""
+        told = zip(self.before, self.concerned, strict=True)
+        return [offsets for offsets, views in told if (view in views if views else view is None)]
+
     def awaits(self) -> int | None:
         """See Follows."""
         return self.awaited
@@ -402,14 +407,14 @@ async def test_what_was_read_before_a_view_changed_is_waited_for(
             await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000, "plain")), partition=1)
             await producer.send_and_wait(topic, orjson.dumps(update(1, 7, 1_000)), partition=1)
             await until(lambda: heard.updates)
-            assert heard.concerned == [None]
+            assert heard.before_of("plain") == []
             views["plain"] = VIEWS["applicant"]
             async with asyncio.timeout(SEEN_WITHIN_S):
-                await until(lambda: len(heard.before) == 2)
+                await until(lambda: len(heard.before_of("plain")) == 1)
             await producer.send_and_wait(topic, orjson.dumps(update(1, 8, 1_000, "plain")), partition=1)
-            await until(lambda: len(heard.before) == 3)
-            assert heard.before[1:] == [{1: 2}, {1: 3}]
-            assert heard.concerned[1:] == [{"plain"}, {"plain"}]
+            await until(lambda: len(heard.before_of("plain")) == 2)
+            assert heard.before_of("plain") == [{1: 2}, {1: 3}]
+            assert heard.before_of("other") == []
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
@@ -506,7 +511,7 @@ async def test_after_kafka_was_away_nothing_is_missed(
             await producer.stop()
             await until(lambda: heard.updates)
         assert heard.updates == [("applicant", 1, ("age",), 1_000)]
-        assert heard.before == [{1: 1}]
+        assert heard.before_of(None) == [{1: 1}]
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
