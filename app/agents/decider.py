@@ -557,7 +557,8 @@ class Decider:
             )
             if (out := recorded_task.result) is not None and out.status is TaskStatus.PENDING:
                 live.asked[task.name] = out.attempts[-1].started_ms
-        live.patient_ms = self._gained_ms.get(partition, 0) + CATCH_UP_MS
+        live.gained_ms = self._gained_ms.get(partition, 0)
+        live.patient_ms = live.gained_ms + CATCH_UP_MS
         self._timers.at(record.deadline_ms, partition, request_id)
         self._tasks.watch(live)
         return live

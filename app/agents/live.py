@@ -17,7 +17,7 @@ class Live:
 
     ``tasks``: each task as it stands, with the version that is asked by now. ``begun``: the tasks that were begun here.
     ``asked``: since when (epoch milliseconds) a queued task is out; ``called``: an inline one, and the version that is
-    called. ``patient_ms``: before this moment none of them
+    called. ``gained_ms``: since when it is this worker's, where another had begun it; before ``patient_ms`` no pool
     counts as silent, for what was answered while nobody listened is still to be read. ``fetched``: the stored features,
     where this worker fetched them; ``inputs`` by task and version.
 
@@ -35,6 +35,7 @@ class Live:
     begun: set[str] = field(default_factory=set)
     asked: dict[str, int] = field(default_factory=dict)
     called: dict[str, tuple[str, int]] = field(default_factory=dict)
+    gained_ms: int = 0
     patient_ms: int = 0
     fetched: FetchedFeatures | None = None
     inputs: dict[tuple[str, str], TaskInputs] = field(default_factory=dict)

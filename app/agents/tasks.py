@@ -195,10 +195,13 @@ class Tasks:
         begun: list[TaskPlan] = []
         while live.join is not None and (ready := live.join.ready(live.begun)):
             live.begun.update(ready)
-            for name in ready:
-                task = await self._runnable(live, live.tasks[name])
-                if task is not None:
-                    begun.append(task)
+            for name, task in [(name, live.tasks[name]) for name in ready]:
+                # Of a join that was taken over, a pool's answer may come at any time, and whoever brings it goes on.
+                if live.tasks[name] is not task or name in live.join.results:
+                    continue
+                runnable = await self._runnable(live, task)
+                if runnable is not None and live.tasks[name] is runnable and name not in live.join.results:
+                    begun.append(runnable)
         return begun
 
     async def run(self, live: Live, begun: Sequence[TaskPlan] = ()) -> bool:
@@ -254,7 +257,7 @@ class Tasks:
                 live.called[task.name] = (task.version.version, self._clock.now_ms())
                 (answer,) = await self._backend.infer(task.version, (row,))
                 # It tells its attempts itself, or that it made none.
-                del live.called[task.name]
+                live.called.pop(task.name, None)
             if row.deadline_ms < live.record.deadline_ms:
                 answer = _of_its_own(answer)
             result = judge(task.name, task.version, answer, self._clock.steady_ms() - started)
@@ -422,8 +425,8 @@ class Tasks:
             return result
         late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
         outcome = "deadline" if late else "cancelled"
-        if late and since_ms < live.patient_ms:
-            # Another worker asked, and who took over may have come too late to hear the answer.
+        if task.queued and since_ms < live.gained_ms and now_ms < live.patient_ms:
+            # Another worker asked, and what was answered since may still be to be read.
             outcome = UNATTENDED
         attempt = Attempt(place, since_ms, float(max(0, now_ms - since_ms)), outcome)
         return replace(result, attempts=(attempt,), latency_ms=attempt.latency_ms)

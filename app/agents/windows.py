@@ -159,8 +159,7 @@ class Windows:
                 continue
             account = self._account(partition, step_key(running.step_id), accounts, StepStats)
             stats = cast(StepStats, account.content)
-            to, owed_ms = running.rollout.to, running.owed_ms
-            if record.offset > account.offset and stats.feed_decision(task, to, owed_ms, decision.problems):
+            if record.offset > account.offset and stats.feed_decision(task, running.terms, decision.problems):
                 account.offset, account.touched = record.offset, True
 
     async def _count_shadow(

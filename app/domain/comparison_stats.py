@@ -89,6 +89,13 @@ class Latencies:
                 return _LATENCY_FROM_MS * math.exp(bucket * _LATENCY_GROWTH)
         return None
 
+    def above(self, latency_ms: float) -> int:
+        """How many are above it, as ``quantile_ms`` tells them."""
+        least = _LATENCY_FROM_MS
+        return sum(
+            count for bucket, count in self.counts.items() if least * math.exp(bucket * _LATENCY_GROWTH) > latency_ms
+        )
+
     def as_json(self) -> dict[str, int]:
         """What ``from_json`` reads."""
         return _written(self.counts)

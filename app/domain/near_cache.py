@@ -153,6 +153,15 @@ class Entry:
         self.older: Entry | None = None
         self._served: dict[tuple[str, str], Fetched] | None = None
 
+    def holds(self, need: ViewNeed) -> bool:
+        """Whether it is what ``need`` asks for: the same features, of the same source."""
+        http, wanted = self.need.http, need.http
+        return (
+            (self.features is need.features or self.features == need.features)
+            and (self.types is need.types or self.types == need.types)
+            and (http is wanted or (http is not None and wanted is not None and http.is_as(wanted)))
+        )
+
     def fresh(self, spec: CacheSpec, now_ms: int, max_age_ms: int | None = None) -> bool:
         """Whether the row may be used without asking the store: not where it has become too old for who asks, for the
         store may have a newer one."""
@@ -279,14 +288,8 @@ class NearCache:
 
     def find(self, need: ViewNeed, rows: EntityRows | None = None) -> Entry | None:
         """The entry that was stored for exactly this need, whatever its age; ``rows`` are its entity's, if at hand."""
-        view, key, features, types, http, *_ = need
-        for entry in (self.rows_of(key) if rows is None else rows).get(view, ()):
-            # By its source too: another server's rows are not this one's.
-            if (
-                (entry.features is features or entry.features == features)
-                and (entry.types is types or entry.types == types)
-                and (entry.need.http is http or entry.need.http == http)
-            ):
+        for entry in (self.rows_of(need.key) if rows is None else rows).get(need.view, ()):
+            if entry.holds(need):
                 entry.marked = True
                 return entry
         return None
@@ -318,7 +321,7 @@ class NearCache:
             if floor.above(need, values) or floor.awaits(known):
                 entry.outdated_ms = now_ms
         for there in self.rows_of(need.key).get(need.view, ()):
-            if there.features == need.features and there.types == need.types:
+            if there.holds(need):
                 if entry.outdated_ms is not None and there.outdated_ms is None:
                     # Read before the update by a fetch that took its time.
                     return False

@@ -28,6 +28,15 @@ NO_ANSWER_MS: Final = 3_600_000.0
 _Ended = Literal["ok", "failed", "slow", "unjudged"]
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a new version is judged by. A call that was given up before ``owed_ms`` says nothing of it."""
+
+    version: str
+    owed_ms: float
+    p99_ms: float | None = None
+
+
 @dataclass(slots=True)
 class StepStats:
     """What the new version did in a step. ``compared`` and ``flips`` are of its shadow.
@@ -42,19 +51,19 @@ class StepStats:
     latencies: Latencies = field(default_factory=Latencies)
     unjudged: int = 0
 
-    def feed_decision(self, task: TaskRecord, version: str, owed_ms: float, problems: Sequence[Problem] = ()) -> bool:
-        """Count what ``version`` answered in ``task``, or failed to before another stood in; whether it counts.
+    def feed_decision(self, task: TaskRecord, terms: Terms, problems: Sequence[Problem] = ()) -> bool:
+        """Count what the version answered in ``task``, or failed to before another stood in; whether it counts.
 
         What it lacks to be asked at all, a feature say, is its failure too: its record, or among the decision's
-        ``problems`` where these ended the request. A task that was not to be run does not count. ``owed_ms``: a call
-        that was given less says nothing where it was given up, and does not count where others were enough by then.
+        ``problems`` where these ended the request. A task that was not to be run does not count, nor one that others
+        made needless, unless it was above the p99 by then.
         """
         fed = False
         for each in (*task.earlier, task):
             # Drawn by chance, and not asked for by a caller or come to because another version failed.
-            if each.version != version or each.selected_by != "rollout":
+            if each.version != terms.version or each.selected_by != "rollout":
                 continue
-            ended = _ended(each.result, [problem for problem in problems if problem.task == task.name], owed_ms)
+            ended = _ended(each.result, [problem for problem in problems if problem.task == task.name], terms)
             fed = fed or ended is not None
             match ended:
                 case "unjudged":
@@ -62,7 +71,7 @@ class StepStats:
                 case "ok" | "failed" | "slow":
                     self.decisions += 1
                     self.errors += ended == "failed"
-                    latency_ms = NO_ANSWER_MS if ended == "slow" else _latency_ms(each.result, owed_ms)
+                    latency_ms = NO_ANSWER_MS if ended == "slow" else _latency_ms(each.result, terms)
                     if latency_ms is not None:
                         self.latencies.add(latency_ms)
         return fed
@@ -122,8 +131,8 @@ class StepStats:
         }
 
 
-def _ended(result: TaskResult | None, problems: Sequence[Problem], owed_ms: float) -> _Ended | None:
-    """How a version ended, by its result, or where there is none by what ended the request; None: it was not to run."""
+def _ended(result: TaskResult | None, problems: Sequence[Problem], terms: Terms) -> _Ended | None:
+    """How a version ended, by its result, or where there is none by what ended the request; None: it does not count."""
     if result is None:
         mattering = [problem for problem in problems if problem.code not in _NOT_TO_BE_RUN]
         if not mattering:
@@ -136,12 +145,13 @@ def _ended(result: TaskResult | None, problems: Sequence[Problem], owed_ms: floa
     if result.status is TaskStatus.PENDING or code in _NOT_TO_BE_RUN:
         return None
     if code is None and result.status is TaskStatus.SKIPPED:
-        # Others were enough, and it is no failure of what was still asked. But that it had not answered is known.
-        return "slow" if result.attempts and result.latency_ms >= owed_ms else None
-    return "unjudged" if code is Code.FEATURES_UNAVAILABLE or _had_no_time(result, code, owed_ms) else "failed"
+        # Others were enough, and it is no failure of what was still asked. But how long it had not answered is known.
+        asked = any(attempt.outcome == "cancelled" for attempt in result.attempts)
+        return "slow" if asked and terms.p99_ms is not None and result.latency_ms >= terms.p99_ms else None
+    return "unjudged" if code is Code.FEATURES_UNAVAILABLE or _had_no_time(result, code, terms) else "failed"
 
 
-def _had_no_time(result: TaskResult, code: Code | None, owed_ms: float) -> bool:
+def _had_no_time(result: TaskResult, code: Code | None, terms: Terms) -> bool:
     """Whether the version was given up before it had its time, or could not be asked or heard any more.
 
     A latency that was cut off is known only to be longer ("right-censored", Kaplan and Meier 1958): where the cut came
@@ -149,16 +159,16 @@ def _had_no_time(result: TaskResult, code: Code | None, owed_ms: float) -> bool:
     """
     outcomes = [attempt.outcome for attempt in result.attempts]
     silent = all(outcome in _CUT_OFF for outcome in outcomes)
-    return code in _GIVEN_UP and silent and (result.latency_ms < owed_ms or UNATTENDED in outcomes)
+    return code in _GIVEN_UP and silent and (result.latency_ms < terms.owed_ms or UNATTENDED in outcomes)
 
 
-def _latency_ms(result: TaskResult | None, owed_ms: float) -> float | None:
+def _latency_ms(result: TaskResult | None, terms: Terms) -> float | None:
     """How long a call took; None where none was made, or what refused it at once was no model."""
     if result is None:
         return None
     code = None if result.problem is None else result.problem.code
     if code in _GIVEN_UP:
         return NO_ANSWER_MS
-    if code in _UNREACHED:
-        return NO_ANSWER_MS if result.latency_ms >= owed_ms else None
+    if code in _UNREACHED and result.latency_ms < terms.owed_ms:
+        return None
     return result.latency_ms if result.attempts else None

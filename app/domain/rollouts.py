@@ -23,7 +23,7 @@ from app.domain.documents import Document, ModelVersion, Route
 from app.domain.join import Status
 from app.domain.registry import Revision, rolled_out, rollout_digest
 from app.domain.requests import ROLLOUT_ID_PREFIX, InboundRecord, RequestId
-from app.domain.rollout_stats import NO_ANSWER_MS, StepStats
+from app.domain.rollout_stats import NO_ANSWER_MS, StepStats, Terms
 from app.domain.route_documents import Rollout, RolloutStatus, RouteStatus, TaskSpec
 from app.domain.routing import barred_by
 from app.durations import format_duration
@@ -82,6 +82,11 @@ class Running:
     rollout: Rollout
     status: RolloutStatus
     owed_ms: float
+
+    @property
+    def terms(self) -> Terms:
+        """What decisions of the new version are counted by."""
+        return Terms(self.rollout.to, self.owed_ms, self.rollout.abort_on.p99)
 
     @property
     def percent(self) -> int:
@@ -235,8 +240,10 @@ def _unsure(rollout: Rollout, stats: StepStats) -> str | None:
     said = f"{stats.unjudged} of {known} decisions had no feature store or too little time"
     if bounds.error_rate is not None and stats.errors + stats.unjudged > bounds.error_rate * known:
         return f"{said}, and {stats.errors} failed: all together above {bounds.error_rate:.2%}"
-    if bounds.p99 is not None and stats.unjudged > _P99_SHARE * known:
-        return f"{said}: more than 1 %, so that nothing is known of the p99"
+    if bounds.p99 is not None and stats.unjudged:
+        slow, calls = stats.latencies.above(bounds.p99), stats.latencies.count + stats.unjudged
+        if slow + stats.unjudged > _P99_SHARE * calls:
+            return f"{said}, and {slow} took longer than {format_duration(bounds.p99)}: all together more than 1 %"
     return None
 
 

@@ -99,6 +99,10 @@ class HttpSource(DocumentPart):
     timeout: CallDurationMs = Field(100, description="one request, within the fetch's own timeout")
     write_back: WriteBack | None = Field(None, alias="writeBack")
 
+    def is_as(self, other: "HttpSource") -> bool:
+        """Whether both are the same view of the same server: one endpoint in common is enough."""
+        return self.view == other.view and not set(self.endpoints).isdisjoint(other.endpoints)
+
 
 class ComputedBy(DocumentPart):
     """A Python function that decide workers have, by its entry point's name, and the values that it is given."""

@@ -165,9 +165,11 @@ def test_rows_of_another_source_are_other_rows() -> None:
     assert made.find(need()._replace(http=one)) is None
     made.store(need()._replace(http=one), answer(need(), 8), NOW_MS)
     assert made.find(need()._replace(http=other)) is None
-    again = made.find(need()._replace(http=one.model_copy()))
-    assert again is not None
-    assert again.values[0].value == 8
+    for same in ({"timeout": 200}, {"endpoints": (*other.endpoints, *one.endpoints)}):
+        again = made.find(need()._replace(http=one.model_copy(update=same)))
+        assert again is not None
+        assert again.values[0].value == 8
+    assert made.find(need()._replace(http=one.model_copy(update={"view": "w"}))) is None
 
 
 def test_a_row_read_again_replaces_itself() -> None:

@@ -12,7 +12,7 @@ from app.domain.decisions import TaskRecord
 from app.domain.dispatch import Attempt, TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
-from app.domain.rollout_stats import UNATTENDED, StepStats
+from app.domain.rollout_stats import UNATTENDED, StepStats, Terms
 from app.domain.rollouts import (
     Abort,
     Advance,
@@ -127,12 +127,12 @@ def task(*results: tuple[str, TaskStatus]) -> TaskRecord:
     return replace(records[-1], earlier=tuple(records[:-1]))
 
 
-OWED_MS = 100.0
+TERMS = Terms("2", 100.0, 300.0)
 
 
 def to_2(made: StepStats, task: TaskRecord, problems: Sequence[Problem] = ()) -> bool:
     """Count it in a rollout to version 2."""
-    return made.feed_decision(task, "2", OWED_MS, problems)
+    return made.feed_decision(task, TERMS, problems)
 
 
 def result(state: TaskStatus, problem: Problem | None = None) -> TaskResult:
@@ -225,7 +225,7 @@ def given_up(waited_ms: float, *attempts: str, code: Code = Code.DEADLINE_EXCEED
         (given_up(100.0, "timeout", code=Code.MODEL_TIMEOUT, fixed=True), 1, 0, 3_600_000.0),
         (given_up(0.0, "ejected", code=Code.MODEL_EJECTED), 1, 0, None),
         (given_up(3.0, "connection: refused", code=Code.MODEL_UNAVAILABLE), 1, 0, None),
-        (given_up(950.0, "connection: closed", code=Code.MODEL_UNAVAILABLE), 1, 0, 3_600_000.0),
+        (given_up(950.0, "connection: closed", code=Code.MODEL_UNAVAILABLE), 1, 0, 950.0),
         # Nobody listened for its answer.
         (given_up(10_000.0, UNATTENDED), 0, 1, None),
         (given_up(30.0, "http 500", code=Code.MODEL_ERROR, fixed=True), 1, 0, 30.0),
@@ -251,14 +251,18 @@ def test_a_version_is_owed_a_quarter_of_the_time_it_may_have() -> None:
     assert strict.owed_ms == 300.0
 
 
-def test_what_others_made_needless_is_slow_once_it_had_its_time() -> None:
-    """It is no failure, but above any p99; before that it says nothing."""
-    for waited_ms, counts in ((99.0, False), (100.0, True)):
-        made = StepStats()
-        attempt = Attempt("http://model", BEGAN, waited_ms, "cancelled")
-        ended = TaskResult("first", TaskStatus.SKIPPED, None, None, waited_ms, (attempt,), b"")
-        assert to_2(made, replace(task(("2", TaskStatus.SKIPPED)), result=ended)) is counts
-        assert (made.decisions, made.errors, made.unjudged, made.latencies.count) == (counts, 0, 0, counts)
+@pytest.mark.parametrize(
+    ("waited_ms", "outcome", "counts"),
+    [(299.0, "cancelled", False), (300.0, "cancelled", True), (9e3, UNATTENDED, False)],
+)
+def test_what_others_made_needless_is_slow_above_the_p99(waited_ms: float, outcome: str, counts: bool) -> None:
+    """It is no failure. Before that it says nothing, nor where nobody listened meanwhile."""
+    made = StepStats()
+    ended = TaskResult(
+        "first", TaskStatus.SKIPPED, None, None, waited_ms, (Attempt("http://model", BEGAN, waited_ms, outcome),), b""
+    )
+    assert to_2(made, replace(task(("2", TaskStatus.SKIPPED)), result=ended)) is counts
+    assert (made.decisions, made.errors, made.unjudged, made.latencies.count) == (counts, 0, 0, counts)
 
 
 def test_a_step_does_not_end_by_what_says_nothing() -> None:
@@ -271,8 +275,16 @@ def test_a_step_does_not_end_by_what_says_nothing() -> None:
     above = judge(rollout(errorRate=0.02, p99="1s"), status(), made, LATER)
     assert above == Stay(f"{said}, and 10 failed: all together above 2.00%")
     assert judge(rollout(p99="1s"), status(), made, LATER) == Stay(
-        f"{said}: more than 1 %, so that nothing is known of the p99"
+        f"{said}, and 0 took longer than 1s: all together more than 1 %"
     )
+    made.unjudged = 8
+    assert isinstance(judge(rollout(p99="1s"), status(), made, LATER), Advance)
+    made.latencies.add(2_000.0)
+    made.latencies.add(2_000.0)
+    waits = judge(rollout(p99="1s"), status(), made, LATER)
+    assert isinstance(waits, Stay)
+    assert waits.reason.endswith("too little time, and 2 took longer than 1s: all together more than 1 %")
+    made.unjudged = 10
     assert isinstance(judge(rollout(), status(), made, LATER), Advance)
     few = judge(rollout(), status(), replace(made, decisions=99), LATER)
     assert few == Stay("99 of at least 100 decisions by version 2, and 10 that say nothing of it")
