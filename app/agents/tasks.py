@@ -195,12 +195,9 @@ class Tasks:
         begun: list[TaskPlan] = []
         while live.join is not None and (ready := live.join.ready(live.begun)):
             live.begun.update(ready)
-            for name, task in [(name, live.tasks[name]) for name in ready]:
-                # Of a join that was taken over, a pool's answer may come at any time, and whoever brings it goes on.
-                if live.tasks[name] is not task or name in live.join.results:
-                    continue
-                runnable = await self._runnable(live, task)
-                if runnable is not None and live.tasks[name] is runnable and name not in live.join.results:
+            for task in [live.tasks[name] for name in ready]:
+                runnable = await self._runnable(live, task) if _stands(live, task) else None
+                if runnable is not None:
                     begun.append(runnable)
         return begun
 
@@ -236,6 +233,7 @@ class Tasks:
 
     async def _run(self, live: Live, begun: Sequence[TaskPlan]) -> None:
         while begun or (begun := await self.begin(live)):
+            begun = [task for task in begun if _stands(live, task)]
             inline = [task for task in begun if not task.queued]
             queued = [task for task in begun if task.queued]
             if queued:
@@ -285,6 +283,8 @@ class Tasks:
         while waiting:
             task = waiting.pop(0)
             sent = await self._encoded(live, task, now_ms)
+            if not _stands(live, task):
+                continue
             if isinstance(sent, Problem):
                 standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, sent))
                 if standing is not None:
@@ -533,6 +533,13 @@ async def encoded(
     except ValueError as error:
         return Problem(Code.MODEL_ERROR, str(error), row.task)
     return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
+
+
+def _stands(live: Live, task: TaskPlan) -> bool:
+    """Whether the task is still to be run as planned: of a join that was taken over a pool's answer may come at any
+    time, and whoever brings it has ended the task, or goes on with what stands in."""
+    ended = live.join is not None and task.name in live.join.results
+    return live.tasks[task.name] is task and not ended
 
 
 def _others_left(task: TaskPlan) -> bool:

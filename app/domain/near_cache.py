@@ -320,14 +320,13 @@ class NearCache:
                 return False
             if floor.above(need, values) or floor.awaits(known):
                 entry.outdated_ms = now_ms
-        for there in self.rows_of(need.key).get(need.view, ()):
+        for there in tuple(self.rows_of(need.key).get(need.view, ())):
             if there.holds(need):
                 if entry.outdated_ms is not None and there.outdated_ms is None:
                     # Read before the update by a fetch that took its time.
                     return False
-                entry.marked = there.marked
+                entry.marked |= there.marked
                 self._remove(there)
-                break
         if entry.outdated_ms is not None and not can_serve_stale(values):
             return False
         while self._count >= self._entries_max or self.bytes + entry.size > self._bytes_max:

@@ -167,7 +167,8 @@ def _latency_ms(result: TaskResult | None, terms: Terms) -> float | None:
     if result is None:
         return None
     code = None if result.problem is None else result.problem.code
-    if code in _GIVEN_UP:
+    given_up = code is not None and any(attempt.outcome in _CUT_OFF for attempt in result.attempts)
+    if code in _GIVEN_UP or given_up:
         return NO_ANSWER_MS
     if code in _UNREACHED and result.latency_ms < terms.owed_ms:
         return None

@@ -236,14 +236,16 @@ def _held_against(rollout: Rollout, stats: StepStats) -> tuple[str | None, str |
 
 def _unsure(rollout: Rollout, stats: StepStats) -> str | None:
     """The bound that might not hold, by what says nothing of the version: no reason to end it, nor to go on."""
-    bounds, known = rollout.abort_on, stats.decisions + stats.unjudged
-    said = f"{stats.unjudged} of {known} decisions had no feature store or too little time"
-    if bounds.error_rate is not None and stats.errors + stats.unjudged > bounds.error_rate * known:
-        return f"{said}, and {stats.errors} failed: all together above {bounds.error_rate:.2%}"
-    if bounds.p99 is not None and stats.unjudged:
-        slow, calls = stats.latencies.above(bounds.p99), stats.latencies.count + stats.unjudged
-        if slow + stats.unjudged > _P99_SHARE * calls:
-            return f"{said}, and {slow} took longer than {format_duration(bounds.p99)}: all together more than 1 %"
+    bounds, unjudged, known = rollout.abort_on, stats.unjudged, stats.decisions + stats.unjudged
+    said = "had no feature store or too little time"
+    if bounds.error_rate is not None and stats.errors + unjudged > bounds.error_rate * known:
+        above = f"all together above {bounds.error_rate:.2%}"
+        return f"{unjudged} of {known} decisions {said}, and {stats.errors} failed: {above}"
+    if bounds.p99 is not None and unjudged:
+        slow, calls = stats.latencies.above(bounds.p99), stats.latencies.count + unjudged
+        if slow + unjudged > _P99_SHARE * calls:
+            above = f"{slow} took longer than {format_duration(bounds.p99)}: all together more than 1 %"
+            return f"{unjudged} of {calls} calls {said}, and {above}"
     return None
 
 

@@ -58,13 +58,14 @@ class Stored:
 
 
 class MemoryLog:
-    """Topics of one partition count; what is in them stays."""
+    """Topics of one partition count; what is in them stays. ``slow_topics_s``: so long it takes to learn of a topic."""
 
     def __init__(self, clock: Clock, topics: Sequence[str], partitions: int = 2) -> None:
         self._clock = clock
         self.partitions = partitions
         self.topics: dict[str, list[list[Stored]]] = {topic: [[] for _ in range(partitions)] for topic in topics}
         self.listeners: list[Callable[[], None]] = []
+        self.slow_topics_s = 0.0
         self._order = 0
 
     def append(self, record: OutboundRecord) -> Stored:
@@ -138,6 +139,8 @@ class MemoryPublisher:
 
     async def has_partition(self, topic: str, partition: int | None) -> bool:
         """See ``ports.log.Replies``."""
+        if self._log.slow_topics_s:
+            await asyncio.sleep(self._log.slow_topics_s)
         return topic in self._log.topics and (partition is None or partition < self._log.partitions)
 
 

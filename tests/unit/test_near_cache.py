@@ -170,6 +170,12 @@ def test_rows_of_another_source_are_other_rows() -> None:
         assert again is not None
         assert again.values[0].value == 8
     assert made.find(need()._replace(http=one.model_copy(update={"view": "w"}))) is None
+    made.store(need()._replace(http=other), answer(need(), 9), NOW_MS)
+    both = need()._replace(http=one.model_copy(update={"endpoints": (*one.endpoints, *other.endpoints)}))
+    made.store(both, answer(need(), 10), NOW_MS)
+    again = made.find(both)
+    assert again is not None
+    assert (again.values[0].value, len(made)) == (10, 2)
 
 
 def test_a_row_read_again_replaces_itself() -> None:

@@ -226,6 +226,7 @@ def given_up(waited_ms: float, *attempts: str, code: Code = Code.DEADLINE_EXCEED
         (given_up(0.0, "ejected", code=Code.MODEL_EJECTED), 1, 0, None),
         (given_up(3.0, "connection: refused", code=Code.MODEL_UNAVAILABLE), 1, 0, None),
         (given_up(950.0, "connection: closed", code=Code.MODEL_UNAVAILABLE), 1, 0, 950.0),
+        (given_up(950.0, "timeout", "connection: refused", code=Code.MODEL_UNAVAILABLE), 1, 0, 3_600_000.0),
         # Nobody listened for its answer.
         (given_up(10_000.0, UNATTENDED), 0, 1, None),
         (given_up(30.0, "http 500", code=Code.MODEL_ERROR, fixed=True), 1, 0, 30.0),
@@ -275,7 +276,7 @@ def test_a_step_does_not_end_by_what_says_nothing() -> None:
     above = judge(rollout(errorRate=0.02, p99="1s"), status(), made, LATER)
     assert above == Stay(f"{said}, and 10 failed: all together above 2.00%")
     assert judge(rollout(p99="1s"), status(), made, LATER) == Stay(
-        f"{said}, and 0 took longer than 1s: all together more than 1 %"
+        "10 of 910 calls had no feature store or too little time, and 0 took longer than 1s: all together more than 1 %"
     )
     made.unjudged = 8
     assert isinstance(judge(rollout(p99="1s"), status(), made, LATER), Advance)
