@@ -497,13 +497,13 @@ class Decider:
             await self._ledger.forget(partition, request_id, header)
 
     async def _look(self, live: Live) -> None:
-        """End a join whose deadline has come, or what its pools were silent to."""
+        """End a join whose deadline has come, or what its pools were silent to; run what whoever had it had begun."""
         if live.join is None or live.plan is None or live.concluding:
             return
         if self._clock.now_ms() >= live.record.deadline_ms:
             self._tasks.expire(live)
             await self._conclude(live)
-        elif await self._tasks.give_up_silent(live):
+        elif await self._tasks.give_up_silent(live) or self._tasks.has_more(live):
             await self._go_on(live)
         else:
             self._tasks.watch(live)

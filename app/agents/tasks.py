@@ -337,6 +337,8 @@ class Tasks:
         silent = [name for name in self._out(live) if self._silent_ms(live, name) <= now_ms]
         # Nobody else gives up what is no longer waited for.
         given_up = [(live.tasks[name], live.asked.pop(name)) for name in silent]
+        # The others have their time still, whatever what stands in takes.
+        self.watch(live)
         standing = [
             await self._fail(live, task, self._silence(live, task, asked_ms, now_ms)) for task, asked_ms in given_up
         ]
@@ -346,13 +348,16 @@ class Tasks:
         return bool(silent)
 
     def waiting(self, live: Live) -> tuple[tuple[TaskRecord, ...], int]:
-        """The task records of a join as it stands, and when it is to be looked at again.
+        """The task records of a join as it stands, and when whoever takes it over is to look at it.
 
         A queued task without a result is recorded as pending since it was asked; from now on, where it is about to be.
+        An inline one that may run is to be run at once: nothing may bring it again where a silence has set it free.
         """
         assert live.join is not None  # noqa: S101 - only joins wait
         now_ms, look_ms = self._clock.now_ms(), live.record.deadline_ms
         records: list[TaskRecord] = []
+        if any(not live.tasks[name].queued for name in live.join.ready(())):
+            look_ms = now_ms
         for record in live.record.tasks:
             task, result = live.tasks[record.name], live.join.results.get(record.name)
             if result is None and task.queued and task.name in live.begun | live.asked.keys():
@@ -362,6 +367,10 @@ class Tasks:
                 result = TaskResult(task.name, TaskStatus.PENDING, None, None, 0.0, (attempt,), b"")
             records.append(replace(record, result=result))
         return tuple(records), look_ms
+
+    def has_more(self, live: Live) -> bool:
+        """Whether a join that was taken over has something to run that was not begun here."""
+        return bool(live.gained_ms) and live.join is not None and bool(live.join.ready(live.begun | live.asked.keys()))
 
     def _out(self, live: Live) -> list[str]:
         if live.join is None or live.join.decided:
@@ -537,8 +546,8 @@ async def encoded(
 
 def _stands(live: Live, task: TaskPlan) -> bool:
     """Whether the task is still to be run as planned: of a join that was taken over a pool's answer may come at any
-    time, and whoever brings it has ended the task, or goes on with what stands in."""
-    ended = live.join is not None and task.name in live.join.results
+    time, and whoever brings it has ended the task, or goes on with what stands in. A decided one runs nothing more."""
+    ended = live.join is not None and (live.join.decided or task.name in live.join.results)
     return live.tasks[task.name] is task and not ended
 
 

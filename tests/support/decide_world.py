@@ -512,7 +512,7 @@ class DecideProcess:
             self.alive = False
             self.publisher.dead = True
             self._world.log.listeners.remove(self._take)
-            for task in self._tasks:
+            for task in (*self._tasks, *self.decider._background):
                 task.cancel()
 
     async def gone(self) -> None:

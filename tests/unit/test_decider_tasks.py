@@ -659,6 +659,71 @@ def test_what_an_answer_goes_on_with_is_not_begun_again(first: str, slow_topics_
     run()
 
 
+def with_route(name: str, tasks: list[dict[str, Any]], **rule: Any) -> Revision:
+    """The revision of every shape, and a route with these tasks and 5 s for them."""
+    rules = [{"name": "default", "result": {}, "tasks": tasks, **rule}]
+    return rd.revision([*documents(), rd.route(name, f"/{name}", deadline="5s", rules=rules)])
+
+
+@in_virtual_time
+async def test_each_silent_pool_is_given_up_in_its_time() -> None:
+    """Also the one that has longer than another: what stands in for it is asked then."""
+    tasks = [
+        rd.task(select={"version": "8"}, fallback=[{"version": "4"}]),
+        rd.task(name="y", select={"version": "2"}, need="optional"),
+    ]
+    made = World(with_route("pools", tasks), None)
+    await made.start("one")
+    made.send("r", "/pools")
+    await asyncio.sleep(4)
+    await settled(made)
+    assert statuses(made.reply()) == {"pd": "ok", "y": "timeout"}
+    assert 3_000 <= made.reply()["latency_ms"] < 3_500
+
+
+@in_virtual_time
+async def test_what_a_silence_has_set_free_survives_a_death() -> None:
+    """An inline version stands in for a pool; another's answer is acknowledged, and then the worker dies."""
+    tasks = [
+        rd.task(select={"version": "6"}, fallback=[{"version": "4"}]),
+        rd.task(name="y", select={"version": "8"}),
+    ]
+    made = World(with_route("death", tasks), None)
+    await made.start("one")
+    made.send("r", "/death", amount=1_000.0)
+    await asyncio.sleep(0.3)
+    made.answer(next(task for task in made.tasks() if task.row.task == "y"))
+    await asyncio.sleep(0.1)
+    assert made.model.calls == [("r", "pd")]
+    made.processes["one"].kill()
+    await made.start("two")
+    await asyncio.sleep(2)
+    await settled(made)
+    assert statuses(made.reply()) == {"pd": "ok", "y": "ok"}
+    assert made.reply()["latency_ms"] < 2_000
+
+
+@pytest.mark.parametrize(
+    ("join", "status"), [({"policy": "first"}, "completed"), ({"policy": "quorum", "n": 2}, "failed")]
+)
+def test_what_is_decided_before_it_begins_calls_no_model(join: dict[str, Any], status: str) -> None:
+    """A version has expired: its fixed answer is the first one, or without it there are not enough."""
+    fixed = {"fallback": [{"default": {"probability": 0.5}}]} if status == "completed" else {}
+    tasks = [rd.task(select={"version": "5"}, **fixed), rd.task(name="b", select={"version": "1"})]
+
+    @in_virtual_time
+    async def run() -> None:
+        made = World(with_route("decided", tasks, join=join), None)
+        await made.start("one")
+        made.send("r", "/decided", amount=1_000.0)
+        await settled(made)
+        assert made.model.calls == []
+        assert made.reply()["status"] == status
+        assert made.reply()["latency_ms"] < 100
+
+    run()
+
+
 # --- quorums ----------------------------------------------------------------------------------------------------------
 
 
