@@ -505,8 +505,6 @@ class Decider:
             await self._conclude(live)
         elif await self._tasks.give_up_silent(live) or self._tasks.has_more(live):
             await self._go_on(live)
-        else:
-            self._tasks.watch(live)
 
     async def _go_on(self, live: Live) -> None:
         """A task of a join has ended or stayed silent: run what that set free; then write the decision, or the join.

@@ -337,6 +337,7 @@ class Tasks:
         silent = [name for name in self._out(live) if self._silent_ms(live, name) <= now_ms]
         # Nobody else gives up what is no longer waited for.
         given_up = [(live.tasks[name], live.asked.pop(name)) for name in silent]
+        live.begun.update(silent)
         # The others have their time still, whatever what stands in takes.
         self.watch(live)
         standing = [
@@ -351,16 +352,17 @@ class Tasks:
         """The task records of a join as it stands, and when whoever takes it over is to look at it.
 
         A queued task without a result is recorded as pending since it was asked; from now on, where it is about to be.
-        An inline one that may run is to be run at once: nothing may bring it again where a silence has set it free.
+        Any other that may run is to be run at once: nothing may bring it again where a silence has set it free.
         """
         assert live.join is not None  # noqa: S101 - only joins wait
         now_ms, look_ms = self._clock.now_ms(), live.record.deadline_ms
         records: list[TaskRecord] = []
-        if any(not live.tasks[name].queued for name in live.join.ready(())):
+        out = live.begun | live.asked.keys()
+        if any(not live.tasks[name].queued or name not in out for name in live.join.ready(())):
             look_ms = now_ms
         for record in live.record.tasks:
             task, result = live.tasks[record.name], live.join.results.get(record.name)
-            if result is None and task.queued and task.name in live.begun | live.asked.keys():
+            if result is None and task.queued and task.name in out:
                 asked_ms = live.asked.get(task.name, now_ms)
                 look_ms = min(look_ms, asked_ms + _patience_ms(live, task, asked_ms))
                 attempt = Attempt(self._pool_of(task), asked_ms, 0.0, "asked")

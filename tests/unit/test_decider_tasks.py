@@ -682,6 +682,38 @@ async def test_each_silent_pool_is_given_up_in_its_time() -> None:
 
 
 @in_virtual_time
+async def test_a_join_is_looked_at_about_once_a_silence() -> None:
+    """However many pools are silent one after the other, also where one has answered and the worker changes."""
+    waits = range(200, 2_400, 200)
+    pools = [
+        rd.model_version(f"1{wait}", backend={"type": "kafka", "pool": "default"}, policy={"timeout": f"{wait}ms"})
+        for wait in waits
+    ]
+    tasks = [rd.task(name=f"t{wait}", select={"version": f"1{wait}"}, need="optional") for wait in waits]
+    rules = [{"name": "default", "result": {}, "tasks": tasks}]
+    made = World(rd.revision([*documents(), *pools, rd.route("long", "/long", deadline="30s", rules=rules)]), None)
+    await made.start("one")
+    made.send("r", "/long")
+    await asyncio.sleep(0.1)
+    made.answer(made.tasks()[0])
+    await asyncio.sleep(0.2)
+    made.processes["one"].kill()
+    await made.start("two")
+    decider = made.processes["two"].decider
+    look, looks = decider._look, []
+
+    async def counted(live: Any) -> None:
+        looks.append(live)
+        await look(live)
+
+    decider._look = counted  # type: ignore[method-assign]
+    await asyncio.sleep(3)
+    await settled(made)
+    assert made.reply()["status"] == "partial"
+    assert len(looks) < 5 * len(waits)
+
+
+@in_virtual_time
 async def test_what_a_silence_has_set_free_survives_a_death() -> None:
     """An inline version stands in for a pool; another's answer is acknowledged, and then the worker dies."""
     tasks = [
