@@ -351,13 +351,14 @@ class Tasks:
     def waiting(self, live: Live) -> tuple[tuple[TaskRecord, ...], int]:
         """The task records of a join as it stands, and when whoever takes it over is to look at it.
 
-        A queued task without a result is recorded as pending since it was asked; from now on, where it is about to be.
-        Any other that may run is to be run at once: nothing may bring it again where a silence has set it free.
+        A queued task without a result is recorded as pending since it was asked; from now on, where it is about to be
+        and the request is not acknowledged yet. Any other that may run is to be run at once: nothing may bring it again
+        where a silence has set it free.
         """
         assert live.join is not None  # noqa: S101 - only joins wait
         now_ms, look_ms = self._clock.now_ms(), live.record.deadline_ms
         records: list[TaskRecord] = []
-        out = live.begun | live.asked.keys()
+        out = live.asked.keys() if live.durable else live.begun | live.asked.keys()
         if any(not live.tasks[name].queued or name not in out for name in live.join.ready(())):
             look_ms = now_ms
         for record in live.record.tasks:
@@ -448,8 +449,9 @@ class Tasks:
         if answered.version != task.version.version:
             # Of the version that failed before this one stood in.
             return "repeated"
-        # It tells its attempts itself, or that it made none.
+        # It tells its attempts itself, or that it made none; and the pool is not asked again.
         live.asked.pop(task.name, None)
+        live.begun.add(task.name)
         result = judge(task.name, task.version, _of_its_own(answered.answer), answered.latency_ms)
         if result.problem is None or live.join.decided or task.name in live.join.results:
             effect = self.join(live, result)

@@ -732,6 +732,35 @@ async def test_what_a_silence_has_set_free_survives_a_death() -> None:
     assert made.reply()["latency_ms"] < 2_000
 
 
+@in_virtual_time
+async def test_a_queued_task_that_a_silence_has_set_free_survives_a_death() -> None:
+    """The worker dies before it has sent it, and another answer is acknowledged by then: who takes over sends it."""
+    tasks = [
+        rd.task(name="a", select={"version": "6"}, need="optional"),
+        rd.task(name="s", after=["a"], when="true", select={"version": "8"}),
+        rd.task(name="y", select={"version": "8"}),
+        rd.task(name="w", select={"version": "8"}),
+    ]
+    made = World(with_route("freed", tasks), None)
+    await made.start("one")
+    made.send("r", "/freed")
+    await asyncio.sleep(0.05)
+    made.log.slow_topics_s = 0.5
+    await asyncio.sleep(0.1)
+    made.answer(next(task for task in made.tasks() if task.row.task == "y"))
+    await asyncio.sleep(0.1)
+    made.processes["one"].kill()
+    made.log.slow_topics_s = 0.0
+    await made.start("two")
+    await asyncio.sleep(0.1)
+    for task in made.tasks():
+        if task.row.task in ("s", "w"):
+            made.answer(task)
+    await asyncio.sleep(1)
+    await settled(made)
+    assert statuses(made.reply()) == {"a": "timeout", "s": "ok", "y": "ok", "w": "ok"}
+
+
 @pytest.mark.parametrize(
     ("join", "status"), [({"policy": "first"}, "completed"), ({"policy": "quorum", "n": 2}, "failed")]
 )
