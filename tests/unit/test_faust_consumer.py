@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +30,19 @@ REQUESTS = TP("requests", 3)
 
 
 @pytest.fixture
-async def app(tmp_path: Path) -> faust.App:
-    """An app that is not started."""
-    return create_app(Settings(data_dir=tmp_path), role="decide", instance="decide-0")
+async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[faust.App]:
+    """An app that is not started; the loops that its consumer's threads would close end with the test."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    begin = faust_app._ConsumerThread.__init__
+
+    def note(thread: faust_app._ConsumerThread, *args: Any, **kwargs: Any) -> None:
+        begin(thread, *args, **kwargs)
+        loops.append(thread.thread_loop)
+
+    monkeypatch.setattr(faust_app._ConsumerThread, "__init__", note)
+    yield create_app(Settings(data_dir=tmp_path), role="decide", instance="decide-0")
+    for loop in loops:
+        loop.close()
 
 
 def message(offset: int) -> ConsumerMessage:
