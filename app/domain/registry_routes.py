@@ -12,7 +12,7 @@ from app.domain.document_parts import Scalar
 from app.domain.documents import Route
 from app.domain.errors import ExpressionFailed, Fault
 from app.domain.expression_syntax import syntax
-from app.domain.expressions import Expression, Reach, compile_expression, joined
+from app.domain.expressions import Expression, compile_expression
 from app.domain.paths import placeholders_of
 from app.domain.registry_checks import FieldFault, Known, repeated, task_faults
 from app.domain.registry_parts import is_unread
@@ -65,7 +65,7 @@ class Rule:
 class CompiledRoute:
     """A route, compiled; ``placeholders`` name the segments of its path that vary, in order.
 
-    ``reach`` by root and ``helpers`` are what its expressions need, together.
+    ``helpers`` and ``sees_headers`` are what its expressions need, together.
     """
 
     name: str
@@ -73,8 +73,8 @@ class CompiledRoute:
     status: RouteStatus
     placeholders: tuple[str, ...]
     rules: tuple[Rule, ...]
-    reach: Mapping[str, Reach]
     helpers: frozenset[str]
+    sees_headers: bool
 
 
 def compile_route(
@@ -145,8 +145,8 @@ class _Compiler:
             document.status or RouteStatus(),
             placeholders,
             rules,
-            _reach_of(expressions),
             frozenset(helper for expression in expressions for helper in expression.helpers),
+            any(map(_sees_headers, expressions)),
         )
 
     def _add_all(self, at: str, faults: Iterable[FieldFault]) -> None:
@@ -298,13 +298,11 @@ def _expressions_of(rule: Rule) -> Iterator[Expression]:
     yield from rule.reasons.values()
 
 
-def _reach_of(expressions: Iterable[Expression]) -> dict[str, Reach]:
-    reach: dict[str, Reach] = {}
-    for expression in expressions:
-        for root in expression.roots:
-            own = expression.reach(root)
-            reach[root] = joined(reach[root], own) if root in reach else own
-    return reach
+def _sees_headers(expression: Expression) -> bool:
+    if "metadata" not in expression.roots:
+        return False
+    reach = expression.reach("metadata")
+    return reach is None or "headers" in reach
 
 
 def _unreached(rules: Sequence[Rule]) -> Iterator[FieldFault]:

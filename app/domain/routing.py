@@ -139,16 +139,8 @@ def seen_of(request: Request, matched: CompiledRoute, segments: Sequence[str]) -
     over the caller's own. Headers that are no text, or say nothing, are not seen.
     """
     metadata = {**request.metadata, **dict(zip(matched.placeholders, segments, strict=True))}
-    seen: dict[str, object] = {}
-    for root, reach in matched.reach.items():
-        match root:
-            case "path":
-                seen[root] = request.path
-            case "entities" | "inputs":
-                seen[root] = getattr(request, root)
-            case "metadata":
-                asked = reach is None or "headers" in reach
-                seen[root] = {**metadata, "headers": _texts(request.headers)} if asked else metadata
+    shown = {**metadata, "headers": _texts(request.headers)} if matched.sees_headers else metadata
+    seen = {"path": request.path, "entities": request.entities, "inputs": request.inputs, "metadata": shown}
     return metadata, Activation(seen, matched.helpers)
 
 
