@@ -199,7 +199,7 @@ class Tasks:
                 runnable = await self._runnable(live, task) if _stands(live, task) else None
                 if runnable is not None:
                     begun.append(runnable)
-        return begun
+        return [task for task in begun if _stands(live, task)]
 
     async def run(self, live: Live, begun: Sequence[TaskPlan] = ()) -> bool:
         """Run ``begun`` and all that may begin, until only pools' answers are missing or the join has decided.

@@ -782,6 +782,21 @@ def test_what_is_decided_before_it_begins_calls_no_model(join: dict[str, Any], s
     run()
 
 
+@in_virtual_time
+async def test_what_is_decided_before_it_begins_waits_for_no_place() -> None:
+    """Its pool is not asked, and no other join is in its way."""
+    tasks = [rd.task(name="b", select={"version": "2"}), rd.task(select={"version": "5"})]
+    made = World(with_route("decided", tasks, join={"policy": "quorum", "n": 2}), {"joins_pending_max": 1})
+    await made.start("one")
+    made.send("there", "/queued", correlation="there")
+    await asyncio.sleep(0.05)
+    made.send("r", "/decided")
+    await settled(made)
+    assert [task.row.request_id for task in made.tasks()] == ["there"]
+    assert made.reply()["status"] == "failed"
+    assert made.reply()["latency_ms"] < 100
+
+
 # --- quorums ----------------------------------------------------------------------------------------------------------
 
 
