@@ -23,7 +23,7 @@ from app.domain.audit import KEY_PREFIX
 from tests.support.audit_records import CODEC, audit_record, audit_value
 from tests.support.stack import ServiceStack
 
-WITHIN_S = 60.0
+WITHIN_S = 150.0
 PARTITIONS = 2
 
 

@@ -26,7 +26,7 @@ VIEW = FeatureViewSpec.model_validate_json(
     """{"entities": [{"name": "applicant_id", "type": "INT64"}], "features": [{"name": "age", "type": "INT64"}],
         "source": {"type": "redis", "project": "worker"}}"""
 )
-WITHIN_S = 60.0
+WITHIN_S = 150.0
 APPLICANTS = 200
 
 
