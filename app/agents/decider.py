@@ -8,7 +8,7 @@ partition when a result or the deadline comes finishes it. Everything a request 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -64,6 +64,7 @@ _LIVE = Gauge("broker_requests_live", "Requests being decided or waiting for que
 _REFUSALS: Final = UUID("3c1f4f9e-7f0b-5d0e-9a55-6f0a0f6a7c11")
 _RETRY_S: Final = 0.2
 _AGAIN_MS: Final = 1_000
+_GIVEN_UP: Final = "the partition went to another worker"
 _TOPIC_SHOWN_MAX: Final = 249
 FORGETTING_MAX: Final = 64
 """Tombstones of decisions whose window is over that are written at once."""
@@ -180,8 +181,9 @@ class Decider:
         if self._clock.now_ms() >= live.record.deadline_ms:
             # Read late, as after a time without a worker: the deadline's timer must not have to win a race.
             self._tasks.expire(live)
-        _RESULTS.labels(await self._tasks.on_answer(live, task, result)).inc()
-        await self._go_on(live)
+        fate, begun = await self._tasks.on_answer(live, task, result)
+        _RESULTS.labels(fate).inc()
+        await self._go_on(live, begun)
 
     def on_ownership(self, owned: frozenset[int], gained: frozenset[int], entries: "Entries") -> None:
         """A rebalance has settled: forget what went away, set the timers of what came."""
@@ -241,9 +243,7 @@ class Decider:
         same = _same(arrival.record, live.record.source)
         if same and live.durable:
             # A redelivery of an acknowledged join, or one whose tasks may not be out: see to it that they are.
-            await self._tasks.run(live)
-            if live.outcome is not None:
-                await self._conclude(live)
+            await self._go_on(live)
             return
         decided = await asyncio.shield(self._done(live))
         if not same:
@@ -438,7 +438,9 @@ class Decider:
             self._room.clear()
             wait_s = (live.record.deadline_ms - self._clock.now_ms()) / 1000
             try:
-                await asyncio.wait_for(self._room.wait(), max(0.0, wait_s))
+                # Not wait_for, which may lose a cancellation that comes together with the event (CPython issue 86296).
+                async with asyncio.timeout(wait_s):
+                    await self._room.wait()
             except TimeoutError:
                 self._tasks.expire(live)
                 return
@@ -503,16 +505,22 @@ class Decider:
         if self._clock.now_ms() >= live.record.deadline_ms:
             self._tasks.expire(live)
             await self._conclude(live)
-        elif await self._tasks.give_up_silent(live) or self._tasks.has_more(live):
-            await self._go_on(live)
+            return
+        begun = await self._tasks.give_up_silent(live)
+        if begun is not None or self._tasks.has_more(live):
+            await self._go_on(live, begun or ())
 
-    async def _go_on(self, live: Live) -> None:
-        """A task of a join has ended or stayed silent: run what that set free; then write the decision, or the join.
+    async def _go_on(self, live: Live, begun: Sequence[TaskPlan] = ()) -> None:
+        """A task of a join has ended or stayed silent: run ``begun``, which stands in, and what that set free; then
+        write the decision, or the join.
 
         Also after a repeated result, for what brought it first may not have got as far, or not have written it; and
         after one that came too late, for the decision must stand before the result may be forgotten.
         """
-        if live.outcome is None and not await self._tasks.run(live):
+        if live.outcome is None and live.durable and any(task.queued for task in begun) and not await self._pend(live):
+            # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
+            return
+        if live.outcome is None and not await self._tasks.run(live, begun):
             self._tasks.expire(live)
         if live.outcome is not None:
             await self._conclude(live)
@@ -653,6 +661,9 @@ class Decider:
     # --- small things -------------------------------------------------------------------------------------------------
 
     def _done(self, live: Live) -> "asyncio.Future[DecisionRecord]":
+        """Done once it is decided; of what was given up nobody would end it any more."""
+        if live.abandoned:
+            raise _BegunAnew(_GIVEN_UP)
         if live.done is None:
             live.done = asyncio.get_running_loop().create_future()
         return live.done
@@ -672,7 +683,7 @@ class Decider:
         live.abandoned = True
         self._forget(live)
         if live.done is not None and not live.done.done():
-            live.done.set_exception(_BegunAnew("the partition went to another worker"))
+            live.done.set_exception(_BegunAnew(_GIVEN_UP))
             live.done.exception()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -194,14 +194,16 @@ class Ledger:
 
         await self._insist("joins", partition, write)
 
-    async def dispatch(self, partition: int, record: OutboundRecord, deadline_ms: int) -> None:
-        """Send a task to its pool, unless Kafka takes it only after the task's deadline: nobody needs it then."""
+    async def dispatch(self, partition: int, record: OutboundRecord, wanted: Callable[[], bool]) -> bool:
+        """Send a task to its pool; False where it was not ``wanted`` any more before Kafka took it."""
 
-        async def write() -> None:
-            if self._clock.now_ms() < deadline_ms:
-                await self._replies.publish([record])
+        async def write() -> bool:
+            if not wanted():
+                return False
+            await self._replies.publish([record])
+            return True
 
-        await self._insist("task", partition, write)
+        return await self._insist("task", partition, write)
 
     async def _put(self, record: DecisionRecord, entry: bytes, check: Check | None = None) -> None:
         partition = record.source.partition

@@ -19,7 +19,7 @@ from app.adapters.task_codec import QueuedResult
 from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
-from app.agents.tasks import encoded, version_record
+from app.agents.tasks import encoded, no_pool, version_record
 from app.domain.comparison import compare_shadow
 from app.domain.decisions import Kind
 from app.domain.dispatch import Answer, Row, TaskResult, TaskStatus, judge
@@ -173,13 +173,15 @@ class Shadows:
     async def _ask_pool(
         self, live: Live, task: TaskPlan, version: ModelVersionSpec, row: Row, began_ms: int
     ) -> TaskResult:
-        asked = await encoded(self._replies, self._settings, row, version, live.partition, began_ms)
+        asked = await no_pool(self._replies, self._settings, version) or encoded(
+            self._settings, row, version, live.partition, began_ms
+        )
         if isinstance(asked, Problem):
             return judge(task.name, version, Answer(None, replace(asked, task=task.name), (), b""), 0.0)
         key = (row.execution_id, row.task, version.version)
         answered = self._asked[key] = asyncio.get_running_loop().create_future()
         try:
-            await self._ledger.dispatch(live.partition, *asked)
+            await self._ledger.dispatch(live.partition, asked, lambda: self._clock.now_ms() < row.deadline_ms)
             result = await asyncio.wait_for(answered, version.policy.timeout / 1000)
         except TimeoutError:
             said = f"{version.model} {version.version} did not answer within its {version.policy.timeout} ms"

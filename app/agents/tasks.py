@@ -26,7 +26,7 @@ from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
 from app.domain.on_demand import Computation, FeatureFunction, compute
-from app.domain.rollout_stats import UNATTENDED
+from app.domain.rollout_stats import UNATTENDED, UNSENT
 from app.domain.routing import Standby, TaskPlan
 from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
@@ -233,21 +233,19 @@ class Tasks:
 
     async def _run(self, live: Live, begun: Sequence[TaskPlan]) -> None:
         while begun or (begun := await self.begin(live)):
-            begun = [task for task in begun if _stands(live, task)]
-            inline = [task for task in begun if not task.queued]
-            queued = [task for task in begun if task.queued]
-            if queued:
-                inline += await self._dispatch(live, queued)
-            if len(inline) == 1:
-                await self._infer(live, inline[0])
-            elif inline:
-                await _together(self._infer(live, task) for task in inline)
+            works = [self._ask(live, task) if task.queued else self._infer(live, task) for task in begun]
+            if len(works) == 1:
+                await works[0]
+            else:
+                await _together(works)
             begun = ()
 
     async def _infer(self, live: Live, task: TaskPlan) -> None:
         """One inline task, from its inputs to its place in the join; then what it set free."""
         while True:
             row = await self._row(live, task)
+            if not _stands(live, task):
+                return
             started = self._clock.steady_ms()
             answer = self._backend.refusal(task.version) if _has_better(task) else None
             if answer is None:
@@ -267,43 +265,49 @@ class Tasks:
                 break
             task = standing
             if task.queued:
-                await self._run(live, (task,))
+                await self._ask(live, task)
                 return
         if len(live.tasks) > 1:
             await self._run(live, ())
 
-    async def _dispatch(self, live: Live, tasks: Sequence[TaskPlan]) -> list[TaskPlan]:
-        """Send queued tasks to their pools; sending one twice is harmless. Returns what stands in for some, inline."""
-        now_ms = self._clock.now_ms()
-        if now_ms >= live.record.deadline_ms:
-            return []
-        inline: list[TaskPlan] = []
-        records: list[tuple[OutboundRecord, int]] = []
-        waiting = list(tasks)
-        while waiting:
-            task = waiting.pop(0)
-            sent = await self._encoded(live, task, now_ms)
-            if not _stands(live, task):
-                continue
-            if isinstance(sent, Problem):
-                standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, sent))
-                if standing is not None:
-                    (waiting if standing.queued else inline).append(standing)
-            else:
-                live.asked[task.name] = now_ms
-                self._observe(live, task)
-                records.append(sent)
-        self.watch(live)
-        if len(records) == 1:
-            await self._ledger.dispatch(live.partition, *records[0])
-        elif records:
-            await asyncio.gather(*(self._ledger.dispatch(live.partition, *each) for each in records))
-        return inline
+    async def _ask(self, live: Live, task: TaskPlan) -> None:
+        """Send a queued task to its pool; sending one twice is harmless. Where it cannot be, what stands in is run."""
+        while task.queued:
+            asked = await self._encoded(live, task)
+            now_ms = self._clock.now_ms()
+            if not _stands(live, task) or now_ms >= live.record.deadline_ms:
+                return
+            if not isinstance(asked, Problem):
+                await self._send(live, task, asked, now_ms)
+                return
+            standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, asked))
+            if standing is None:
+                await self._run(live, ())
+                return
+            task = standing
+        await self._infer(live, task)
 
-    async def _encoded(self, live: Live, task: TaskPlan, now_ms: int) -> tuple[OutboundRecord, int] | Problem:
-        row = await self._row(live, task)
+    async def _send(self, live: Live, task: TaskPlan, record: OutboundRecord, now_ms: int) -> None:
+        until_ms = now_ms + _patience_ms(live, task, now_ms)
+        sent = (task.name, task.version.version)
+        live.asked[task.name] = now_ms
+        live.unsent.add(sent)
+        self._observe(live, task)
+        self.watch(live)
+
+        def wanted() -> bool:
+            return self._clock.now_ms() < until_ms and _stands(live, task)
+
+        if await self._ledger.dispatch(live.partition, record, wanted):
+            live.unsent.discard(sent)
+
+    async def _encoded(self, live: Live, task: TaskPlan) -> OutboundRecord | Problem:
+        problem = await no_pool(self._replies, self._settings, task.version)
+        if problem is not None:
+            return problem
+        row, now_ms = await self._row(live, task), self._clock.now_ms()
         row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + _patience_ms(live, task, now_ms)))
-        return await encoded(self._replies, self._settings, row, task.version, live.partition, now_ms)
+        return encoded(self._settings, row, task.version, live.partition, now_ms)
 
     async def _row(self, live: Live, task: TaskPlan) -> Row:
         inputs, now_ms = await self._inputs(live, task), self._clock.now_ms()
@@ -326,27 +330,27 @@ class Tasks:
     # --- silence ------------------------------------------------------------------------------------------------------
 
     def watch(self, live: Live) -> None:
-        """Set the timer for when the first of the pools that are asked counts as silent, if before the deadline."""
+        """See to it that a timer looks when the first of the pools that are asked counts as silent, if before the
+        deadline, which has its own."""
         due_ms = min((self._silent_ms(live, name) for name in self._out(live)), default=live.record.deadline_ms)
-        if due_ms < live.record.deadline_ms:
+        if due_ms < min(live.record.deadline_ms, live.look_ms or live.record.deadline_ms):
+            live.look_ms = due_ms
             self._timers.at(due_ms, live.partition, live.record.request_id)
 
-    async def give_up_silent(self, live: Live) -> bool:
-        """End the tasks whose pools had their policy's time, or go on with what stands in; whether there were any."""
+    async def give_up_silent(self, live: Live) -> list[TaskPlan] | None:
+        """End the tasks whose pools had their policy's time; gives what stands in for them. None: there were none."""
         now_ms = self._clock.now_ms()
         silent = [name for name in self._out(live) if self._silent_ms(live, name) <= now_ms]
         # Nobody else gives up what is no longer waited for.
         given_up = [(live.tasks[name], live.asked.pop(name)) for name in silent]
         live.begun.update(silent)
         # The others have their time still, whatever what stands in takes.
+        live.look_ms = None
         self.watch(live)
         standing = [
             await self._fail(live, task, self._silence(live, task, asked_ms, now_ms)) for task, asked_ms in given_up
         ]
-        begun = [task for task in standing if task is not None]
-        if begun:
-            await self.run(live, begun)
-        return bool(silent)
+        return [task for task in standing if task is not None] if silent else None
 
     def waiting(self, live: Live) -> tuple[tuple[TaskRecord, ...], int]:
         """The task records of a join as it stands, and when whoever takes it over is to look at it.
@@ -366,7 +370,7 @@ class Tasks:
             if result is None and task.queued and task.name in out:
                 asked_ms = live.asked.get(task.name, now_ms)
                 look_ms = min(look_ms, asked_ms + _patience_ms(live, task, asked_ms))
-                attempt = Attempt(self._pool_of(task), asked_ms, 0.0, "asked")
+                attempt = Attempt(pool_topic(self._settings, task.version), asked_ms, 0.0, "asked")
                 result = TaskResult(task.name, TaskStatus.PENDING, None, None, 0.0, (attempt,), b"")
             records.append(replace(record, result=result))
         return tuple(records), look_ms
@@ -385,15 +389,15 @@ class Tasks:
 
     def _silence(self, live: Live, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
         version, given_ms = task.version, _patience_ms(live, task, asked_ms)
-        said = f"{version.model} {version.version} did not answer within its {given_ms} ms"
-        attempt = Attempt(self._pool_of(task), asked_ms, float(now_ms - asked_ms), "timeout")
-        problem = Problem(Code.MODEL_TIMEOUT, said, task.name)
-        return TaskResult(task.name, TaskStatus.TIMEOUT, None, problem, attempt.latency_ms, (attempt,), b"")
-
-    def _pool_of(self, task: TaskPlan) -> str:
-        backend = task.version.backend
-        assert backend.type == "kafka"  # noqa: S101 - what `queued` means
-        return self._settings.topic(f"inference.tasks.{backend.pool}")
+        named, place = f"{version.model} {version.version}", pool_topic(self._settings, version)
+        if (task.name, version.version) in live.unsent:
+            status, code, outcome = TaskStatus.ERROR, Code.MODEL_UNAVAILABLE, UNSENT
+            said = f"{named} could not be asked within its {given_ms} ms: Kafka did not take the task"
+        else:
+            status, code, outcome = TaskStatus.TIMEOUT, Code.MODEL_TIMEOUT, "timeout"
+            said = f"{named} did not answer within its {given_ms} ms"
+        attempt = Attempt(place, asked_ms, float(now_ms - asked_ms), outcome)
+        return TaskResult(task.name, status, None, Problem(code, said, task.name), attempt.latency_ms, (attempt,), b"")
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -430,36 +434,36 @@ class Tasks:
         task, now_ms = live.tasks[result.task], self._clock.now_ms()
         version, called_ms = live.called.get(result.task, ("", 0))
         if task.queued and result.task in live.asked:
-            place, since_ms = self._pool_of(task), live.asked[result.task]
+            place, since_ms = pool_topic(self._settings, task.version), live.asked[result.task]
         elif version == task.version.version and task.version.backend.type == "http":
             place, since_ms = ", ".join(task.version.backend.endpoints), called_ms
         else:
             return result
         late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
         outcome = "deadline" if late else "cancelled"
-        if task.queued and since_ms < live.gained_ms and now_ms < live.patient_ms:
+        if (task.name, task.version.version) in live.unsent:
+            outcome = UNSENT
+        elif task.queued and since_ms < live.gained_ms and now_ms < live.patient_ms:
             # Another worker asked, and what was answered since may still be to be read.
             outcome = UNATTENDED
         attempt = Attempt(place, since_ms, float(max(0, now_ms - since_ms)), outcome)
         return replace(result, attempts=(attempt,), latency_ms=attempt.latency_ms)
 
-    async def on_answer(self, live: Live, task: TaskPlan, answered: QueuedResult) -> str:
-        """Join a pool's answer, or go on with what stands in; its fate: joined, late, repeated, unknown."""
+    async def on_answer(self, live: Live, task: TaskPlan, answered: QueuedResult) -> tuple[str, tuple[TaskPlan, ...]]:
+        """Join a pool's answer; its fate (joined, late, repeated, unknown), and what stands in for it, to be run."""
         assert live.join is not None  # noqa: S101 - the caller looked
         if answered.version != task.version.version:
             # Of the version that failed before this one stood in.
-            return "repeated"
+            return "repeated", ()
         # It tells its attempts itself, or that it made none; and the pool is not asked again.
         live.asked.pop(task.name, None)
         live.begun.add(task.name)
         result = judge(task.name, task.version, _of_its_own(answered.answer), answered.latency_ms)
         if result.problem is None or live.join.decided or task.name in live.join.results:
             effect = self.join(live, result)
-            return effect.reason if isinstance(effect, Ignore) else "joined"
+            return effect.reason if isinstance(effect, Ignore) else "joined", ()
         standing = await self._fail(live, task, result)
-        if standing is not None:
-            await self.run(live, (standing,))
-        return "joined"
+        return "joined", () if standing is None else (standing,)
 
     async def _runnable(self, live: Live, task: TaskPlan) -> TaskPlan | None:
         """The task, or what stands in for it, where there is something to run."""
@@ -531,28 +535,39 @@ def _standing(failed: TaskPlan, standby: Standby) -> TaskPlan:
     )
 
 
-async def encoded(
-    replies: Replies, settings: Settings, row: Row, version: ModelVersionSpec, partition: int, now_ms: int
-) -> tuple[OutboundRecord, int] | Problem:
-    """The record that asks a version's pool, and until when it makes sense; or why the pool cannot be asked."""
-    backend = version.backend
-    assert backend.type == "kafka"  # noqa: S101 - what `queued` means
-    topic = settings.topic(f"inference.tasks.{backend.pool}")
-    if not await replies.has_partition(topic, None):
-        said = f"pool {backend.pool} has no topic {topic}: run `model-broker topics apply --pool {backend.pool}`"
-        return Problem(Code.MODEL_UNAVAILABLE, said, row.task)
+def pool_topic(settings: Settings, version: ModelVersionSpec) -> str:
+    """The topic of a queued version's pool."""
+    assert version.backend.type == "kafka"  # noqa: S101 - what `queued` means
+    return settings.topic(f"inference.tasks.{version.backend.pool}")
+
+
+async def no_pool(replies: Replies, settings: Settings, version: ModelVersionSpec) -> Problem | None:
+    """Why a version's pool cannot be asked; None where it can."""
+    topic = pool_topic(settings, version)
+    if await replies.has_partition(topic, None):
+        return None
+    pool = topic.rpartition(".")[2]
+    said = f"pool {pool} has no topic {topic}: run `model-broker topics apply --pool {pool}`"
+    return Problem(Code.MODEL_UNAVAILABLE, said)
+
+
+def encoded(
+    settings: Settings, row: Row, version: ModelVersionSpec, partition: int, now_ms: int
+) -> OutboundRecord | Problem:
+    """The record that asks a version's pool, or why there can be none."""
     try:
         value = encode_task(row, version, partition, now_ms)
     except ValueError as error:
         return Problem(Code.MODEL_ERROR, str(error), row.task)
-    return OutboundRecord(topic, value, row.request_id.encode()), row.deadline_ms
+    return OutboundRecord(pool_topic(settings, version), value, row.request_id.encode())
 
 
 def _stands(live: Live, task: TaskPlan) -> bool:
     """Whether the task is still to be run as planned: of a join that was taken over a pool's answer may come at any
-    time, and whoever brings it has ended the task, or goes on with what stands in. A decided one runs nothing more."""
+    time, and whoever brings it has ended the task, or goes on with what stands in. One that has decided, or is another
+    worker's by now, runs nothing more."""
     ended = live.join is not None and (live.join.decided or task.name in live.join.results)
-    return live.tasks[task.name] is task and not ended
+    return live.tasks[task.name] is task and not ended and not live.abandoned
 
 
 def _others_left(task: TaskPlan) -> bool:
