@@ -282,7 +282,9 @@ class Decide(RuleBasedStateMachine):
                 assert len({task.version, *(each.version for each in task.earlier)}) == len(task.earlier) + 1
 
     def _judge_end(self, decisions: dict[str, DecisionRecord]) -> None:
-        """Nothing is left: no join waits, and everything that was sent is acknowledged."""
+        """Nothing is left: no join waits, nor does who handles a record, and all that was sent is acknowledged."""
+        for process in self.world.processes.values():
+            assert process.handling == 0, f"{process.name} waits for what nobody ends"
         latest = {s.record.key: s.record.value for s in self.world.log.records(JOINS)}
         for entry in latest.values():
             assert read_entry_header(entry or b"").state is EntryState.COMPLETED

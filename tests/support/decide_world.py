@@ -451,6 +451,7 @@ class DecideProcess:
         self.name = name
         self.alive = True
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handling = 0
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self.publisher = MemoryPublisher(world.log, kill=self.kill)
         self.table = MemoryTable(world.log, JOINS, self.publisher)
@@ -537,6 +538,11 @@ class DecideProcess:
 
     # --- records in ---------------------------------------------------------------------------------------------------
 
+    @property
+    def handling(self) -> int:
+        """How many records are being handled, of whichever assignment."""
+        return self._handling
+
     def _take(self) -> None:
         for (topic, partition), cursor in self._cursors.items():
             lane = self._world.log.topics[topic][partition]
@@ -547,6 +553,7 @@ class DecideProcess:
                 self._spawn(self._handle(cursor, record))
 
     async def _handle(self, cursor: _Cursor, record: InboundRecord) -> None:
+        self._handling += 1
         try:
             if record.topic == REQUESTS:
                 await self.decider.on_request(record)
@@ -557,6 +564,8 @@ class DecideProcess:
         except Exception as error:  # noqa: BLE001 - whatever it is, a worker would crash by it, and the test says so
             self._world.faults.append(f"{self.name} crashed at {record.position}: {error!r}")
             return
+        finally:
+            self._handling -= 1
         if self.alive and self._cursors.get((record.topic, record.partition)) is cursor:
             self._world.judge_acknowledged(record)
             for _ in cursor.acks.finish(record.offset):
@@ -577,3 +586,27 @@ class DecideProcess:
 def every_route() -> Revision:
     """The revision of ``documents``."""
     return revision(documents())
+
+
+def with_route(name: str, tasks: list[dict[str, Any]], **rule: Any) -> Revision:
+    """The revision of ``documents``, and a route with these tasks and 5 s for them."""
+    rules = [{"name": "default", "result": {}, "tasks": tasks, **rule}]
+    return revision([*documents(), route(name, f"/{name}", deadline="5s", rules=rules)])
+
+
+async def settled(made: World) -> None:
+    """Let everything come to its end; nothing may have gone wrong."""
+    await asyncio.sleep(2)
+    await made.close()
+    assert not made.faults
+
+
+def decision(made: World) -> DecisionRecord:
+    """The record of the one decision."""
+    (record,) = (each for each in made.audits() if each.kind is Kind.DECISION)
+    return record
+
+
+def statuses(reply: Mapping[str, Any]) -> dict[str, str]:
+    """Each task's status in a reply."""
+    return {name: output["status"] for name, output in reply["outputs"].items()}

@@ -15,7 +15,17 @@ from app.domain.errors import Code, Problem
 from app.domain.registry import Revision
 from app.domain.rollout_stats import UNATTENDED
 from tests.support import registry_documents as rd
-from tests.support.decide_world import AUDIT, TASKS, World, documents, every_route
+from tests.support.decide_world import (
+    AUDIT,
+    TASKS,
+    World,
+    decision,
+    documents,
+    every_route,
+    settled,
+    statuses,
+    with_route,
+)
 from tests.support.memory_log import Fate
 from tests.support.virtual_time import in_virtual_time
 
@@ -38,24 +48,6 @@ async def answered(made: World, *, failed: bool = False, within_s: float = 0.05)
             seen.add((task.row.task, task.version))
             made.answer(task, problem=Problem(Code.MODEL_ERROR, "no") if failed else None)
     await asyncio.sleep(within_s)
-
-
-async def settled(made: World) -> None:
-    """Let everything come to its end; nothing may have gone wrong."""
-    await asyncio.sleep(2)
-    await made.close()
-    assert not made.faults
-
-
-def decision(made: World) -> DecisionRecord:
-    """The record of the one decision."""
-    (record,) = (each for each in made.audits() if each.kind is Kind.DECISION)
-    return record
-
-
-def statuses(reply: dict[str, Any]) -> dict[str, str]:
-    """Each task's status in a reply."""
-    return {name: output["status"] for name, output in reply["outputs"].items()}
 
 
 # --- versions that stand in -------------------------------------------------------------------------------------------
@@ -657,12 +649,6 @@ def test_what_an_answer_goes_on_with_is_not_begun_again(first: str, slow_topics_
         assert len([task for task in made.tasks() if task.row.task == "pd"]) == 1
 
     run()
-
-
-def with_route(name: str, tasks: list[dict[str, Any]], **rule: Any) -> Revision:
-    """The revision of every shape, and a route with these tasks and 5 s for them."""
-    rules = [{"name": "default", "result": {}, "tasks": tasks, **rule}]
-    return rd.revision([*documents(), rd.route(name, f"/{name}", deadline="5s", rules=rules)])
 
 
 @in_virtual_time

@@ -6,13 +6,13 @@ from typing import Any
 import orjson
 import pytest
 
-from app.domain.decisions import DecisionRecord, Kind
+from app.domain.decisions import Kind
 from app.domain.errors import Code, Problem
 from app.domain.explanation import explain
 from app.domain.feature_updates import FeatureRow
 from app.domain.features import EntityKey, refers
 from app.domain.registry import Revision
-from tests.support.decide_world import World
+from tests.support.decide_world import World, decision
 from tests.support.registry_documents import document, model_version, request, revision, route, task
 from tests.support.virtual_time import in_virtual_time
 
@@ -101,12 +101,6 @@ async def asked(name: str, amount: float = 5.0, **settings: Any) -> World:
     await made.close()
     assert not made.faults
     return made
-
-
-def decision(made: World) -> DecisionRecord:
-    """The record of the one decision."""
-    (record,) = (each for each in made.audits() if each.kind is Kind.DECISION)
-    return record
 
 
 def told(made: World) -> tuple[str, dict[str, str], dict[str, Any], list[tuple[str, str | None]]]:
