@@ -5,7 +5,7 @@ read before anything that can fail.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -70,16 +70,22 @@ class Admission:
         self._replies = replies
         self._settings = settings
 
-    async def admit(self, record: InboundRecord) -> Arrival:
-        """What ``record`` asks for. Raises StoreUnavailable where that cannot be known yet."""
-        address, fault = await self._address(record)
+    async def admit(self, record: InboundRecord, named: Callable[[RequestId], None]) -> Arrival:
+        """What ``record`` asks for. ``named`` is told its id, before its reply topic is looked up.
+
+        Raises:
+            StoreUnavailable: that cannot be known yet.
+        """
         traceparent = next((value for name, value in record.headers if value and name == "traceparent"), None)
         envelope: Envelope | None = None
         members: Mapping[str, Any] | None = None
+        request: Request | None = None
+        fault: Problem | None = None
+        refusal: RequestRefused | None = None
         try:
             envelope = read_envelope(record)
         except RequestRefused as refused:
-            fault = fault or refused.problem
+            fault = refused.problem
         header_bytes = sum(len(name) + len(value) for name, value in record.headers)
         if header_bytes > HEADERS_BYTES_MAX:
             said = f"the request's headers have {header_bytes} bytes; {HEADERS_BYTES_MAX} are allowed"
@@ -93,24 +99,26 @@ class Admission:
             members = await self._decoder.decode(JSON if envelope is None else envelope.content_type, record.value)
             if envelope is not None and fault is None:
                 request = read_request(envelope, members, record)
-                return Arrival(
-                    record, request.request_id, request.body, request.content_type, address, traceparent, request
-                )
         except RequestRefused as refused:
-            problem, dead = fault or refused.problem, isinstance(refused, Undecodable)
-        else:
-            assert fault is not None  # noqa: S101 - else it has returned its request
-            problem, dead = fault, False
+            refusal = refused
+        request_id = identify(record, members) if request is None else request.request_id
+        named(request_id)
+        address, unusable = await self._address(record)
+        fault = unusable or fault
+        if request is not None and fault is None:
+            return Arrival(record, request_id, request.body, request.content_type, address, traceparent, request)
+        problem = fault or (None if refusal is None else refusal.problem)
+        assert problem is not None  # noqa: S101 - what is no request has a reason
         return Arrival(
             record,
-            identify(record, members),
+            request_id,
             digest_of_bytes(record.value),
             content_type_of(record.headers),
             address,
             traceparent,
             None,
             problem,
-            dead,
+            dead=isinstance(refusal, Undecodable),
             mendable=fault is not None,
         )
 

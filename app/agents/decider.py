@@ -25,6 +25,7 @@ from app.agents.live import Live
 from app.agents.shadows import Shadows
 from app.agents.tasks import Tasks, tasks_barred
 from app.agents.timers import Timers
+from app.agents.turns import Turns
 from app.domain.decisions import (
     DecisionRecord,
     Kind,
@@ -101,6 +102,7 @@ class Decider:
         self._instance = instance
         self._on_crash = on_crash
         self._live: dict[str, Live] = {}
+        self._turns = Turns()
         self._pending = 0
         self._room = asyncio.Event()
         self._owned: frozenset[int] = frozenset()
@@ -120,7 +122,10 @@ class Decider:
         Raises:
             NotOwner: the partition went away; the record is another worker's.
         """
-        arrival = await self._admit(record)
+        with self._turns.turn() as turn:
+            arrival = await self._admit(record, lambda request_id: turn.take((record.partition, request_id)))
+            # An id stands for what came first under it, whichever reply topic is found first.
+            await turn.come()
         if arrival.mendable and arrival.problem is not None:
             await self._turn_away(arrival, arrival.problem)
             return
@@ -219,12 +224,12 @@ class Decider:
 
     # --- admission ----------------------------------------------------------------------------------------------------
 
-    async def _admit(self, record: InboundRecord) -> Arrival:
+    async def _admit(self, record: InboundRecord, named: Callable[[str], None]) -> Arrival:
         """What the record asks for; whatever goes wrong with that, it is answered, and the bytes are kept."""
         give_up_ms = record.timestamp_ms + self._settings.default_deadline
         while True:
             try:
-                return await self._admission.admit(record)
+                return await self._admission.admit(record, named)
             except StoreUnavailable as error:
                 if self._clock.now_ms() >= give_up_ms:
                     return self._admission.unreadable(record, f"it could not be read in time: {error}")

@@ -205,6 +205,22 @@ async def test_a_wrong_entity_is_rejected() -> None:
     assert codes(made.reply("d")) == ["entity_missing"]
 
 
+@in_virtual_time
+async def test_an_id_stands_for_what_came_first() -> None:
+    """Also where its reply topic has to be looked up, and what contradicts it is read meanwhile."""
+    made = await world()
+    made.log.slow_topics_s = 0.1
+    made.send("r", amount=1.0, correlation="first")
+    made.send("r", amount=2.0, correlation="second", reply_to=None)
+    made.send("s", amount=2.0, correlation="other", reply_to=None)
+    await asyncio.sleep(0.05)
+    assert [audit.request_id for audit in made.audits()] == ["s"]
+    await settled(made)
+    assert made.reply("first")["status"] == "completed"
+    kinds = {audit.kind: dict(audit.source.headers)["kafka_correlationId"] for audit in made.audits()[1:]}
+    assert kinds == {Kind.DECISION: b"first", Kind.REFUSAL: b"second"}
+
+
 # --- requests that are none -------------------------------------------------------------------------------------------
 
 
