@@ -596,8 +596,9 @@ class Decider:
 
     async def _conclude(self, live: Live) -> None:
         """Make the decision of a join that has decided; whoever comes second waits for the first."""
+        done = self._done(live)
         if live.concluding:
-            await asyncio.shield(self._done(live))
+            await asyncio.shield(done)
             return
         assert live.plan is not None  # noqa: S101 - a join has a plan
         assert live.outcome is not None  # noqa: S101 - what the caller saw

@@ -290,8 +290,10 @@ class Tasks:
     async def _send(self, live: Live, task: TaskPlan, record: OutboundRecord, now_ms: int) -> None:
         until_ms = now_ms + _patience_ms(live, task, now_ms)
         sent = (task.name, task.version.version)
+        if task.name not in live.asked:
+            # By nobody before, either.
+            live.unsent.add(sent)
         live.asked[task.name] = now_ms
-        live.unsent.add(sent)
         self._observe(live, task)
         self.watch(live)
 
@@ -392,7 +394,7 @@ class Tasks:
         named, place = f"{version.model} {version.version}", pool_topic(self._settings, version)
         if (task.name, version.version) in live.unsent:
             status, code, outcome = TaskStatus.ERROR, Code.MODEL_UNAVAILABLE, UNSENT
-            said = f"{named} could not be asked within its {given_ms} ms: Kafka did not take the task"
+            said = f"{named} could not be asked within its {given_ms} ms: Kafka did not acknowledge its task"
         else:
             status, code, outcome = TaskStatus.TIMEOUT, Code.MODEL_TIMEOUT, "timeout"
             said = f"{named} did not answer within its {given_ms} ms"
@@ -535,10 +537,15 @@ def _standing(failed: TaskPlan, standby: Standby) -> TaskPlan:
     )
 
 
+def pool_of(version: ModelVersionSpec) -> str:
+    """The name of a queued version's pool."""
+    assert version.backend.type == "kafka"  # noqa: S101 - what `queued` means
+    return version.backend.pool
+
+
 def pool_topic(settings: Settings, version: ModelVersionSpec) -> str:
     """The topic of a queued version's pool."""
-    assert version.backend.type == "kafka"  # noqa: S101 - what `queued` means
-    return settings.topic(f"inference.tasks.{version.backend.pool}")
+    return settings.topic(f"inference.tasks.{pool_of(version)}")
 
 
 async def no_pool(replies: Replies, settings: Settings, version: ModelVersionSpec) -> Problem | None:
@@ -546,7 +553,7 @@ async def no_pool(replies: Replies, settings: Settings, version: ModelVersionSpe
     topic = pool_topic(settings, version)
     if await replies.has_partition(topic, None):
         return None
-    pool = topic.rpartition(".")[2]
+    pool = pool_of(version)
     said = f"pool {pool} has no topic {topic}: run `model-broker topics apply --pool {pool}`"
     return Problem(Code.MODEL_UNAVAILABLE, said)
 

@@ -148,7 +148,7 @@ def test_what_kafka_did_not_take_is_no_silence_of_a_pool(stands_in: bool) -> Non
         assert told(made) == ([failed, ("pd", "4", "ok", "ok")] if stands_in else [failed])
         if not stands_in:
             (error,) = made.reply()["errors"]
-            said = "credit-pd 6 could not be asked within its 80 ms: Kafka did not take the task"
+            said = "credit-pd 6 could not be asked within its 80 ms: Kafka did not acknowledge its task"
             assert error == {"code": "model_unavailable", "task": "pd", "message": said}
 
     run()
