@@ -1,7 +1,7 @@
 """Admission: a request topic's record in; a request to decide on out, or the refusal of what cannot become one.
 
 Nothing is left without an answer: whatever the bytes are, there is an id to answer under, and the reply address is
-read before anything that can fail.
+read, whatever else fails.
 """
 
 import re
