@@ -17,7 +17,7 @@ async def test_a_terminated_decide_worker_loses_nothing(cluster: Cluster, tell: 
         verdict = await load.verdict()
     tell(verdict)
     assert verdict.statuses == {"completed": verdict.requests}
-    assert verdict.longest_wait_s < SILENCE_MAX_S
+    assert verdict.wait_beyond_s < SILENCE_MAX_S
 
 
 async def test_duplicates_that_wait_do_not_hold_up_the_end(cluster: Cluster, tell: Callable[[Verdict], None]) -> None:
@@ -30,11 +30,11 @@ async def test_duplicates_that_wait_do_not_hold_up_the_end(cluster: Cluster, tel
         await asyncio.to_thread(cluster["decide-0"].await_logged, "draining")
         cluster.open_gate()
         await stop
-        await asyncio.to_thread(cluster.start, "decide-0")
+        await load.during(cluster.start, "decide-0")
         verdict = await load.verdict()
     tell(verdict)
     assert verdict.statuses == {"completed": verdict.requests}
-    assert verdict.longest_wait_s < SILENCE_MAX_S
+    assert verdict.wait_beyond_s < SILENCE_MAX_S
 
 
 async def test_what_was_fetched_and_not_begun_is_left_to_others(
@@ -49,4 +49,4 @@ async def test_what_was_fetched_and_not_begun_is_left_to_others(
         verdict = await load.verdict()
     tell(verdict)
     assert verdict.statuses == {"completed": verdict.requests}
-    assert verdict.longest_wait_s < SILENCE_MAX_S
+    assert verdict.wait_beyond_s < SILENCE_MAX_S

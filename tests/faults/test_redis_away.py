@@ -1,14 +1,17 @@
 """Redis freezes, then goes away, and comes back: no request waits for it longer than one fetch may take."""
 
-import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from tests.support.cluster import Cluster
 from tests.support.cluster_documents import expected_by_default
 from tests.support.load import Load, Verdict
 from tests.support.stack import ServiceStack
 
-WAIT_MAX_S = 20.0
+RATE: Final = 60
+UNANSWERED_MAX: Final = 5 * RATE
+"""Five seconds of it, more than a fetch may take: a slow machine's growing queue is not what is measured."""
+WAIT_MAX_S: Final = 20.0
 """A fetch may take 3 s here; the rest is what a busy machine may add."""
 
 
@@ -16,24 +19,26 @@ async def test_requests_end_as_their_features_contracts_say(
     cluster: Cluster, stack: ServiceStack, tell: Callable[[Verdict], None]
 ) -> None:
     """Meanwhile required features fail requests as unavailable, others get defaults; afterwards all is as before."""
-    async with Load(cluster, total=700, rate=60, paths=("/inline", "/soft", "/mixed")) as load:
+    paths = ("/inline", "/soft", "/mixed")
+    async with Load(cluster, total=60_000, rate=RATE, paths=paths, unanswered_max=UNANSWERED_MAX) as load:
         await load.replied(100)
-        await asyncio.to_thread(stack.redis.pause)
+        await load.during(stack.redis.pause)
         try:
             await load.replied(220)
         finally:
-            await asyncio.to_thread(stack.redis.resume)
+            await load.during(stack.redis.resume)
         await load.replied(300)
-        await asyncio.to_thread(stack.redis.stop)
+        await load.during(stack.redis.stop)
         try:
             await load.replied(450)
         finally:
-            await asyncio.to_thread(stack.redis.start)
+            await load.during(stack.redis.start)
+        await load.go_on(250)
         verdict = await load.verdict()
         last = load.last(60)
         soft = {asked.request_id: asked for asked in load.asked if asked.path == "/soft"}
     tell(verdict)
-    assert verdict.longest_wait_s < WAIT_MAX_S
+    assert verdict.wait_beyond_s < WAIT_MAX_S
     assert verdict.by_path["/soft"] == {"completed": len(soft)}
     defaulted = [
         request_id

@@ -11,7 +11,7 @@ import random
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import TracebackType
@@ -78,6 +78,8 @@ class Verdict:
     statuses: Mapping[str, int]
     longest_wait_s: float
     """From sending to the first reply, of the request that waited longest."""
+    disturbed_s: float
+    """For how long the cluster was worked on: processes and services stopped and started, by ``Load.during``."""
     longest_gap_s: float
     """Between two replies."""
     by_path: Mapping[str, Mapping[str, int]]
@@ -87,11 +89,17 @@ class Verdict:
     bodies: Mapping[str, Mapping[str, Any]]
     """Each request's reply."""
 
+    @property
+    def wait_beyond_s(self) -> float:
+        """How much longer than the cluster was worked on the longest wait was: how fast a machine starts a process is
+        not what is measured."""
+        return self.longest_wait_s - self.disturbed_s
+
     def __str__(self) -> str:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         return (
             f"{self.requests} requests and {self.duplicates} duplicates: {statuses}; {self.replies} replies, "
-            f"longest wait {self.longest_wait_s:.1f} s, longest gap {self.longest_gap_s:.1f} s"
+            f"longest wait {self.longest_wait_s:.1f} s, worked on {self.disturbed_s:.1f} s, longest gap {self.longest_gap_s:.1f} s"
         )
 
 
@@ -113,6 +121,8 @@ class Load:
     asked: list[Asked] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     _sent: int = 0
+    _begun: int = 0
+    _disturbed_s: float = 0.0
     _answered: set[bytes] = field(default_factory=set)
     _enough: bool = False
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -185,6 +195,7 @@ class Load:
                     del self.asked[number:]
                     return
                 self.asked[number] = replace(planned, at_s=planned.at_s + slid_s)
+                self._begun = number + 1
                 sends.create_task(self._send(self.asked[number]))
 
     async def _held_back(self, begun: int) -> bool:
@@ -256,8 +267,16 @@ class Load:
                 self._moved.notify_all()
 
     def last(self, count: int) -> set[str]:
-        """The ids of the ``count`` requests that are first asked last."""
-        return {f"{self.name}-{number}" for number in range(self.total - count, self.total)}
+        """The ids of the ``count`` requests that were first asked last."""
+        return set(list(dict.fromkeys(asked.request_id for asked in self.asked))[-count:])
+
+    async def during(self, deed: Callable[..., object], *arguments: object) -> None:
+        """Do something to the cluster, in a thread; the verdict tells for how long that was done."""
+        began = time.monotonic()
+        try:
+            await asyncio.to_thread(deed, *arguments)
+        finally:
+            self._disturbed_s += time.monotonic() - began
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -269,10 +288,10 @@ class Load:
         """Wait until ``count`` messages have a reply."""
         await self._until(lambda: len(self._answered) >= count, within_s, f"{count} replies")
 
-    @property
-    def sent_so_far(self) -> int:
-        """How many messages are in Kafka."""
-        return self._sent
+    async def go_on(self, count: int) -> None:
+        """Send ``count`` messages more, then no others."""
+        await self.sent(self._begun + count)
+        await self.enough()
 
     async def told(self, code: str, count: int, within_s: float = 90.0) -> None:
         """Wait until ``count`` replies tell of an error by this code."""
@@ -371,6 +390,7 @@ class Load:
             replies=len(self.replies),
             statuses=Counter(body["status"] for body in bodies.values()),
             longest_wait_s=max(waits.values()),
+            disturbed_s=self._disturbed_s,
             longest_gap_s=max((b - a for a, b in pairwise(times)), default=0.0),
             by_path=by_path,
             wait_by_path_s=waits,
