@@ -95,6 +95,7 @@ class Decider:
         self._ledger = ledger
         self._registry = registry
         self._tasks = tasks
+        tasks.pend_by(self._pend)
         self._shadows = shadows
         self._clock = clock
         self._new_id = new_id
@@ -410,6 +411,7 @@ class Decider:
     async def _pend(self, live: Live) -> bool:
         """Make the join durable as it stands, and set its timer once; False where the request has ended."""
         assert live.join is not None  # noqa: S101 - only joins wait
+        live.check()
         if not live.counted:
             await self._await_room(live)
             live.check()
@@ -428,6 +430,7 @@ class Decider:
                     tasks, look_ms = self._tasks.waiting(live)
                     live.record = replace(live.record, tasks=tasks)
                     await self._ledger.pend(live.record, look_ms, live.check)
+                    live.named = frozenset((task.name, task.version) for task in tasks)
                     self._set_timer(live)
                     return True
         except RecordTooLarge as error:
@@ -449,6 +452,7 @@ class Decider:
             except TimeoutError:
                 self._tasks.expire(live)
                 return
+            live.check()
 
     def _set_timer(self, live: Live) -> None:
         # Only now: a timer that finds no entry has nothing to end.
@@ -522,15 +526,18 @@ class Decider:
         Also after a repeated result, for what brought it first may not have got as far, or not have written it; and
         after one that came too late, for the decision must stand before the result may be forgotten.
         """
-        if live.outcome is None and live.durable and any(task.queued for task in begun) and not await self._pend(live):
-            # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
-            return
-        if live.outcome is None and not await self._tasks.run(live, begun):
-            self._tasks.expire(live)
-        if live.outcome is not None:
-            await self._conclude(live)
-        elif live.counted:
-            await self._pend(live)
+        try:
+            if live.outcome is None and not await self._tasks.run(live, begun):
+                self._tasks.expire(live)
+            if live.outcome is not None:
+                await self._conclude(live)
+            elif live.counted:
+                await self._pend(live)
+        except NotOwner:
+            # Should the partition stay ours after all, what was begun and not done is begun anew, from the entry.
+            self._abandon(live)
+            self._timers.at(self._clock.now_ms() + _AGAIN_MS, live.partition, live.record.request_id)
+            raise
 
     async def _resume(self, partition: int, request_id: str) -> Live | None:
         """A pending join that this worker did not begin, or began before a rebalance, made live from its entry."""
@@ -544,7 +551,8 @@ class Decider:
         if record is None or not record.pending:
             return None
         request = None if isinstance(read, Problem) else read
-        live = Live(record, request, counted=True, durable=True)
+        named = frozenset((task.name, task.version) for task in record.tasks)
+        live = Live(record, request, counted=True, durable=True, named=named)
         self._pending += 1
         self._live[request_id] = live
         if isinstance(read, Problem):
@@ -688,6 +696,8 @@ class Decider:
             return
         live.abandoned = True
         self._forget(live)
+        # It may wait for room itself.
+        self._room.set()
         if live.done is not None and not live.done.done():
             live.done.set_exception(_BegunAnew(_GIVEN_UP))
             live.done.exception()

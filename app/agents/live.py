@@ -16,11 +16,12 @@ class Live:
     """One request while it is being decided here; between awaits it is changed by one thing at a time.
 
     ``tasks``: each task as it stands, with the version that is asked by now. ``begun``: the tasks that were begun here.
-    ``asked``: since when (epoch milliseconds) a queued task is out; ``unsent``: tasks and versions whose task Kafka has
-    not acknowledged so far; ``look_ms``: when a timer looks for silent pools. ``called``: the version that is called
-    for an inline task, and since when. ``gained_ms``: since when it is this worker's, where another had begun it;
-    before ``patient_ms`` no pool counts as silent, for what was answered while nobody listened is still to be read.
-    ``fetched``: the stored features, where this worker fetched them; ``inputs`` by task and version.
+    ``asked``: since when (epoch milliseconds) a queued task is out; ``unacknowledged``: the tasks and versions of those
+    that Kafka has not acknowledged so far; ``named``: the tasks and versions of the entry in the table. ``look_ms``:
+    when a timer looks for silent pools. ``called``: the version that is called for an inline task, and since when.
+    ``gained_ms``: since when it is this worker's, where another had begun it; before ``patient_ms`` no pool counts as
+    silent, for what was answered while nobody listened is still to be read. ``fetched``: the stored features, where
+    this worker fetched them; ``inputs`` by task and version.
 
     ``counted``: it takes a pending join's place. ``durable``: its pending join is in the table. ``outcome``: its join
     has decided. ``concluding``: its decision is being written. ``abandoned``: the partition went away, and even if it
@@ -35,7 +36,8 @@ class Live:
     tasks: dict[str, TaskPlan] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     asked: dict[str, int] = field(default_factory=dict)
-    unsent: set[tuple[str, str]] = field(default_factory=set)
+    unacknowledged: set[tuple[str, str]] = field(default_factory=set)
+    named: frozenset[tuple[str, str]] = frozenset()
     look_ms: int | None = None
     called: dict[str, tuple[str, int]] = field(default_factory=dict)
     gained_ms: int = 0

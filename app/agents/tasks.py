@@ -7,7 +7,7 @@ what waited for it.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from app.domain.errors import Code, Problem, StoreUnavailable
 from app.domain.features import FetchedFeatures, TaskInputs, ViewNeed, needs_of, resolve, unavailable
 from app.domain.join import Decide, Effect, Ignore, Join, JoinTask, Status
 from app.domain.on_demand import Computation, FeatureFunction, compute
-from app.domain.rollout_stats import UNATTENDED, UNSENT
+from app.domain.rollout_stats import UNACKNOWLEDGED, UNATTENDED
 from app.domain.routing import Standby, TaskPlan
 from app.domain.version_documents import ModelVersionSpec
 from app.ports.clock import Clock
@@ -65,7 +65,9 @@ def tasks_barred(route: str, *problems: Problem | None) -> None:
 
 
 class Tasks:
-    """Runs what the joins of one worker wait for."""
+    """Runs what the joins of one worker wait for; ``pend_by`` comes before all else."""
+
+    _pend: Callable[[Live], Awaitable[bool]]
 
     def __init__(
         self,
@@ -89,6 +91,10 @@ class Tasks:
         self._clock = clock
         self._settings = settings
         self._functions = functions or {}
+
+    def pend_by(self, pend: Callable[[Live], Awaitable[bool]]) -> None:
+        """How a join's entry is written as it stands; False where its request has ended meanwhile."""
+        self._pend = pend
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
@@ -273,26 +279,37 @@ class Tasks:
     async def _ask(self, live: Live, task: TaskPlan) -> None:
         """Send a queued task to its pool; sending one twice is harmless. Where it cannot be, what stands in is run."""
         while task.queued:
-            asked = await self._encoded(live, task)
-            now_ms = self._clock.now_ms()
-            if not _stands(live, task) or now_ms >= live.record.deadline_ms:
+            problem = await no_pool(self._replies, self._settings, task.version)
+            if problem is None:
+                await self._send(live, task)
                 return
-            if not isinstance(asked, Problem):
-                await self._send(live, task, asked, now_ms)
+            if not _stands(live, task):
                 return
-            standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, asked))
+            standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, problem))
             if standing is None:
                 await self._run(live, ())
                 return
             task = standing
         await self._infer(live, task)
 
-    async def _send(self, live: Live, task: TaskPlan, record: OutboundRecord, now_ms: int) -> None:
-        until_ms = now_ms + _patience_ms(live, task, now_ms)
+    async def _send(self, live: Live, task: TaskPlan) -> None:
+        await self._inputs(live, task)
         sent = (task.name, task.version.version)
+        if not _stands(live, task) or (live.durable and sent not in live.named and not await self._pend(live)):
+            # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
+            return
+        row, now_ms = await self._row(live, task), self._clock.now_ms()
+        if not _stands(live, task) or now_ms >= live.record.deadline_ms:
+            return
+        until_ms = min(row.deadline_ms, now_ms + _patience_ms(live, task, now_ms))
+        record = encoded(self._settings, replace(row, deadline_ms=until_ms), task.version, live.partition, now_ms)
+        if isinstance(record, Problem):
+            standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, record))
+            await self._run(live, () if standing is None else (standing,))
+            return
         if task.name not in live.asked:
             # By nobody before, either.
-            live.unsent.add(sent)
+            live.unacknowledged.add(sent)
         live.asked[task.name] = now_ms
         self._observe(live, task)
         self.watch(live)
@@ -301,15 +318,7 @@ class Tasks:
             return self._clock.now_ms() < until_ms and _stands(live, task)
 
         if await self._ledger.dispatch(live.partition, record, wanted):
-            live.unsent.discard(sent)
-
-    async def _encoded(self, live: Live, task: TaskPlan) -> OutboundRecord | Problem:
-        problem = await no_pool(self._replies, self._settings, task.version)
-        if problem is not None:
-            return problem
-        row, now_ms = await self._row(live, task), self._clock.now_ms()
-        row = replace(row, deadline_ms=min(row.deadline_ms, now_ms + _patience_ms(live, task, now_ms)))
-        return encoded(self._settings, row, task.version, live.partition, now_ms)
+            live.unacknowledged.discard(sent)
 
     async def _row(self, live: Live, task: TaskPlan) -> Row:
         inputs, now_ms = await self._inputs(live, task), self._clock.now_ms()
@@ -365,6 +374,8 @@ class Tasks:
         now_ms, look_ms = self._clock.now_ms(), live.record.deadline_ms
         records: list[TaskRecord] = []
         out = live.asked.keys() if live.durable else live.begun | live.asked.keys()
+        # Whoever takes over before Kafka has acknowledged a task is to send it.
+        out = out - {name for name, version in live.unacknowledged if live.tasks[name].version.version == version}
         if any(not live.tasks[name].queued or name not in out for name in live.join.ready(())):
             look_ms = now_ms
         for record in live.record.tasks:
@@ -392,9 +403,9 @@ class Tasks:
     def _silence(self, live: Live, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
         version, given_ms = task.version, _patience_ms(live, task, asked_ms)
         named, place = f"{version.model} {version.version}", pool_topic(self._settings, version)
-        if (task.name, version.version) in live.unsent:
-            status, code, outcome = TaskStatus.ERROR, Code.MODEL_UNAVAILABLE, UNSENT
-            said = f"{named} could not be asked within its {given_ms} ms: Kafka did not acknowledge its task"
+        if (task.name, version.version) in live.unacknowledged:
+            status, code, outcome = TaskStatus.ERROR, Code.MODEL_UNAVAILABLE, UNACKNOWLEDGED
+            said = f"{named} did not answer within its {given_ms} ms, and Kafka has not acknowledged its task"
         else:
             status, code, outcome = TaskStatus.TIMEOUT, Code.MODEL_TIMEOUT, "timeout"
             said = f"{named} did not answer within its {given_ms} ms"
@@ -443,8 +454,8 @@ class Tasks:
             return result
         late = result.problem is not None and result.problem.code is Code.DEADLINE_EXCEEDED
         outcome = "deadline" if late else "cancelled"
-        if (task.name, task.version.version) in live.unsent:
-            outcome = UNSENT
+        if (task.name, task.version.version) in live.unacknowledged:
+            outcome = UNACKNOWLEDGED
         elif task.queued and since_ms < live.gained_ms and now_ms < live.patient_ms:
             # Another worker asked, and what was answered since may still be to be read.
             outcome = UNATTENDED

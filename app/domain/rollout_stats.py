@@ -14,8 +14,8 @@ from app.domain.errors import Code, Problem
 
 UNATTENDED: Final = "unattended"
 """The outcome of a call to a pool that was given up, and whose answer nobody listened for all the while."""
-UNSENT: Final = "unsent"
-"""The outcome of a call to a pool that was given up before Kafka had taken it."""
+UNACKNOWLEDGED: Final = "unacknowledged"
+"""The outcome of a call to a pool that was given up before Kafka had acknowledged it: the pool may not have had it."""
 _NOT_TO_BE_RUN: Final = (Code.CONDITION_FAILED, Code.PREDECESSOR_FAILED)
 """Why a task is not run, whatever its version is."""
 _GIVEN_UP: Final = (Code.MODEL_TIMEOUT, Code.DEADLINE_EXCEEDED)
@@ -160,7 +160,7 @@ def _had_no_time(result: TaskResult, code: Code | None, terms: Terms) -> bool:
     early, that is next to nothing.
     """
     outcomes = [attempt.outcome for attempt in result.attempts]
-    if UNSENT in outcomes:
+    if UNACKNOWLEDGED in outcomes:
         return True
     silent = all(outcome in _CUT_OFF for outcome in outcomes)
     return code in _GIVEN_UP and silent and (result.latency_ms < terms.owed_ms or UNATTENDED in outcomes)

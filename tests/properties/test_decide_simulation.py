@@ -26,7 +26,7 @@ from app.agents.tasks import VERSION_SHARE
 from app.domain.decisions import DecisionRecord, Kind
 from app.domain.dispatch import TaskStatus
 from app.domain.errors import Code, Problem
-from app.domain.rollout_stats import UNATTENDED, UNSENT
+from app.domain.rollout_stats import UNACKNOWLEDGED, UNATTENDED
 from tests.support.decide_world import (
     AUDIT,
     JOINS,
@@ -269,14 +269,14 @@ class Decide(RuleBasedStateMachine):
                     assert record.decided_ms is not None
                     assert record.decided_ms >= asked.started_ms + result.latency_ms
                     if result.status is TaskStatus.SKIPPED:
-                        assert asked.outcome in ("cancelled", UNATTENDED, UNSENT)
+                        assert asked.outcome in ("cancelled", UNATTENDED, UNACKNOWLEDGED)
                     else:
-                        assert asked.outcome in ("timeout", "deadline", UNATTENDED, UNSENT)
-                        failed = TaskStatus.ERROR if asked.outcome == UNSENT else TaskStatus.TIMEOUT
+                        assert asked.outcome in ("timeout", "deadline", UNATTENDED, UNACKNOWLEDGED)
+                        failed = TaskStatus.ERROR if asked.outcome == UNACKNOWLEDGED else TaskStatus.TIMEOUT
                         assert result.status in (failed, TaskStatus.TIMEOUT, TaskStatus.DEFAULTED)
                         left_ms = record.deadline_ms - asked.started_ms
                         # Whoever has something to go on with is given up earlier.
-                        early = asked.outcome in ("timeout", UNSENT)
+                        early = asked.outcome in ("timeout", UNACKNOWLEDGED)
                         share_ms = round(left_ms * VERSION_SHARE) if early else left_ms
                         assert result.latency_ms >= min(versions[task.model, task.version].policy.timeout, share_ms)
                 assert len({task.version, *(each.version for each in task.earlier)}) == len(task.earlier) + 1

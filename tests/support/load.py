@@ -99,7 +99,8 @@ class Verdict:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         return (
             f"{self.requests} requests and {self.duplicates} duplicates: {statuses}; {self.replies} replies, "
-            f"longest wait {self.longest_wait_s:.1f} s, worked on {self.disturbed_s:.1f} s, longest gap {self.longest_gap_s:.1f} s"
+            f"longest wait {self.longest_wait_s:.1f} s, worked on {self.disturbed_s:.1f} s, "
+            f"longest gap {self.longest_gap_s:.1f} s"
         )
 
 

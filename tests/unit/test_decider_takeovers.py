@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import Code, Problem
-from app.domain.rollout_stats import UNATTENDED, UNSENT
+from app.domain.rollout_stats import UNACKNOWLEDGED, UNATTENDED
 from tests.support import registry_documents as rd
 from tests.support.decide_world import World, decision, settled, statuses, with_route
 from tests.support.memory_log import Fate
@@ -116,6 +116,57 @@ async def test_a_stand_in_that_was_asked_is_known_to_the_next_worker() -> None:
     assert told(made) == [("pd", "6", "timeout", "timeout"), ("pd", "7", "ok", "ok")]
 
 
+@in_virtual_time
+async def test_a_second_stand_in_is_known_to_the_next_worker_too() -> None:
+    """The first one's pool has no topic, so another is asked: the entry names it before."""
+    fallback = [{"version": "3"}, {"version": "7"}]
+    made = await world("second", [rd.task(**BRIEF, fallback=fallback)], "one", "two")
+    made.send("r", "/second")
+    await asyncio.sleep(0.02)
+    asked = asyncio.Event()
+    made.log.listeners.append(lambda: asked.set() if len(made.tasks()) > 1 else None)
+    made.answer(made.tasks()[0], problem=Problem(Code.MODEL_ERROR, "no"))
+    await asked.wait()
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    made.answer(made.tasks()[1])
+    await made.rebalance({0: "two", 1: "two"})
+    await settled(made)
+    assert told(made) == [("pd", "6", "error", "ok"), ("pd", "3", "error", ""), ("pd", "7", "ok", "ok")]
+
+
+@in_virtual_time
+async def test_an_inline_stand_in_waits_for_no_entry() -> None:
+    """Kafka refuses the entry that a queued stand-in beside it needs: the model is called all the same."""
+    tasks = [rd.task(**BRIEF, fallback=[{"version": "4"}]), rd.task(name="b", **BRIEF, fallback=[{"version": "7"}])]
+    made = await world("apart", tasks)
+    made.send("r", "/apart")
+    await asyncio.sleep(0.05)
+    made.processes["one"].arm(*[Fate.LOST] * 3)
+    await asyncio.sleep(0.05)
+    assert made.model.calls == [("r", "pd")]
+    await settled(made)
+    assert told(made)[:2] == [("pd", "6", "timeout", "timeout"), ("pd", "4", "ok", "ok")]
+
+
+@in_virtual_time
+async def test_who_waits_for_room_waits_no_longer_than_the_partition_is_its_own() -> None:
+    """A full worker that loses it keeps what fills it, which is of another partition."""
+    made = World(with_route("room", [rd.task(**QUEUED)]), {"joins_pending_max": 1})
+    await made.start("one")
+    await made.start("two", ())
+    there = made.send("r", "/room").partition
+    await asyncio.sleep(0.05)
+    names = (f"s{number}" for number in range(100))
+    sent = next(each for name in names if (each := made.send(name, "/room", correlation=name)).partition != there)
+    await asyncio.sleep(0.05)
+    waiting = made.processes["one"].handling
+    await made.rebalance({there: "one", sent.partition: "two"})
+    await asyncio.sleep(0.05)
+    assert made.processes["one"].handling == waiting - 1
+    await settled(made)
+
+
 # --- tasks that Kafka does not take -----------------------------------------------------------------------------------
 
 
@@ -144,14 +195,64 @@ def test_what_kafka_did_not_take_is_no_silence_of_a_pool(stands_in: bool) -> Non
         made.send("r", "/unsent")
         await settled(made)
         assert made.tasks() == []
-        failed = ("pd", "6", "error", UNSENT)
+        failed = ("pd", "6", "error", UNACKNOWLEDGED)
         assert told(made) == ([failed, ("pd", "4", "ok", "ok")] if stands_in else [failed])
         if not stands_in:
             (error,) = made.reply()["errors"]
-            said = "credit-pd 6 could not be asked within its 80 ms: Kafka did not acknowledge its task"
+            said = "credit-pd 6 did not answer within its 80 ms, and Kafka has not acknowledged its task"
             assert error == {"code": "model_unavailable", "task": "pd", "message": said}
 
     run()
+
+
+@in_virtual_time
+async def test_what_is_not_acknowledged_is_sent_by_the_next_worker() -> None:
+    """Though the entry was written meanwhile, for a redelivery that was acknowledged."""
+    made = await world("resent", [rd.task(**QUEUED)], "one", "two")
+    made.processes["one"].arm(Fate.WRITTEN, Fate.LOST)
+    made.send("r", "/resent")
+    await asyncio.sleep(0.01)
+    await made.rebalance({0: "one", 1: "one"})
+    await asyncio.sleep(0.01)
+    assert made.tasks() == []
+    await made.rebalance({0: "two", 1: "two"})
+    await asyncio.sleep(0.1)
+    (task,) = made.tasks()
+    made.answer(task)
+    await settled(made)
+    assert told(made) == [("pd", "2", "ok", "ok")]
+
+
+@in_virtual_time
+async def test_a_stand_in_that_is_not_acknowledged_is_sent_by_the_next_worker() -> None:
+    """Though the entry was written meanwhile, as a task beside it has ended."""
+    tasks = [rd.task(**BRIEF, fallback=[{"version": "2"}]), rd.task(name="b", select={"version": "8"})]
+    made = await world("beside", tasks, "one", "two")
+    made.send("r", "/beside")
+    await asyncio.sleep(0.06)
+    made.processes["one"].arm(Fate.WRITTEN, Fate.LOST)
+    await asyncio.sleep(0.03)
+    made.answer(next(task for task in made.tasks() if task.row.task == "b"))
+    await asyncio.sleep(0.02)
+    assert [task.version for task in made.tasks() if task.row.task == "pd"] == ["6"]
+    made.processes["one"].kill()
+    await made.processes["one"].gone()
+    await made.rebalance({0: "two", 1: "two"})
+    await asyncio.sleep(0.1)
+    made.answer(next(task for task in made.tasks() if task.version == "2"))
+    await settled(made)
+    assert made.reply()["status"] == "completed"
+
+
+@in_virtual_time
+async def test_what_kafka_takes_too_late_is_not_sent() -> None:
+    """Its version has more time than the request, which is over."""
+    made = await world("late", [rd.task(**INLINE), rd.task(name="b", **QUEUED)])
+    made.send("r", "/late", headers=(("deadline-ms", str(made.clock.now_ms() + 345).encode()),))
+    made.processes["one"].arm(*[Fate.LOST] * 3)
+    await settled(made)
+    assert made.tasks() == []
+    assert told(made)[1] == ("b", "2", "timeout", UNACKNOWLEDGED)
 
 
 @pytest.mark.parametrize("trouble", [[Fate.SLOW], [Fate.LOST] * 4])

@@ -12,7 +12,7 @@ from app.domain.decisions import TaskRecord
 from app.domain.dispatch import Attempt, TaskResult, TaskStatus
 from app.domain.errors import Code, Problem
 from app.domain.registry import Source, compile_revision, read_revision, rollout_digest
-from app.domain.rollout_stats import UNATTENDED, UNSENT, StepStats, Terms
+from app.domain.rollout_stats import UNACKNOWLEDGED, UNATTENDED, StepStats, Terms
 from app.domain.rollouts import (
     Abort,
     Advance,
@@ -230,8 +230,8 @@ def given_up(waited_ms: float, *attempts: str, code: Code = Code.DEADLINE_EXCEED
         # Nobody listened for its answer.
         (given_up(10_000.0, UNATTENDED), 0, 1, None),
         # Kafka did not take its task.
-        (given_up(10_000.0, UNSENT, code=Code.MODEL_UNAVAILABLE), 0, 1, None),
-        (given_up(10_000.0, UNSENT, fixed=True), 0, 1, None),
+        (given_up(10_000.0, UNACKNOWLEDGED, code=Code.MODEL_UNAVAILABLE), 0, 1, None),
+        (given_up(10_000.0, UNACKNOWLEDGED, fixed=True), 0, 1, None),
         (given_up(30.0, "http 500", code=Code.MODEL_ERROR, fixed=True), 1, 0, 30.0),
         (given_up(0.0, code=Code.FEATURES_UNAVAILABLE), 0, 1, None),
     ],
@@ -257,7 +257,7 @@ def test_a_version_is_owed_a_quarter_of_the_time_it_may_have() -> None:
 
 @pytest.mark.parametrize(
     ("waited_ms", "outcome", "counts"),
-    [(299.0, "cancelled", False), (300.0, "cancelled", True), (9e3, UNATTENDED, False), (9e3, UNSENT, False)],
+    [(299.0, "cancelled", False), (300.0, "cancelled", True), (9e3, UNATTENDED, False), (9e3, UNACKNOWLEDGED, False)],
 )
 def test_what_others_made_needless_is_slow_above_the_p99(waited_ms: float, outcome: str, counts: bool) -> None:
     """It is no failure. Before that it says nothing, nor where nobody listened meanwhile."""
