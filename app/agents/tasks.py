@@ -295,8 +295,10 @@ class Tasks:
     async def _send(self, live: Live, task: TaskPlan) -> None:
         await self._inputs(live, task)
         sent = (task.name, task.version.version)
-        if not _stands(live, task) or (live.durable and sent not in live.named and not await self._pend(live)):
-            # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
+        if not _stands(live, task):
+            return
+        # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
+        if live.durable and sent not in live.named and not await self._pend(live):
             return
         row, now_ms = await self._row(live, task), self._clock.now_ms()
         if not _stands(live, task) or now_ms >= live.record.deadline_ms:
