@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import Counter
 
 from app.adapters.task_codec import QueuedResult, encode_task
+from app.adapters.topics import pool_topic
 from app.agents.ledger import Ledger
 from app.agents.live import Live
 from app.agents.skew import SkewGuard
@@ -279,11 +280,8 @@ class Tasks:
     async def _ask(self, live: Live, task: TaskPlan) -> None:
         """Send a queued task to its pool; sending one twice is harmless. Where it cannot be, what stands in is run."""
         while task.queued:
-            problem = await no_pool(self._replies, self._settings, task.version)
-            if problem is None:
-                await self._send(live, task)
-                return
-            if not _stands(live, task):
+            problem = await no_pool(self._replies, self._settings, task.version) or await self._send(live, task)
+            if problem is None or not _stands(live, task):
                 return
             standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, problem))
             if standing is None:
@@ -292,23 +290,22 @@ class Tasks:
             task = standing
         await self._infer(live, task)
 
-    async def _send(self, live: Live, task: TaskPlan) -> None:
+    async def _send(self, live: Live, task: TaskPlan) -> Problem | None:
+        """Send it, where it is still to be sent; or why its inputs cannot be."""
         await self._inputs(live, task)
         sent = (task.name, task.version.version)
         if not _stands(live, task):
-            return
+            return None
         # The entry names the version before it is asked: whichever worker gets its answer must know whose it is.
         if live.durable and sent not in live.named and not await self._pend(live):
-            return
+            return None
         row, now_ms = await self._row(live, task), self._clock.now_ms()
         if not _stands(live, task) or now_ms >= live.record.deadline_ms:
-            return
+            return None
         until_ms = min(row.deadline_ms, now_ms + _patience_ms(live, task, now_ms))
         record = encoded(self._settings, replace(row, deadline_ms=until_ms), task.version, live.partition, now_ms)
         if isinstance(record, Problem):
-            standing = await self._fail(live, task, _ended(task.name, TaskStatus.ERROR, record))
-            await self._run(live, () if standing is None else (standing,))
-            return
+            return record
         if task.name not in live.asked:
             # By nobody before, either.
             live.unacknowledged.add(sent)
@@ -321,6 +318,7 @@ class Tasks:
 
         if await self._ledger.dispatch(live.partition, record, wanted):
             live.unacknowledged.discard(sent)
+        return None
 
     async def _row(self, live: Live, task: TaskPlan) -> Row:
         inputs, now_ms = await self._inputs(live, task), self._clock.now_ms()
@@ -385,7 +383,7 @@ class Tasks:
             if result is None and task.queued and task.name in out:
                 asked_ms = live.asked.get(task.name, now_ms)
                 look_ms = min(look_ms, asked_ms + _patience_ms(live, task, asked_ms))
-                attempt = Attempt(pool_topic(self._settings, task.version), asked_ms, 0.0, "asked")
+                attempt = Attempt(task_topic(self._settings, task.version), asked_ms, 0.0, "asked")
                 result = TaskResult(task.name, TaskStatus.PENDING, None, None, 0.0, (attempt,), b"")
             records.append(replace(record, result=result))
         return tuple(records), look_ms
@@ -404,7 +402,7 @@ class Tasks:
 
     def _silence(self, live: Live, task: TaskPlan, asked_ms: int, now_ms: int) -> TaskResult:
         version, given_ms = task.version, _patience_ms(live, task, asked_ms)
-        named, place = f"{version.model} {version.version}", pool_topic(self._settings, version)
+        named, place = f"{version.model} {version.version}", task_topic(self._settings, version)
         if (task.name, version.version) in live.unacknowledged:
             status, code, outcome = TaskStatus.ERROR, Code.MODEL_UNAVAILABLE, UNACKNOWLEDGED
             said = f"{named} did not answer within its {given_ms} ms, and Kafka has not acknowledged its task"
@@ -449,7 +447,7 @@ class Tasks:
         task, now_ms = live.tasks[result.task], self._clock.now_ms()
         version, called_ms = live.called.get(result.task, ("", 0))
         if task.queued and result.task in live.asked:
-            place, since_ms = pool_topic(self._settings, task.version), live.asked[result.task]
+            place, since_ms = task_topic(self._settings, task.version), live.asked[result.task]
         elif version == task.version.version and task.version.backend.type == "http":
             place, since_ms = ", ".join(task.version.backend.endpoints), called_ms
         else:
@@ -556,14 +554,14 @@ def pool_of(version: ModelVersionSpec) -> str:
     return version.backend.pool
 
 
-def pool_topic(settings: Settings, version: ModelVersionSpec) -> str:
+def task_topic(settings: Settings, version: ModelVersionSpec) -> str:
     """The topic of a queued version's pool."""
-    return settings.topic(f"inference.tasks.{pool_of(version)}")
+    return settings.topic(pool_topic(pool_of(version)))
 
 
 async def no_pool(replies: Replies, settings: Settings, version: ModelVersionSpec) -> Problem | None:
     """Why a version's pool cannot be asked; None where it can."""
-    topic = pool_topic(settings, version)
+    topic = task_topic(settings, version)
     if await replies.has_partition(topic, None):
         return None
     pool = pool_of(version)
@@ -579,7 +577,7 @@ def encoded(
         value = encode_task(row, version, partition, now_ms)
     except ValueError as error:
         return Problem(Code.MODEL_ERROR, str(error), row.task)
-    return OutboundRecord(pool_topic(settings, version), value, row.request_id.encode())
+    return OutboundRecord(task_topic(settings, version), value, row.request_id.encode())
 
 
 def _stands(live: Live, task: TaskPlan) -> bool:
