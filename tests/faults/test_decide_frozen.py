@@ -10,7 +10,7 @@ from tests.support.load import Load, Verdict
 
 FROZEN_S = 12.0
 """Twice the session timeout: the other worker has its partitions by then, and decides."""
-SILENCE_MAX_S = 50.0
+SILENCE_MAX_S = 40.0
 
 
 @pytest.mark.parametrize("paths", [("/inline",), ("/queued", "/mixed")])

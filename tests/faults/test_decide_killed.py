@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tests.support.cluster import Cluster
 from tests.support.load import Load, Verdict
 
-SILENCE_MAX_S = 45.0
+SILENCE_MAX_S = 30.0
 """The session timeout (6 s), a rebalance and a recovery, on a machine that is busy with all of the test at once."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tests.support.cluster import Cluster
 from tests.support.load import Load, Verdict
 
-SILENCE_MAX_S = 45.0
+SILENCE_MAX_S = 30.0
 
 
 async def test_a_terminated_decide_worker_loses_nothing(cluster: Cluster, tell: Callable[[Verdict], None]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tests.support.cluster import Cluster
 from tests.support.load import Load, Verdict
 
-SILENCE_MAX_S = 50.0
+SILENCE_MAX_S = 40.0
 """As long as the pool has no worker, and its start."""
 
 

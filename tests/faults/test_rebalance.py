@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tests.support.cluster import Cluster
 from tests.support.load import Load, Verdict
 
-SILENCE_MAX_S = 45.0
+SILENCE_MAX_S = 30.0
 
 
 async def test_a_worker_that_joins_and_leaves_disturbs_nothing(

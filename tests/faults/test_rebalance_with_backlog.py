@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tests.support.cluster import Cluster
 from tests.support.load import Load, Verdict
 
-SILENCE_MAX_S = 50.0
+SILENCE_MAX_S = 40.0
 
 
 async def test_what_waits_in_a_worker_survives(cluster: Cluster, tell: Callable[[Verdict], None]) -> None:
